@@ -1,0 +1,33 @@
+"""The paper's blocks, each usable alone on plain tensors."""
+
+from ._registry import create_layer, list_layers, register_layer
+from .attention import CrossAttention
+from .expert import Expert
+from .mmfa import MMFA, Aggregator
+from .neck import BNNeck
+from .router import Router
+from .sampling import straight_through_mask, topk_threshold
+from .semantic_expert import SampledTokens, SemanticSamplingExpert, SemanticSamplingExperts
+from .structure_expert import StructureExpert, StructureExperts, StructureTokens
+from .text_modulation import TextModulation
+
+__all__ = [
+    "MMFA",
+    "Aggregator",
+    "BNNeck",
+    "CrossAttention",
+    "Expert",
+    "Router",
+    "SampledTokens",
+    "SemanticSamplingExpert",
+    "SemanticSamplingExperts",
+    "StructureExpert",
+    "StructureExperts",
+    "StructureTokens",
+    "TextModulation",
+    "create_layer",
+    "list_layers",
+    "register_layer",
+    "straight_through_mask",
+    "topk_threshold",
+]

@@ -1,0 +1,35 @@
+"""The zoo: names in, modules out."""
+
+from . import baseline, next  # noqa: F401  (each registers its models)
+from ._base import ReIDModel, ReIDOutput
+from ._factory import create_model
+from ._hub import load_config, save_model, swap_folder
+from ._pretrained import PretrainedCfg
+from ._registry import (
+    get_pretrained_cfg,
+    is_model,
+    list_models,
+    list_pretrained,
+    model_entrypoint,
+    register_model,
+)
+from .baseline import Baseline
+from .next import NEXT
+
+__all__ = [
+    "NEXT",
+    "Baseline",
+    "PretrainedCfg",
+    "ReIDModel",
+    "ReIDOutput",
+    "create_model",
+    "get_pretrained_cfg",
+    "is_model",
+    "list_models",
+    "list_pretrained",
+    "load_config",
+    "model_entrypoint",
+    "register_model",
+    "save_model",
+    "swap_folder",
+]

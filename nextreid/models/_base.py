@@ -1,0 +1,288 @@
+"""What every ReID model of the zoo has in common: towers in front, a neck behind, one call in between."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..layers.neck import BNNeck
+from ..towers import ImageTower, TextTower, load_pretrained_clip, pack_sentences
+from ._pretrained import PretrainedCfg
+
+Captions = Sequence[Sequence[Sequence[str] | str | None]]
+Features = dict[str, Any]
+
+
+class ReIDOutput(NamedTuple):
+    """What a model with a classifier returns.
+
+    Attributes:
+        embedding: Retrieval feature before the neck, not normalised, ``(B, F)``.
+        logits: ``(B, C)``, or ``(B, G, C)`` with a classifier per expert.
+        features: The named parts that ``forward_features`` gives.
+    """
+
+    embedding: Tensor
+    logits: Tensor
+    features: Features
+
+
+class ReIDModel(nn.Module):
+    """Towers, neck and calling convention shared by the zoo's models.
+
+    Modalities are an axis of declared order. ``present`` marks which of a sample's modalities exist: an absent one has
+    no part in any mask, attention or mean, whatever its pixels hold.
+
+    Args:
+        image_tower: timm name of the vision transformer; see `ImageTower`.
+        img_size: Height and width in pixels.
+        modalities: Names of the modalities, in the order of the pictures' axis M.
+        embed_dim: Width D of the tokens.
+        share_image_tower: One tower for all modalities, or one each.
+        num_cameras: Cameras to learn an embedding for; 0 for none.
+        drop_path: Stochastic depth rate of the image tower.
+        image_tower_args: Further arguments of the timm model.
+
+    Raises:
+        ValueError: If no modality is given or one is named twice.
+    """
+
+    neck: nn.Module
+    model_args: dict[str, Any]
+    pretrained_cfg: PretrainedCfg
+    num_features: int
+    num_classes: int
+    num_groups = 1
+    num_semantic_experts = 0
+    text_tower: TextTower | None
+
+    def __init__(
+        self,
+        image_tower: str,
+        img_size: Sequence[int],
+        modalities: Sequence[str],
+        embed_dim: int | None,
+        share_image_tower: bool,
+        num_cameras: int,
+        drop_path: float,
+        image_tower_args: dict[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        self.modalities = tuple(modalities)
+        if not self.modalities or len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(f"modalities must be one or more distinct names, got {list(self.modalities)}")
+        if len(img_size) != 2:
+            raise ValueError(f"img_size is (height, width) in pixels, got {tuple(img_size)}")
+        size = (int(img_size[0]), int(img_size[1]))
+
+        def tower() -> ImageTower:
+            return ImageTower(image_tower, size, embed_dim, num_cameras, drop_path, tower_args=image_tower_args)
+
+        self.image_tower: nn.Module = tower() if share_image_tower else nn.ModuleList(tower() for _ in self.modalities)
+        self.text_tower = None
+        first = self._image_towers()[0]
+        self.img_size = first.img_size
+        self.grid_size = first.grid_size
+        self.embed_dim = first.embed_dim
+
+    def _image_towers(self) -> list[ImageTower]:
+        towers = self.image_tower
+        return list(towers) if isinstance(towers, nn.ModuleList) else [towers]  # type: ignore[list-item, arg-type]
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether captions change the embedding."""
+        return False
+
+    def load_clip(self, name: str, tag: str, cache_dir: str | None = None) -> None:
+        """Fill the towers with a CLIP that open_clip fetches, such as ``("ViT-B-16-quickgelu", "openai")``."""
+        for i, tower in enumerate(self._image_towers()):
+            load_pretrained_clip(name, tag, tower, self.text_tower if i == 0 else None, cache_dir)
+
+    def encode_images(
+        self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode the pictures of all modalities.
+
+        Args:
+            images: ``(B, M, 3, H, W)``, normalised.
+            present: Which modalities exist, bool ``(B, M)``; None for all.
+            camid: Cameras ``(B,)``, negative where unknown; None for all unknown.
+
+        Returns:
+            Class tokens ``(B, M, D)`` and patch tokens ``(B, M, N, D)``, zero where a modality is absent.
+
+        Raises:
+            ValueError: If the pictures' or the mask's shape is not the model's.
+        """
+        self._check(images, present)
+        if present is not None:
+            # Whatever stands in for an absent picture, NaN included, must not reach the sample.
+            images = images.masked_fill(~present[:, :, None, None, None], 0.0)
+        if isinstance(self.image_tower, nn.ModuleList):
+            pairs = [tower(images[:, m], camid) for m, tower in enumerate(self.image_tower)]
+            cls, tokens = torch.stack([p[0] for p in pairs], 1), torch.stack([p[1] for p in pairs], 1)
+        else:
+            folded = rearrange(images, "b m c h w -> (b m) c h w")
+            cameras = None if camid is None else camid.repeat_interleave(len(self.modalities))
+            cls, tokens = self.image_tower(folded, cameras)
+            cls = rearrange(cls, "(b m) d -> b m d", m=len(self.modalities))
+            tokens = rearrange(tokens, "(b m) n d -> b m n d", m=len(self.modalities))
+        if present is not None:
+            cls = cls * present[..., None].to(cls.dtype)
+            tokens = tokens * present[..., None, None].to(tokens.dtype)
+        return cls, tokens
+
+    def _check(self, images: Tensor, present: Tensor | None) -> None:
+        count, (height, width) = len(self.modalities), self.img_size
+        if images.dim() != 5 or images.shape[1] != count or images.shape[2] != 3:
+            raise ValueError(
+                f"pictures have shape {tuple(images.shape)}, expected (B, M, 3, H, W) with M = {count} modalities "
+                f"{self.modalities}; build the model with modalities= for others"
+            )
+        if images.shape[-2:] != (height, width):
+            raise ValueError(
+                f"pictures are {images.shape[-2]}x{images.shape[-1]} (HxW), this model takes {height}x{width}; "
+                "resize them or build the model with img_size="
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"pictures must be normalised floats, got {images.dtype}")
+        if present is not None and (present.shape != images.shape[:2] or present.dtype != torch.bool):
+            raise ValueError(
+                f"present is {present.dtype} {tuple(present.shape)}, expected bool (B, M) = {tuple(images.shape[:2])}"
+            )
+
+    def encode_text(self, captions: Captions) -> Tensor:
+        """Encode captions with the frozen text tower.
+
+        Args:
+            captions: For each of R rows and each modality, a caption: its sentences, one string, or None. Sentences
+                are packed into as few 77-token windows as they need, and nothing is cut.
+
+        Returns:
+            Unit features ``(R, M, D)``; zero for an absent caption.
+
+        Raises:
+            ValueError: If the model has no text tower, or a row has another number of modalities.
+        """
+        if self.text_tower is None:
+            raise ValueError(f"{type(self).__name__} was built without a text tower: it takes no captions as text")
+        count = len(self.modalities)
+        windows = []
+        for i, row in enumerate(captions):
+            if len(row) != count or isinstance(row, str):
+                raise ValueError(
+                    f"captions row {i} has {len(row)} entries, expected one per modality {self.modalities}"
+                )
+            for caption in row:
+                sentences = [caption] if isinstance(caption, str) else list(caption or ())
+                windows.append(pack_sentences(sentences, self.text_tower.count_tokens))
+        return rearrange(self.text_tower.encode(windows), "(r m) d -> r m d", m=count)
+
+    def forward_features(
+        self,
+        images: Tensor,
+        text: Tensor | Captions | None = None,
+        present: Tensor | None = None,
+        camid: Tensor | None = None,
+    ) -> Features:
+        """Named parts of the embedding; see the model's class."""
+        raise NotImplementedError
+
+    def _pool(self, features: Features) -> Tensor:
+        raise NotImplementedError
+
+    def forward_head(self, features: Features, pre_logits: bool = False) -> Tensor | ReIDOutput:
+        """Pool the parts into the embedding and classify it.
+
+        Args:
+            features: What ``forward_features`` gave.
+            pre_logits: Stop at the embedding.
+
+        Returns:
+            The embedding ``(B, F)``, not normalised; with a classifier, a `ReIDOutput`.
+        """
+        embedding = self._pool(features)
+        if pre_logits or self.num_classes == 0:
+            return embedding
+        return ReIDOutput(embedding, self.neck(embedding), features)
+
+    def forward(
+        self,
+        images: Tensor,
+        text: Tensor | Captions | None = None,
+        present: Tensor | None = None,
+        camid: Tensor | None = None,
+    ) -> Tensor | ReIDOutput:
+        """Embed samples.
+
+        Args:
+            images: ``(B, M, 3, H, W)``, normalised.
+            text: Captions: features ``(B, M, D)``, features per expert ``(B, E_t, M, D)``, or the captions themselves
+                (see `encode_text`), which every expert then reads whole; None for none.
+            present: Which modalities exist, bool ``(B, M)``; None for all.
+            camid: Cameras ``(B,)``; None or negative for unknown.
+
+        Returns:
+            The embedding ``(B, F)`` with ``num_classes=0``, else a `ReIDOutput`.
+        """
+        return self.forward_head(self.forward_features(images, text, present, camid))
+
+    def embed(
+        self,
+        images: Tensor,
+        text: Tensor | Captions | None = None,
+        present: Tensor | None = None,
+        camid: Tensor | None = None,
+        after_neck: bool = False,
+    ) -> Tensor:
+        """The retrieval feature ``(B, F)``, not normalised, whatever ``num_classes`` is.
+
+        Args:
+            images: See `forward`.
+            text: See `forward`.
+            present: See `forward`.
+            camid: See `forward`.
+            after_neck: Give the feature behind the neck's batch norm.
+
+        Raises:
+            ValueError: If ``after_neck`` is asked of a model without a classifier.
+        """
+        embedding = self._pool(self.forward_features(images, text, present, camid))
+        if not after_neck:
+            return embedding
+        if self.num_classes == 0:
+            raise ValueError("a model with num_classes=0 has no neck; use the feature before the neck")
+        return self.neck.get_submodule("norm")(embedding)
+
+    def get_classifier(self) -> nn.Module:
+        """The neck with the identity classifiers, or an identity."""
+        return self.neck
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace neck and classifier by fresh ones for ``num_classes`` identities; 0 removes them."""
+        self.num_classes = num_classes
+        reference = next(self.parameters())
+        neck: nn.Module = BNNeck(self.num_features, num_classes, self.num_groups) if num_classes else nn.Identity()
+        self.neck = neck.to(device=reference.device, dtype=reference.dtype).train(self.training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the image tower's blocks in the backward pass instead of keeping their activations."""
+        for tower in self._image_towers():
+            tower.trunk.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are tables of positions, not weights."""
+        names = {"cls_token", "pos_embed", "reg_token", "camera"}
+        return {name for name, _ in self.named_parameters() if name.split(".")[-1] in names}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that order the parameters from stem to head, for timm's layer-wise tools."""
+        tower = r"^image_tower\.(?:\d+\.)?"
+        blocks = rf"{tower}trunk\.blocks\.(\d+)" if not coarse else rf"{tower}trunk\.blocks"
+        return {
+            "stem": rf"{tower}(?:camera|trunk\.(?:cls_token|pos_embed|reg_token|patch_embed|norm_pre))|^text_tower\.",
+            "blocks": [(blocks, None), (r".*", (99999,))],
+        }

@@ -1,0 +1,97 @@
+"""Where a configuration meets a class: build it, then fill it with weights."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ._base import ReIDModel
+from ._hub import download, load_strictly, read_weights
+from ._pretrained import PretrainedCfg
+from ._registry import get_pretrained_cfg
+
+_logger = logging.getLogger(__name__)
+Model = TypeVar("Model", bound=ReIDModel)
+
+
+def build_model_with_cfg(
+    model_class: Callable[..., Model],
+    variant: str,
+    pretrained: bool = False,
+    pretrained_cfg: PretrainedCfg | str | dict[str, Any] | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | None = None,
+    **kwargs: Any,
+) -> Model:
+    """Build a model, attach its configuration and load its weights.
+
+    Args:
+        model_class: The class to build.
+        variant: Name of the entrypoint.
+        pretrained: Load the weights that the configuration names.
+        pretrained_cfg: A tag, a configuration or a table of its fields; None for the architecture's default.
+        pretrained_cfg_overlay: Fields to change in the configuration.
+        cache_dir: Where downloads are kept.
+        **kwargs: Arguments of the class.
+
+    Returns:
+        The model, with ``pretrained_cfg`` and ``model_args`` attached.
+
+    Raises:
+        ValueError: If ``pretrained`` is asked for and there are no weights.
+    """
+    if isinstance(pretrained_cfg, PretrainedCfg):
+        cfg = pretrained_cfg
+    elif isinstance(pretrained_cfg, dict):
+        cfg = get_pretrained_cfg(variant).replace(**pretrained_cfg)
+    else:
+        cfg = get_pretrained_cfg(f"{variant}.{pretrained_cfg}" if pretrained_cfg else variant)
+    cfg = cfg.replace(**(pretrained_cfg_overlay or {}))
+    model = model_class(**kwargs)
+    model.model_args = dict(kwargs)
+    model.pretrained_cfg = cfg.replace(
+        architecture=variant, input_size=(3, *model.img_size), modalities=tuple(model.modalities)
+    )
+    if pretrained:
+        load_pretrained(model, cfg, cache_dir)
+    return model
+
+
+def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None = None) -> None:
+    """Fill a model from its configuration: a file, a hub repository, or CLIP's towers alone.
+
+    Raises:
+        ValueError: If the configuration names no weights.
+    """
+    if cfg.file or cfg.hf_hub_id:
+        source = cfg.file or download(str(cfg.hf_hub_id), cache_dir)
+        load_checkpoint(model, str(source))
+    elif cfg.clip:
+        model.load_clip(*cfg.clip, cache_dir=cache_dir)
+        _logger.info("the towers of %s start from CLIP (%s, %s); the rest is untrained", cfg.architecture, *cfg.clip)
+    else:
+        raise ValueError(
+            f"there are no pretrained weights for {cfg.architecture!r}; build it with pretrained=False, or name a "
+            "checkpoint: checkpoint_path=, 'local-dir:FOLDER' or 'hf-hub:OWNER/NAME'"
+        )
+
+
+def load_checkpoint(model: ReIDModel, path: str) -> None:
+    """Load a checkpoint folder or ``.safetensors`` file strictly, but for the identity classifier.
+
+    Identities differ from one data set to the next: where the checkpoint's classifier has another number of them than
+    the model, the model keeps its own new one and a warning says so; all else must fit.
+
+    Raises:
+        ValueError: If other weights do not fit.
+    """
+    state = read_weights(path)
+    own = model.state_dict()
+    saved = {key for key in state if key.startswith("neck.")}
+    wanted = {key for key in own if key.startswith("neck.")}
+    if saved != wanted or any(state[key].shape != own[key].shape for key in saved):
+        if wanted:
+            _logger.warning(
+                "%s: its identity classifier does not fit %d classes; it starts anew", path, model.num_classes
+            )
+        state = {k: v for k, v in state.items() if k not in saved} | {k: own[k] for k in wanted}
+    load_strictly(model, state, path)

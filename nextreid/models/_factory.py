@@ -1,0 +1,77 @@
+"""Names in, modules out."""
+
+from pathlib import Path
+from typing import Any
+
+from ._base import ReIDModel
+from ._builder import load_checkpoint
+from ._hub import download, load_config
+from ._pretrained import PretrainedCfg
+from ._registry import model_entrypoint, split_model_name_tag
+
+_SOURCES = ("hf-hub:", "local-dir:")
+
+
+def create_model(
+    model_name: str,
+    pretrained: bool = False,
+    pretrained_cfg: PretrainedCfg | str | dict[str, Any] | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    checkpoint_path: str | Path | None = None,
+    cache_dir: str | None = None,
+    **kwargs: Any,
+) -> ReIDModel:
+    """Build a model by name, as ``timm.create_model`` does.
+
+    Args:
+        model_name: ``arch``, ``arch.tag``, ``local-dir:FOLDER`` (a checkpoint folder, loaded strictly) or
+            ``hf-hub:OWNER/NAME[@REVISION]``.
+        pretrained: Load the weights that the name's configuration points to. Implied by ``local-dir:`` and
+            ``hf-hub:``.
+        pretrained_cfg: A tag, a configuration or a table of its fields; goes before the tag in the name.
+        pretrained_cfg_overlay: Fields to change in the configuration, such as ``{"file": "weights.safetensors"}``.
+        checkpoint_path: Checkpoint folder or ``.safetensors`` file to load after building.
+        cache_dir: Where downloads are kept.
+        **kwargs: Arguments of the model, such as ``num_classes``; those that are None are left out.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        ValueError: If the name, the tag, an argument or a weight does not fit.
+        FileNotFoundError: If a local folder or file does not exist.
+    """
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    folder: Path | None = None
+    if model_name.startswith(_SOURCES):
+        source, _, place = model_name.partition(":")
+        folder = download(place, cache_dir) if source == "hf-hub" else Path(place)
+        config = load_config(folder)
+        architecture = config["architecture"]
+        kwargs = {**config.get("model_args", {}), **kwargs}
+        saved = {k: v for k, v in config.get("pretrained_cfg", {}).items() if k not in ("architecture", "tag")}
+        pretrained_cfg, pretrained = {**saved, "file": str(folder)} if pretrained_cfg is None else pretrained_cfg, True
+    elif ":" in model_name or "/" in model_name or "\\" in model_name:
+        raise ValueError(
+            f"{model_name!r} is no model name; a checkpoint folder is 'local-dir:FOLDER', a hub repository is "
+            "'hf-hub:OWNER/NAME'"
+        )
+    else:
+        architecture, tag = split_model_name_tag(model_name)
+        pretrained_cfg = pretrained_cfg or tag or None
+    entrypoint = model_entrypoint(architecture)
+    try:
+        model = entrypoint(
+            pretrained=pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=pretrained_cfg_overlay,
+            cache_dir=cache_dir,
+            **kwargs,
+        )
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise ValueError(f"{architecture!r} does not take these arguments: {error}") from error
+        raise
+    if checkpoint_path is not None:
+        load_checkpoint(model, str(checkpoint_path))
+    return model

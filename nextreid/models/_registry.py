@@ -1,0 +1,129 @@
+"""Models by name, with timm's verbs and semantics."""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
+
+from ._base import ReIDModel
+from ._pretrained import PretrainedCfg
+
+Entrypoint = TypeVar("Entrypoint", bound=Callable[..., ReIDModel])
+
+_ENTRYPOINTS: dict[str, Callable[..., ReIDModel]] = {}
+_MODULES: dict[str, str] = {}
+_CFGS: dict[str, dict[str, PretrainedCfg]] = {}
+
+
+def split_model_name_tag(name: str) -> tuple[str, str]:
+    """Split ``"arch.tag"`` at the first dot into ``("arch", "tag")``; the tag may be empty."""
+    arch, _, tag = name.partition(".")
+    return arch, tag
+
+
+def register_model(entrypoint: Entrypoint) -> Entrypoint:
+    """Register a function ``name(pretrained=False, **kwargs) -> model`` under its own name; used as a decorator.
+
+    Weights come from a module-level ``default_cfgs`` table (see `generate_default_cfgs`) defined above the function.
+
+    Raises:
+        ValueError: If the name has a dot, or another module registered it.
+    """
+    name = entrypoint.__name__
+    module = entrypoint.__module__
+    if "." in name or "<" in name:
+        raise ValueError(f"a model is registered under its function's name, and {name!r} is none")
+    if _MODULES.setdefault(name, module) != module:
+        raise ValueError(f"a model named {name!r} is registered already, by {_MODULES[name]}")
+    _ENTRYPOINTS[name] = entrypoint
+    source = sys.modules.get(module)
+    cfgs = getattr(source, "default_cfgs", {})
+    _CFGS[name] = dict(cfgs.get(name) or {"": PretrainedCfg(architecture=name)})
+    return entrypoint
+
+
+def is_model(name: str) -> bool:
+    """Whether an architecture of that name exists; a tag in the name is ignored."""
+    return split_model_name_tag(name)[0] in _ENTRYPOINTS
+
+
+def model_entrypoint(name: str) -> Callable[..., ReIDModel]:
+    """The function that builds a model; a tag in the name is ignored.
+
+    Raises:
+        ValueError: If there is no such model; the message proposes near names and says how to list all.
+    """
+    arch, _ = split_model_name_tag(name)
+    if arch not in _ENTRYPOINTS:
+        near = difflib.get_close_matches(arch, _ENTRYPOINTS, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"unknown model {arch!r}.{hint} Registered: {', '.join(list_models())}")
+    return _ENTRYPOINTS[arch]
+
+
+def get_pretrained_cfg(name: str) -> PretrainedCfg:
+    """The weights' description of ``"arch.tag"``, or of the architecture's default without a tag.
+
+    Raises:
+        ValueError: If the model or the tag does not exist.
+    """
+    model_entrypoint(name)
+    arch, tag = split_model_name_tag(name)
+    cfgs = _CFGS[arch]
+    if not tag:
+        return next(iter(cfgs.values()))
+    if tag not in cfgs:
+        tags = ", ".join(t for t in cfgs if t) or "none"
+        raise ValueError(f"{arch!r} has no weights tagged {tag!r}; tags: {tags}")
+    return cfgs[tag]
+
+
+def _matches(name: str, arch: str, filters: Sequence[str]) -> bool:
+    # As in timm, a filter without a tag matches the architecture with any tag.
+    return any(fnmatchcase(name, f) or ("." not in f and fnmatchcase(arch, f)) for f in filters)
+
+
+def _natural(text: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+
+
+def _listed(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def list_models(
+    filter: str | Sequence[str] = "",
+    pretrained: bool = False,
+    exclude_filters: str | Sequence[str] = "",
+    include_tags: bool | None = None,
+) -> list[str]:
+    """Names of registered models, naturally sorted.
+
+    Args:
+        filter: Shell-style wildcard or several of them; one that matches is enough. ``""`` for all.
+        pretrained: Only those with weights, and with their tags unless ``include_tags`` says otherwise.
+        exclude_filters: Wildcards of names to leave out.
+        include_tags: List ``arch.tag`` for every tag instead of architectures.
+
+    Returns:
+        Names.
+    """
+    tags = pretrained if include_tags is None else include_tags
+    wanted = [f for f in _listed(filter) if f] or ["*"]
+    unwanted = [f for f in _listed(exclude_filters) if f]
+    names = set()
+    for arch, cfgs in _CFGS.items():
+        for tag, cfg in cfgs.items():
+            full = f"{arch}.{tag}" if tag else arch
+            if pretrained and not cfg.has_weights:
+                continue
+            if _matches(full, arch, wanted) and not _matches(full, arch, unwanted):
+                names.add(full if tags else arch)
+    return sorted(names, key=_natural)
+
+
+def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:
+    """Names of weights, tags included: ``list_models(filter, pretrained=True)``."""
+    return list_models(filter, pretrained=True, exclude_filters=exclude_filters)

@@ -1,0 +1,11 @@
+"""Towers small enough for a CPU, shared by ``next_tiny`` and ``baseline_tiny``."""
+
+from typing import Any
+
+TINY_IMAGE: dict[str, Any] = {
+    "image_tower": "vit_tiny_patch16_224",
+    "image_tower_args": {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3},
+    "img_size": (64, 32),
+    "embed_dim": 64,
+}
+TINY_TEXT: dict[str, Any] = {"width": 64, "heads": 2, "layers": 2}
