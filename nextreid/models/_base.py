@@ -85,6 +85,7 @@ class ReIDModel(nn.Module):
         first = self._image_towers()[0]
         self.img_size = first.img_size
         self.grid_size = first.grid_size
+        self.patch_size = first.patch_size
         self.embed_dim = first.embed_dim
 
     def _image_towers(self) -> list[ImageTower]:
@@ -284,5 +285,5 @@ class ReIDModel(nn.Module):
         blocks = rf"{tower}trunk\.blocks\.(\d+)" if not coarse else rf"{tower}trunk\.blocks"
         return {
             "stem": rf"{tower}(?:camera|trunk\.(?:cls_token|pos_embed|reg_token|patch_embed|norm_pre))|^text_tower\.",
-            "blocks": [(blocks, None), (r".*", (99999,))],
+            "blocks": [(blocks, None), (rf"{tower}(?:trunk\.(?:fc_)?norm|proj)", (99999,))],
         }

@@ -2,10 +2,14 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
 from ._base import ReIDModel
-from ._hub import download, load_strictly, read_weights
+from ._hub import CONFIG, download, load_config, load_strictly, read_weights
 from ._pretrained import PretrainedCfg
 from ._registry import get_pretrained_cfg
 
@@ -75,16 +79,48 @@ def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None 
         )
 
 
+def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    saved = config.get("pretrained_cfg", {})
+    args = config.get("model_args", {})
+    # Shapes do not tell these apart: routers belong to a modality, activations to a tower's name.
+    facts = [("modalities", list(saved.get("modalities", model.modalities)), list(model.modalities))]
+    facts += [
+        (k, args[k], model.model_args[k])
+        for k in ("image_tower", "text_tower")
+        if {k} <= args.keys() & model.model_args.keys()
+    ]
+    for name, theirs, ours in facts:
+        if theirs != ours:
+            raise ValueError(f"the weights of {path} were trained with {name}={theirs}, the model has {name}={ours}")
+    size = tuple(saved.get("input_size", (3, *model.img_size))[1:])
+    if size == model.img_size:
+        return state
+    patch = model.patch_size
+    old = [size[0] // patch[0], size[1] // patch[1]]
+    _logger.warning("%s: position tables resampled from %dx%d pictures to %dx%d", path, *size, *model.img_size)
+    own = model.state_dict()
+    for key in (k for k in state if k.endswith("trunk.pos_embed") and k in own):
+        prefix = state[key].shape[1] - old[0] * old[1]
+        state[key] = resample_abs_pos_embed(
+            state[key], new_size=list(model.grid_size), old_size=old, num_prefix_tokens=prefix
+        )
+    return state
+
+
 def load_checkpoint(model: ReIDModel, path: str) -> None:
-    """Load a checkpoint folder or ``.safetensors`` file strictly, but for the identity classifier.
+    """Load a checkpoint folder, or the ``.safetensors`` file of one, strictly but for two things that it names.
 
     Identities differ from one data set to the next: where the checkpoint's classifier has another number of them than
-    the model, the model keeps its own new one and a warning says so; all else must fit.
+    the model, the model keeps its own new one. Where the picture sizes differ, the position tables are resampled from
+    the checkpoint's grid. Both are logged; all else must fit.
 
     Raises:
-        ValueError: If other weights do not fit.
+        ValueError: If modalities, towers or weights do not fit.
     """
     state = read_weights(path)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    if (folder / CONFIG).is_file():
+        state = _adapt(model, load_config(folder), state, path)
     own = model.state_dict()
     saved = {key for key in state if key.startswith("neck.")}
     wanted = {key for key in own if key.startswith("neck.")}

@@ -10,6 +10,7 @@ from ._pretrained import PretrainedCfg
 from ._registry import model_entrypoint, split_model_name_tag
 
 _SOURCES = ("hf-hub:", "local-dir:")
+_NONE_IS_A_SETTING = ("text_tower", "embed_dim")
 
 
 def create_model(
@@ -32,7 +33,8 @@ def create_model(
         pretrained_cfg_overlay: Fields to change in the configuration, such as ``{"file": "weights.safetensors"}``.
         checkpoint_path: Checkpoint folder or ``.safetensors`` file to load after building.
         cache_dir: Where downloads are kept.
-        **kwargs: Arguments of the model, such as ``num_classes``; those that are None are left out.
+        **kwargs: Arguments of the model, such as ``num_classes``; those that are None are left out, but for
+            ``text_tower`` and ``embed_dim``, where None is a setting.
 
     Returns:
         The model, in training mode.
@@ -41,7 +43,7 @@ def create_model(
         ValueError: If the name, the tag, an argument or a weight does not fit.
         FileNotFoundError: If a local folder or file does not exist.
     """
-    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    kwargs = {key: value for key, value in kwargs.items() if value is not None or key in _NONE_IS_A_SETTING}
     folder: Path | None = None
     if model_name.startswith(_SOURCES):
         source, _, place = model_name.partition(":")

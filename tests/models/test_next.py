@@ -1,0 +1,153 @@
+"""NEXT's own settings: every ablation of the paper is an argument, and each does what it says."""
+
+import pytest
+import torch
+from zoo import CAPTIONS, PRESENT, pictures, small
+
+TABLES = {
+    "3A": {"num_semantic_experts": 0, "num_structure_experts": 0, "aggregation": "concat"},
+    "3B": {"num_semantic_experts": 0, "num_structure_experts": 0},
+    "3C": {"num_structure_experts": 0},
+    "4A": {"structure_routing": "specific"},
+    "4B": {"semantic_routing": "shared", "structure_routing": "specific"},
+    "4C": {"semantic_routing": "shared"},
+    "8A": {"sampling": "all"},
+    "8B": {"sampling": "topk"},
+    "8C": {"sampling": "fixed"},
+    "fig4": {"num_semantic_experts": 8, "num_structure_experts": 1},
+    "each": {"structure_output": "each"},
+    "sample": {"structure_grain": "sample"},
+    "map": {"modulation_scope": "map"},
+    "drop": {"masked_tokens": "drop"},
+    "mean": {"aggregation": "mean"},
+    "residual": {"mmfa_residual": True},
+    "heads": {"head": "expert"},
+    "no modulation": {"text_modulation": False},
+    "no text": {"text_tower": None},
+}
+GROUPS = {"3A": 1, "3B": 1, "3C": 3, "fig4": 9, "each": 6}
+
+
+@pytest.mark.parametrize("row", TABLES)
+def test_each_ablation_is_an_argument(row):
+    model = small("next_tiny", num_classes=5, **TABLES[row])
+    out = model(pictures(model), CAPTIONS if model.text_tower else None, PRESENT)
+    groups = GROUPS.get(row, 4)
+    assert out.embedding.shape == (3, groups * 3 * 64) == (3, model.num_features)
+    assert out.logits.shape == ((3, 4, 5) if row == "heads" else (3, 5))
+    (out.logits.square().sum() + out.embedding.square().sum()).backward()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_row_a_is_the_control():
+    a = small("next_tiny", **TABLES["3A"]).eval()
+    control = small("baseline_tiny").eval()
+    assert a.state_dict().keys() == control.state_dict().keys()
+    control.load_state_dict(a.state_dict())
+    assert torch.equal(a(pictures(a), None, PRESENT), control(pictures(a), None, PRESENT))
+
+
+def test_captions_change_the_embedding_only_where_they_are():
+    model = small("next_tiny").eval()
+    images = pictures(model)
+    plain, captioned = model(images), model(images, CAPTIONS)
+    assert torch.equal(plain[1], captioned[1])
+    assert not torch.equal(plain[0], captioned[0]) or not torch.equal(plain[2], captioned[2])
+    scores = model.forward_features(images, CAPTIONS)["gamma"], model.forward_features(images)["gamma"]
+    assert not torch.equal(scores[0][0], scores[1][0]) and torch.equal(scores[0][1], scores[1][1])
+
+
+def test_three_spellings_of_captions_agree():
+    model = small("next_tiny").eval()
+    images = pictures(model)
+    features = model.encode_text(CAPTIONS)
+    assert features.shape == (3, 3, 64) and not features[1].any() and not features[0, 1].any()
+    expected = model(images, CAPTIONS)
+    assert torch.equal(model(images, features), expected)
+    assert torch.equal(model(images, features[:, None].expand(-1, 3, -1, -1)), expected)
+
+
+def test_a_shared_tower_is_stored_once_and_separate_towers_differ():
+    shared, separate = small("next_tiny"), small("next_tiny", share_image_tower=False)
+    one = sum(p.numel() for p in shared.image_tower.parameters())
+    assert sum(p.numel() for p in separate.image_tower.parameters()) == 3 * one
+    images = pictures(separate)
+    images[:, 1] = images[:, 0]
+    cls, _ = separate.encode_images(images)
+    assert not torch.allclose(cls[:, 0], cls[:, 1])
+    cls, _ = shared.encode_images(images)
+    torch.testing.assert_close(cls[:, 0], cls[:, 1])
+
+
+def test_modality_order_is_part_of_the_model():
+    """Semantic routers belong to a modality (Table 4), so swapping two changes the masks."""
+    model = small("next_tiny").eval()
+    images = pictures(model)
+    swapped = model.forward_features(images[:, [1, 0, 2]])["gamma"]
+    assert not torch.allclose(swapped[:, :, [1, 0, 2]], model.forward_features(images)["gamma"])
+    shared = small("next_tiny", semantic_routing="shared").eval()
+    swapped = shared.forward_features(images[:, [1, 0, 2]])["gamma"]
+    torch.testing.assert_close(swapped[:, :, [1, 0, 2]], shared.forward_features(images)["gamma"])
+
+
+def test_text_tower_is_built_only_where_text_is_read():
+    assert small("next_tiny", sampling="all").text_tower is None
+    assert not small("next_tiny", sampling="all").uses_text
+    assert small("next_tiny").uses_text and small("next_tiny").text_tower is not None
+    features = torch.randn(3, 3, 64)
+    own = small("next_tiny", text_tower=None, text_modulation=True).eval()
+    assert not torch.equal(
+        own.forward_features(pictures(own), features)["gamma"], own.forward_features(pictures(own))["gamma"]
+    )
+    with pytest.raises(ValueError, match="without a text tower"):
+        own(pictures(own), CAPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"aggregation": "sum"}, "attention, mean, concat"),
+        ({"aggregation": "concat"}, "num_semantic_experts=0"),
+        ({"head": "both"}, "joint, expert"),
+        ({"masked_tokens": "keep"}, "zero, drop"),
+        ({"modalities": ()}, "one or more distinct"),
+        ({"modalities": ("rgb", "rgb")}, "one or more distinct"),
+        ({"img_size": (64,)}, "height, width"),
+        ({"img_size": (60, 32)}, "multiple of"),
+        ({"num_heads": 5}, "num_heads=5"),
+        ({"expert_count": 3}, "expert_count"),
+    ],
+)
+def test_bad_settings_are_named(kwargs, named):
+    with pytest.raises(ValueError, match=named):
+        small("next_tiny", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda x: x[:, :2], "M = 3 modalities"),
+        (lambda x: x[0], "expected .B, M, 3, H, W."),
+        (lambda x: x.transpose(-1, -2), r"16x32 \(HxW\), this model takes 32x16"),
+        (lambda x: x.to(torch.uint8), "normalised floats"),
+    ],
+)
+def test_bad_pictures_are_named(change, named):
+    model = small("next_tiny")
+    with pytest.raises(ValueError, match=named):
+        model(change(pictures(model)))
+
+
+def test_bad_presence_and_captions_are_named():
+    model = small("next_tiny")
+    images = pictures(model)
+    with pytest.raises(ValueError, match="present is"):
+        model(images, present=torch.ones(3, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="present is"):
+        model(images, present=torch.ones(3, 3))
+    with pytest.raises(ValueError, match="captions row 0 has 1 entries"):
+        model(images, [["only one"]] * 3)
+    with pytest.raises(ValueError, match="captions for 2 samples"):
+        model(images, CAPTIONS[:2])
+    with pytest.raises(ValueError, match="caption features have shape"):
+        model(images, torch.randn(3, 3, 16))
