@@ -1,0 +1,94 @@
+"""Rank lists: size, marks told apart without colour, missing pictures and entries, refused input."""
+
+import numpy as np
+import pytest
+
+from nextreid.viz import rank_list_picture
+from nextreid.viz.picture import RIGHT, WRONG
+
+MODALITIES = ("rgb", "nir", "tir")
+
+
+def draw(make_sample, indices, matches, **kwargs):
+    queries = [make_sample(pid=5, camid=q) for q in range(len(indices))]
+    gallery = [make_sample(pid=p) for p in (5, 6, 7)]
+    return rank_list_picture(queries, gallery, np.array(indices), np.array(matches), MODALITIES, **kwargs)
+
+
+def count(image, colour):
+    return (np.asarray(image) == colour).all(axis=2).sum()
+
+
+def test_size_grows_with_queries_entries_and_pictures(make_sample):
+    narrow = draw(make_sample, [[0] * 5], [[True] * 5])
+    wide = draw(make_sample, [[0] * 6], [[True] * 6])
+    tall = draw(make_sample, [[0] * 5] * 2, [[True] * 5] * 2)
+    large = draw(make_sample, [[0] * 5], [[True] * 5], picture_size=288)
+    assert narrow.mode == "RGB"
+    assert wide.height == narrow.height and wide.width - narrow.width > 72
+    assert tall.width == narrow.width and tall.height - narrow.height > 3 * 144
+    assert large.width - narrow.width == 6 * 72 and large.height - narrow.height == 3 * 144
+
+
+def test_right_and_wrong_differ_without_colour(make_sample):
+    """Turn one entry from right to wrong: its head and its frame change in black and white, nothing else does."""
+    right, wrong = (
+        np.asarray(draw(make_sample, [[0, 1]], [[value, False]]).convert("L")) < 150 for value in (True, False)
+    )
+    rows, columns = np.nonzero(right != wrong)
+    assert len(rows) > 400
+    left, width, top = 24 + 40 + (72 + 12 + 12) + 12, 72 + 12, 24 + 40
+    assert columns.min() >= left and columns.max() < left + width
+    in_head = rows < top + 26
+    assert in_head.sum() > 25
+    inside = (columns >= left + 6) & (columns < left + width - 6) & (rows >= top + 32) & (rows < top + 32 + 3 * 146 - 2)
+    assert not inside.any()
+
+
+def test_colours(make_sample):
+    both = draw(make_sample, [[0, 1]], [[True, False]])
+    none = draw(make_sample, [[-1, -1]], [[False, False]])
+    for colour in (RIGHT, WRONG):
+        assert count(both, colour) - count(none, colour) > 500
+
+
+def test_missing_picture_and_missing_entry(make_sample):
+    queries, gallery = [make_sample()], [make_sample(pid=2, missing=(1,)), make_sample(pid=2)]
+    with_gap, whole = (
+        np.asarray(rank_list_picture(queries, gallery, np.array([[i, -1]]), np.zeros((1, 2), bool), MODALITIES))
+        for i in (0, 1)
+    )
+    rows, columns = np.nonzero((with_gap != whole).any(axis=2))
+    assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (144, 72)
+
+
+def test_captions_name_identity_and_camera(make_sample):
+    pictures = [
+        np.asarray(rank_list_picture([make_sample(1, 0)], [entry], np.zeros((1, 1), int), np.ones((1, 1)), MODALITIES))
+        for entry in (make_sample(1, 0), make_sample(2, 0), make_sample(1, 3))
+    ]
+    bottom = 24 + 40 + 26 + 12 + 3 * 146 - 2
+    for other in pictures[1:]:
+        rows = np.nonzero((other != pictures[0]).any(axis=(1, 2)))[0]
+        assert len(rows) and rows.min() >= bottom
+
+
+@pytest.mark.parametrize(
+    ("indices", "matches", "message"),
+    [
+        ([[0, 3]], [[True, True]], r"indices must lie in \[-1, 3\).*from 0 to 3"),
+        ([[0, -2]], [[True, True]], "from -2 to 0"),
+        ([[0, 1]], [[True]], r"got \(1, 2\) and \(1, 1\) for 1 queries"),
+        ([[]], [[]], "not empty"),
+    ],
+)
+def test_bad_indices_are_refused(make_sample, indices, matches, message):
+    with pytest.raises(ValueError, match=message):
+        draw(make_sample, indices, matches)
+
+
+def test_modalities_must_fit(make_sample):
+    with pytest.raises(ValueError, match=r"'000001_cam1.jpg' has 3 pictures but modalities are rgb, nir"):
+        rank_list_picture(
+            [make_sample()], [make_sample()], np.zeros((1, 1), int), np.ones((1, 1), bool), MODALITIES[:2]
+        )
