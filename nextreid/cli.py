@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         _train,
         "Train a model and keep the run in a folder.",
-        epilog="example:\n  nextreid train --model next_clip_b16 --pretrained --dataset rgbnt201 --root data "
-        "--captions captions/RGBNT201\n      --out runs/rgbnt201 --set epochs=50 workers=8",
+        epilog="example:\n  nextreid train --model next_clip_b16 --pretrained --dataset rgbnt201 --root data \\\n      "
+        "--captions captions/RGBNT201 \\\n      --out runs/rgbnt201 --set epochs=50 workers=8",
     )
     train.add_argument("--model", required=True, help="a name that 'nextreid models' lists, or local-dir:FOLDER")
     train.add_argument("--pretrained", action="store_true", help="start from the model's pretrained weights")
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "eval",
         _eval,
         "Evaluate a trained model under a protocol, with its captions and without.",
-        epilog="example:\n  nextreid eval runs/rgbnt201/last --dataset rgbnt201 --root data --captions captions/RGBNT201",
+        epilog="example:\n  nextreid eval runs/rgbnt201/last --dataset rgbnt201 --root data \\\n      --captions captions/RGBNT201",
     )
     evaluation.add_argument("checkpoint", help="checkpoint folder (config.json and model.safetensors)")
     _dataset_arguments(evaluation)
@@ -188,9 +188,7 @@ def _train(args: argparse.Namespace) -> None:
     device = _device(args.device)
     dataset = _load_dataset(args)
     model = nextreid.create_model(args.model, pretrained=args.pretrained, **_pairs(args.model_arg, "--model-arg"))
-    report = train(
-        model, dataset, recipe, args.out, resume=args.resume, device=device, progress=not args.no_progress
-    )
+    report = train(model, dataset, recipe, args.out, resume=args.resume, device=device, progress=not args.no_progress)
     last, best = report.last or {}, report.best or {}
     for title, row in (("last epoch", last), ("best epoch (chosen on these very numbers)", best)):
         if "evaluation" in row:

@@ -1,6 +1,5 @@
 """A caption's say in which patches are sampled (Eq. 5 and 6, Fig. 3 (c))."""
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -71,10 +70,10 @@ class TextModulation(nn.Module):
         captioned = text.detach().abs().amax(-1) > 0
         if present is not None:
             captioned = captioned & present
-        # The cosine is taken in float32 whatever the autocast: half precision moves it by more than the margins do.
-        with torch.autocast(device_type=tokens.device.type, enabled=False):
-            unit_text = F.normalize(text.float(), dim=-1)
-            beta = torch.einsum("bmnd,bmd->bmn", F.normalize(tokens.float(), dim=-1), unit_text)
+        # In float32, and by a product and a sum that autocast leaves alone: half precision moves the cosine by more
+        # than the margins between scores.
+        unit_tokens, unit_text = F.normalize(tokens.float(), dim=-1), F.normalize(text.float(), dim=-1)
+        beta = (unit_tokens * unit_text[:, :, None]).sum(-1)
         beta = (beta * captioned[..., None]).to(alpha.dtype)
         if self.scope == "position":
             shift = rearrange(self.mix(rearrange(beta, "b m n -> b n m")), "b n m -> b m n")

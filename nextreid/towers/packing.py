@@ -1,52 +1,54 @@
-"""Sentences to as few windows of text as the encoder needs, nothing cut."""
+"""Sentences to as few windows of text as the encoder needs, nothing cut off."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 def pack_sentences(sentences: Sequence[str], count_tokens: Callable[[str], int], limit: int = 77) -> list[str]:
-    """Join sentences, in order, into as few windows as possible of at most ``limit`` tokens.
+    """Join sentences, in order, into as few windows of at most `limit` tokens as possible; nothing is cut off.
 
-    Filling each window before the next one begins is optimal, since the order is kept. A single sentence that is too
-    long is cut between words; a single word that is too long is a window of its own and cut between characters.
+    A sentence that is too long alone is spread over several windows, cut between words, and a single word that is
+    too long (or text without spaces) between characters. As long as no word is, joining the windows with single
+    spaces gives the sentences back, white space aside. Whole sentences take the fewest windows possible if longer
+    text never has fewer tokens.
 
     Args:
-        sentences: The sentences of one caption.
-        count_tokens: Token count of a text, start and end tokens included.
-        limit: Tokens that a window may have.
+        sentences: Any number of sentences.
+        count_tokens: Number of tokens of a text with the start and end marks; 77 is CLIP's window.
+        limit: Most tokens in a window.
 
     Returns:
-        Windows of text. Joined by spaces they give the sentences joined by spaces (words that had to be cut apart).
+        The windows; ``[]`` if there is no text.
 
     Raises:
-        ValueError: If not even one character fits.
+        ValueError: If a single character has more than `limit` tokens.
     """
-    windows: list[str] = []
+    return _fill(_fitting(sentences, count_tokens, limit), count_tokens, limit)
+
+
+def _fitting(sentences: Iterable[str], count_tokens: Callable[[str], int], limit: int) -> list[str]:
+    pieces: list[str] = []
     for sentence in sentences:
-        if not sentence.strip():
+        words = sentence.split()
+        text = " ".join(words)
+        if not text:
             continue
-        if windows and count_tokens(joined := f"{windows[-1]} {sentence}") <= limit:
-            windows[-1] = joined
-        elif count_tokens(sentence) <= limit:
-            windows.append(sentence)
+        if count_tokens(text) <= limit:
+            pieces.append(text)
+        elif len(words) > 1:
+            pieces += _fill(_fitting(words, count_tokens, limit), count_tokens, limit)
+        elif len(text) > 1:
+            pieces += _fill(_fitting(text, count_tokens, limit), count_tokens, limit, joint="")
         else:
-            pieces = sentence.split()
-            for piece in pieces if len(pieces) > 1 else _halves(sentence):
-                _append(windows, piece, count_tokens, limit)
+            raise ValueError(f"the character {text!r} alone has {count_tokens(text)} tokens, the limit is {limit}")
+    return pieces
+
+
+def _fill(pieces: Iterable[str], count_tokens: Callable[[str], int], limit: int, joint: str = " ") -> list[str]:
+    windows: list[str] = []
+    for piece in pieces:
+        longer = windows[-1] + joint + piece if windows else piece
+        if windows and count_tokens(longer) <= limit:
+            windows[-1] = longer
+        else:
+            windows.append(piece)
     return windows
-
-
-def _append(windows: list[str], word: str, count_tokens: Callable[[str], int], limit: int) -> None:
-    if windows and count_tokens(joined := f"{windows[-1]} {word}") <= limit:
-        windows[-1] = joined
-    elif count_tokens(word) <= limit:
-        windows.append(word)
-    else:
-        for half in _halves(word):
-            _append(windows, half, count_tokens, limit)
-
-
-def _halves(word: str) -> tuple[str, str]:
-    if len(word) < 2:
-        raise ValueError(f"the character {word!r} alone has more tokens than a window may have")
-    middle = len(word) // 2
-    return word[:middle], word[middle:]

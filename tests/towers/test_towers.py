@@ -7,8 +7,6 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nextreid.towers import CONTEXT, ImageTower, TextTower, load_clip_weights, load_pretrained_clip, pack_sentences
 
@@ -242,39 +240,6 @@ def test_a_text_over_the_window_is_never_cut_silently(text_tower):
 def test_bad_text_towers_are_named(name, dim, named):
     with pytest.raises(ValueError, match=named):
         TextTower(name, dim)
-
-
-WORDS = st.text(alphabet="abcdefgh", min_size=1, max_size=9)
-SENTENCES = st.lists(st.lists(WORDS, min_size=1, max_size=30).map(" ".join), max_size=8)
-
-
-def letters(text):
-    return len(text.replace(" ", "")) + 2
-
-
-@settings(max_examples=200, deadline=None)
-@given(SENTENCES, st.integers(12, 60))
-def test_packing_loses_nothing_and_fits(sentences, limit):
-    windows = pack_sentences(sentences, letters, limit)
-    assert " ".join(windows) == " ".join(sentences)
-    assert all(letters(window) <= limit for window in windows)
-    if all(letters(s) <= limit for s in sentences):
-        assert len(windows) == fewest(sentences, limit)
-
-
-def fewest(sentences, limit):
-    """Fewest windows over every way of cutting the list, by dynamic programming."""
-    best = [0] + [len(sentences)] * len(sentences)
-    for end in range(1, len(sentences) + 1):
-        best[end] = min(best[start] + 1 for start in range(end) if letters(" ".join(sentences[start:end])) <= limit)
-    return best[-1]
-
-
-def test_packing_cuts_a_single_word_that_is_too_long():
-    windows = pack_sentences(["abcdefghijklmnop qr"], letters, 8)
-    assert "".join(windows).replace(" ", "") == "abcdefghijklmnopqr" and max(map(letters, windows)) <= 8
-    with pytest.raises(ValueError, match="the character"):
-        pack_sentences(["ab"], letters, 2)
 
 
 def test_packing_by_clip_tokens(text_tower):

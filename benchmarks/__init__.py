@@ -1,0 +1,1 @@
+"""What nextreid costs, measured: ``python -m benchmarks --list``."""

@@ -1,0 +1,62 @@
+"""Rows that carry what they were measured on."""
+
+import csv
+import datetime
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nextreid
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Hardware and versions of this run."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "nextreid": nextreid.__version__,
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "open_clip": version("open_clip_torch"),
+        "python": platform.python_version(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def record(name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Append rows to ``results/NAME.csv`` and print them; columns that are new to the file are an error."""
+    path = RESULTS / f"{name}.csv"
+    path.parent.mkdir(exist_ok=True)
+    full = [{**row, **machine()} for row in rows]
+    fields = list(full[0])
+    fresh = not path.exists()
+    if not fresh:
+        with path.open(newline="") as file:
+            known = next(csv.reader(file))
+        if known != fields:
+            raise ValueError(f"{path} has the columns {known}, this run has {fields}; move the old file away")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        if fresh:
+            writer.writeheader()
+        writer.writerows(full)
+    for row in full:
+        print("  ".join(f"{key} {value}" for key, value in row.items() if key not in machine()))
+    return path

@@ -1,0 +1,154 @@
+"""Captions: read the published files, split into sentences, draw subsets."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .keyed import keyed_rng
+
+# "(" does not open a sentence: in the published captions it carries on the one before
+_BOUNDARY = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.) (?=[A-Z0-9\[\"*-])")
+
+
+def read_captions(path: str | Path) -> dict[str, str]:
+    """Read one published caption file: a JSON list of ``{"item": file name, "description": caption}``.
+
+    Args:
+        path: The file, as NEXT (``lsh-ahu/NEXT-ReID``) and IDEA (``924973292/IDEA``) publish it.
+
+    Returns:
+        Caption by file name, in the order of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not such a list, or names an item twice; names the file and the entry.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no caption file {path}")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f'{path} holds a {type(entries).__name__}, expected a list of {{"item", "description"}}')
+    captions: dict[str, str] = {}
+    for number, entry in enumerate(entries):
+        item, text = (entry.get("item"), entry.get("description")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(item, str) or not isinstance(text, str):
+            shown = json.dumps(entry, ensure_ascii=False)[:120]
+            raise ValueError(f'{path}: entry {number} needs strings "item" and "description", it is {shown}')
+        if item in captions:
+            raise ValueError(f"{path}: entry {number} names {item!r} a second time; keep one caption per picture")
+        captions[item] = text
+    return captions
+
+
+def split_sentences(caption: str) -> tuple[str, ...]:
+    """Split a caption into sentences; nothing is lost.
+
+    A sentence ends at ``.``, ``!`` or ``?`` followed by white space and a capital, digit, ``[``, ``"`` or list mark
+    (``*``, ``-``), but not after "e.g." or "i.e.". White space of any kind and length counts as one space.
+
+    Args:
+        caption: Any text.
+
+    Returns:
+        The sentences, with ``" ".join(split_sentences(c)) == " ".join(c.split())``; ``()`` for blank text.
+    """
+    text = " ".join(caption.split())
+    return tuple(_BOUNDARY.split(text)) if text else ()
+
+
+def draw_sentences(sentences: Sequence[str], rng: np.random.Generator, keep: float | None = None) -> tuple[str, ...]:
+    """Draw a random non-empty subset of the sentences, in their order (NEXT, Eq. 4).
+
+    Args:
+        sentences: n sentences.
+        rng: Source of the draw.
+        keep: None draws the size uniformly from 1 … n, then a subset of this size uniformly; a probability keeps
+            each sentence by its own draw, and one uniformly chosen sentence where none was kept.
+
+    Returns:
+        The subset; ``()`` if there are no sentences.
+
+    Raises:
+        ValueError: If `keep` is not a probability.
+    """
+    if keep is not None and not 0 <= keep <= 1:
+        raise ValueError(f"keep must be a probability in [0, 1] or None, got {keep}")
+    if not sentences:
+        return ()
+    n = len(sentences)
+    if keep is None:
+        return _subset(sentences, int(rng.integers(1, n + 1)), rng)
+    kept = tuple(s for s, u in zip(sentences, rng.random(n), strict=True) if u < keep)
+    return kept or _subset(sentences, 1, rng)
+
+
+def keep_quality(sentences: Sequence[str], share: float, rng: np.random.Generator) -> tuple[str, ...]:
+    """Keep a share of the sentences, at random but in order (NEXT, Table 5: caption quality 35, 70, 100 %).
+
+    Args:
+        sentences: n sentences.
+        share: Share to keep, in (0, 1].
+        rng: Source of the draw, such as ``keyed_rng("quality", seed, sample.key, modality)``.
+
+    Returns:
+        ``share * n`` sentences rounded to the nearest number (half up), at least one; ``()`` if there are none.
+
+    Raises:
+        ValueError: If `share` is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+    return _subset(sentences, max(1, int(share * len(sentences) + 0.5)), rng) if sentences else ()
+
+
+def draw_captions(
+    captions: Sequence[Sequence[Sequence[str]]],
+    keys: Sequence[str],
+    draws: Sequence[tuple[int, int]],
+    num_experts: int,
+    seed: int,
+    keep: float | None = None,
+) -> list[list[tuple[str, ...]]]:
+    """Draw a caption of its own for every sample, expert and modality (NEXT, Eq. 4).
+
+    Each draw is a pure function of (seed, epoch, slot, sample key, expert, modality index): it does not depend on
+    what else is in the batch, nor on the order.
+
+    Args:
+        captions: ``[B][M]`` sentences, as in `Batch.captions`.
+        keys: B sample keys.
+        draws: B pairs (epoch, slot).
+        num_experts: Number of semantic experts E.
+        seed: Seed of the run.
+        keep: See `draw_sentences`.
+
+    Returns:
+        ``B * E`` rows of M tuples; row ``b * E + e`` is sample b for expert e.
+
+    Raises:
+        ValueError: If the lengths differ, or `num_experts` or `keep` is out of range.
+    """
+    if num_experts < 1:
+        raise ValueError(f"num_experts must be at least 1, got {num_experts}")
+    if not len(captions) == len(keys) == len(draws):
+        raise ValueError(f"captions, keys and draws differ in length: {len(captions)}, {len(keys)}, {len(draws)}")
+    return [
+        [
+            draw_sentences(sentences, keyed_rng("caption", seed, epoch, slot, key, expert, modality), keep)
+            for modality, sentences in enumerate(sample)
+        ]
+        for sample, key, (epoch, slot) in zip(captions, keys, draws, strict=True)
+        for expert in range(num_experts)
+    ]
+
+
+def _subset(sentences: Sequence[str], size: int, rng: np.random.Generator) -> tuple[str, ...]:
+    chosen = sorted(rng.permutation(len(sentences))[:size].tolist())
+    return tuple(sentences[i] for i in chosen)

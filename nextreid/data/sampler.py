@@ -1,0 +1,83 @@
+"""P identities × K instances per batch, for batch-hard triplets."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from .keyed import keyed_rng
+
+
+class PKSampler(Sampler[list[tuple[int, int, int]]]):
+    """Batches of P identities with K instances each.
+
+    The rule of the multi-modal re-identification code bases: the samples of each identity are shuffled and cut into
+    chunks of K (a remainder is left out in this epoch; an identity with fewer than K samples gives one chunk drawn
+    with replacement); then P random identities that still have a chunk give one each, until fewer than P are left.
+
+    The batches are a function of (`pids`, seed, epoch). Items are ``(index, epoch, slot)``, where slot counts the
+    drawn instances of the epoch, so that a sample drawn twice is augmented twice.
+
+    Args:
+        pids: Identity of each sample.
+        num_ids: P, identities per batch.
+        num_instances: K, instances of each.
+        seed: Seed of the run.
+
+    Raises:
+        ValueError: If P or K is too small for triplets, an identity is unknown (-1), or there are fewer than P.
+    """
+
+    def __init__(self, pids: Sequence[int] | np.ndarray, num_ids: int, num_instances: int, seed: int = 0) -> None:
+        if num_ids < 2 or num_instances < 1:
+            raise ValueError(
+                f"PKSampler needs num_ids >= 2 (a triplet needs two identities) and num_instances >= 1, "
+                f"got num_ids={num_ids}, num_instances={num_instances}"
+            )
+        indices: dict[int, list[int]] = {}
+        for index, pid in enumerate(pids):
+            indices.setdefault(int(pid), []).append(index)
+        if any(pid < 0 for pid in indices):
+            raise ValueError("a pid below 0 means an unknown identity: leave these samples out of training")
+        if len(indices) < num_ids:
+            raise ValueError(
+                f"a batch of num_ids={num_ids} identities cannot be drawn from {len(indices)}: "
+                + (f"set num_ids to 2 … {len(indices)}" if len(indices) > 1 else "training needs at least two")
+            )
+        self.num_ids = num_ids
+        self.num_instances = num_instances
+        self.batch_size = num_ids * num_instances
+        self.seed = seed
+        self._indices = [np.array(indices[pid]) for pid in sorted(indices)]
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the batches of `epoch` (counted from 0); call before iterating over it."""
+        self.epoch = epoch
+        self._batches = self._draw(keyed_rng("sampler", self.seed, epoch))
+
+    def _draw(self, rng: np.random.Generator) -> list[list[int]]:
+        k = self.num_instances
+        chunks: list[list[np.ndarray]] = []
+        for indices in self._indices:
+            many = len(indices) >= k
+            order = rng.permutation(indices) if many else rng.choice(indices, k, replace=True)
+            chunks.append([order[start : start + k] for start in range(0, len(order) - k + 1, k)])
+        left = list(range(len(chunks)))
+        batches = []
+        while len(left) >= self.num_ids:
+            chosen = [left[i] for i in rng.permutation(len(left))[: self.num_ids]]
+            batches.append(np.concatenate([chunks[i].pop() for i in chosen]).tolist())
+            left = [i for i in left if chunks[i]]
+        return batches
+
+    def __len__(self) -> int:
+        """Return the exact number of batches in the current epoch."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        """Yield lists of ``P * K`` items ``(index, epoch, slot)``, one identity after the other."""
+        epoch = self.epoch
+        for number, batch in enumerate(self._batches):
+            first = number * self.batch_size
+            yield [(index, epoch, first + i) for i, index in enumerate(batch)]

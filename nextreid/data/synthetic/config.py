@@ -1,0 +1,134 @@
+"""Every knob of the procedural persons in one JSON-able record, and three sizes of it."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+VERSION = "1"
+CAPTION_SOURCES = ("noisy", "exact", "shuffled", "constant", "empty")
+MAX_IDENTITIES = 100_000  # per pool: the file names hold six digits and the pools must not meet
+MAX_CAMERAS = 9  # the published file names hold one digit
+MAX_FRAMES = 100  # and two digits
+
+_SHARES = (
+    "night",
+    "occlusion",
+    "flare",
+    "twins",
+    "view_persistence",
+    "nir_corr",
+    "caption_noise",
+    "caption_floor",
+)
+_SCALES = ("blur", "structure", "heat_sep")
+
+
+@dataclass(frozen=True)
+class PersonsConfig:
+    """Settings of the procedural multi-spectral person set.
+
+    The defaults follow the published captions of RGBNT201 where these say something (shares of night, views and
+    attributes, agreement of answers); they are not tuned on a model.
+
+    Attributes:
+        img_size: Height and width in pixels.
+        num_pretrain: Identities for pretraining an image-text tower, disjoint from the two other pools.
+        num_train: Training identities.
+        num_test: Test identities.
+        cameras: Number of cameras; an identity visits two or three of them.
+        frames_per_visit: Frames of one identity at one camera.
+        night: Share of visits that happen at night.
+        occlusion: Share of frames in which something stands before the person.
+        flare: Share of frames with a lamp shining into the RGB and NIR cameras.
+        blur: Strength of defocus and motion blur; 0 is none, 1 the usual.
+        view_persistence: Chance that a frame keeps the visit's main view; 0 draws every frame anew.
+        twins: Share of identities that share all described attributes with exactly one other.
+        structure: Spread of body build between identities; 0 gives everybody the same build.
+        nir_corr: 0: a garment's NIR reflectance says nothing about its colour, 1: it follows the grey level.
+        heat_sep: How far clothes and bags differ in temperature; 0 gives all of them one temperature.
+        caption_source: ``noisy`` simulated captioners; ``exact`` the truth; controls: ``shuffled`` noisy captions
+            exchanged between the samples of a split, ``constant`` one caption for all, ``empty`` none.
+        caption_noise: Share of what captioners would have seen that they guess instead; 0 is the published level.
+        caption_floor: Answers with a confidence below this are left out.
+        caption_merge: Merge bags, glasses and held things over the modalities by the highest confidence.
+        seed: Seed of everything.
+        version: Version of the generator; only the current one can be built.
+
+    Raises:
+        ValueError: If a value is outside its range; the message names the field.
+    """
+
+    img_size: tuple[int, int] = (64, 32)
+    num_pretrain: int = 48
+    num_train: int = 24
+    num_test: int = 16
+    cameras: int = 4
+    frames_per_visit: int = 6
+    night: float = 0.7
+    occlusion: float = 0.2
+    flare: float = 0.1
+    blur: float = 1.0
+    view_persistence: float = 0.9
+    twins: float = 0.4
+    structure: float = 1.0
+    nir_corr: float = 0.0
+    heat_sep: float = 1.0
+    caption_source: str = "noisy"
+    caption_noise: float = 0.0
+    caption_floor: float = 0.15
+    caption_merge: bool = True
+    seed: int = 0
+    version: str = VERSION
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        size = tuple(self.img_size)
+        if len(size) != 2 or not all(_is_int(n) and 16 <= n <= 1024 for n in size):
+            raise ValueError(f"img_size must be two integers (height, width) from 16 to 1024, got {self.img_size!r}")
+        object.__setattr__(self, "img_size", size)  # JSON gives a list back
+        for name in ("num_pretrain", "num_train", "num_test"):
+            self._integer(name, 0, MAX_IDENTITIES)
+        self._integer("cameras", 2, MAX_CAMERAS)
+        self._integer("frames_per_visit", 1, MAX_FRAMES)
+        self._integer("seed", 0, 2**63 - 1)
+        for name in _SHARES:
+            self._number(name, 0.0, 1.0)
+        for name in _SCALES:
+            self._number(name, 0.0, 3.0)
+        if self.caption_source not in CAPTION_SOURCES:
+            raise ValueError(f"caption_source must be one of {CAPTION_SOURCES}, got {self.caption_source!r}")
+        if not isinstance(self.caption_merge, bool):
+            raise ValueError(f"caption_merge must be True or False, got {self.caption_merge!r}")
+        if self.version != VERSION:
+            raise ValueError(
+                f"version must be {VERSION!r}, the one this release builds, got {self.version!r}; "
+                "install the release that wrote this configuration to get its pixels back"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as a dictionary that `PersonsConfig(**...)` and JSON both take."""
+        return dataclasses.asdict(self) | {"img_size": list(self.img_size)}
+
+    def _integer(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if not _is_int(value) or not low <= value <= high:
+            raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+
+    def _number(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+PROFILES: dict[str, PersonsConfig] = {
+    "tiny": PersonsConfig(img_size=(64, 32), num_pretrain=48, num_train=24, num_test=16),
+    "small": PersonsConfig(img_size=(128, 64), num_pretrain=200, num_train=100, num_test=60),
+    "full": PersonsConfig(img_size=(256, 128), num_pretrain=800, num_train=400, num_test=200),
+}
+"""Sizes by name: seconds, half a minute, and some minutes (with 3 GB of pixels for train and test)."""

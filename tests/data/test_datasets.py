@@ -1,0 +1,253 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nextreid.data import ReIDDataset, list_datasets, load_dataset, read_captions, register_dataset
+from nextreid.data.datasets import registry
+
+Writer = Callable[..., Path]
+
+
+def ids(samples: tuple) -> int:
+    return len({sample.pid for sample in samples})
+
+
+def cameras(samples: tuple) -> set[int]:
+    return {sample.camid for sample in samples}
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_rgbnt201(write_rgbnt201: Writer, inside: bool) -> None:
+    home = write_rgbnt201()
+    data = load_dataset("rgbnt201", home if inside else str(home.parent))
+    assert (data.name, data.object_type, data.protocol) == ("rgbnt201", "person", "rgbnt201")
+    assert data.modalities == ("rgb", "nir", "tir")
+    assert [s.key for s in data.train] == sorted(s.key for s in data.train) and len(data.train) == 5
+    assert all(q is g for q, g in zip(data.query, data.gallery, strict=True)) and len(data.query) == 4
+    sample = data.train[3]
+    assert (sample.key, sample.pid, sample.camid, sample.sceneid) == ("000030_cam2_1_03.jpg", 30, 1, -1)
+    assert sample.images == tuple(home / "train_171" / m / sample.key for m in ("RGB", "NI", "TI"))
+    assert (sample.captions, sample.truth, data.notes) == ((), None, ())
+    assert cameras(data.train) == {0, 1, 2} and cameras(data.query) == {0, 1}
+
+
+def test_msvr310(write_msvr310: Writer) -> None:
+    home = write_msvr310()
+    data = load_dataset("msvr310", home.parent)
+    assert (data.object_type, data.protocol, data.notes) == ("vehicle", "msvr310", ())
+    assert len(data.train) == 4 and len(data.gallery) == 6
+    assert [s.key for s in data.query] == ["0030_s004_v5_002.jpg", "0030_s005_v7_005.jpg", "0030_s018_v0_000.jpg"]
+    assert all(any(q is g for g in data.gallery) for q in data.query)
+    sample = data.query[1]
+    assert (sample.pid, sample.camid, sample.sceneid) == (30, 7, 5)
+    assert sample.images[2] == home / "bounding_box_test" / "0030" / "th" / sample.key
+
+
+def test_msvr310_query_follows_the_rule_and_notes_another_folder(write_msvr310: Writer) -> None:
+    data = load_dataset("msvr310", write_msvr310(query=["0018_s002_v1_000.jpg", "0030_s004_v5_002.jpg"]))
+    assert len(data.query) == 3
+    assert data.notes == (
+        "query: the scene rule gives 3 samples (used), folder query3 has 2; 2 only by the rule, 1 only in the folder",
+    )
+
+
+def test_modalities_are_paired_by_name_never_by_position(write_rgbnt201: Writer) -> None:
+    home = write_rgbnt201()
+    (home / "train_171" / "NI" / "000009_cam3_1_00.jpg").unlink()
+    (home / "train_171" / "RGB" / "000040_cam1_0_21.jpg").unlink()
+    data = load_dataset("rgbnt201", home)
+    assert len(data.train) == 5
+    for sample in data.train:
+        assert {image.name for image in sample.images if image} == {sample.key}
+    assert [[image is not None for image in s.images] for s in (data.train[0], data.train[4])] == [
+        [True, False, True],
+        [False, True, True],
+    ]
+    assert data.notes == (
+        "train: 1 of 5 samples lack rgb: 000040_cam1_0_21.jpg",
+        "train: 1 of 5 samples lack nir: 000009_cam3_1_00.jpg",
+    )
+
+
+def test_the_order_of_the_listing_changes_nothing(write_msvr310: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = write_msvr310()
+    (home / "bounding_box_test" / "0030" / "ni" / "notes.txt").touch()
+    listing = Path.iterdir
+    expected = load_dataset("msvr310", home)
+    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(listing(self), reverse=True)))
+    assert load_dataset("msvr310", home) == expected
+
+
+def test_unknown_names_are_left_out_and_noted(write_rgbnt201: Writer, write_msvr310: Writer, caplog) -> None:
+    home = write_rgbnt201()
+    for name in ("Thumbs.db", "000258_c1_0_00.jpg", "copy of 000258_cam1_0_00.jpg", "000258_cam1_0_00.jpg.tmp"):
+        (home / "test" / "TI" / name).touch()
+    data = load_dataset("rgbnt201", home)
+    assert len(data.gallery) == 4
+    (note,) = data.notes
+    assert note.startswith("test: 4 files left out") and "TI/000258_c1_0_00.jpg" in note and note.endswith("…")
+    assert caplog.messages == [f"rgbnt201: {note}"]
+
+    home = write_msvr310()
+    (home / "bounding_box_train" / "0003" / "vis" / "0001_s002_v0_000.jpg").touch()
+    (note,) = load_dataset("msvr310", home).notes
+    assert "1 files left out" in note
+
+
+def test_modalities_are_chosen_in_the_order_given(write_rgbnt201: Writer) -> None:
+    home = write_rgbnt201()
+    data = load_dataset("rgbnt201", home, modalities=("tir", "rgb"))
+    assert data.modalities == ("tir", "rgb")
+    assert [image.parent.name for image in data.train[0].images] == ["TI", "RGB"]
+    for wrong in (("rgb", "NI"), (), ("rgb", "rgb")):
+        with pytest.raises(ValueError, match=r"modalities must be one or more of \('rgb', 'nir', 'tir'\)"):
+            load_dataset("rgbnt201", home, modalities=wrong)
+
+
+def test_missing_folders_are_named_with_the_layout(write_rgbnt201: Writer, write_msvr310: Writer) -> None:
+    home = write_rgbnt201()
+    with pytest.raises(FileNotFoundError, match=r"no MSVR310 in .*bounding_box_train.*expected MSVR310/\{bounding"):
+        load_dataset("msvr310", home)
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        load_dataset("rgbnt201", home / "elsewhere")
+    (home / "test" / "NI").rename(home / "test" / "N")
+    with pytest.raises(FileNotFoundError, match=r"test.NI; expected RGBNT201/\{train_171,test\}/\{RGB,NI,TI\}"):
+        load_dataset("rgbnt201", home)
+    assert load_dataset("rgbnt201", home, modalities=["rgb", "tir"]).notes == ()
+    (home / "train_171").rename(home / "train")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*train_171; expected RGBNT201"):
+        load_dataset("rgbnt201", home.parent)
+    home = write_msvr310()
+    for folder in (home / "bounding_box_train").iterdir():
+        (folder / "th").rename(folder / "ti")
+    with pytest.raises(FileNotFoundError, match=r"bounding_box_train/\*/th; expected MSVR310"):
+        load_dataset("msvr310", home)
+
+
+def test_the_holding_folder_may_have_a_folder_of_the_same_name(write_rgbnt201: Writer) -> None:
+    home = write_rgbnt201()
+    (home.parent / "test").mkdir()
+    assert len(load_dataset("rgbnt201", home.parent).train) == 5
+
+
+def test_a_tree_without_known_names_is_refused(write_rgbnt201: Writer) -> None:
+    with pytest.raises(ValueError, match=r"train: no picture with a name of the published form .*RGB/1\.jpg"):
+        load_dataset("rgbnt201", write_rgbnt201(train=["1.jpg", "2.jpg"]))
+
+
+def test_empty_folders_are_refused(write_rgbnt201: Writer) -> None:
+    with pytest.raises(ValueError, match=r"test: no picture .* hold no files"):
+        load_dataset("rgbnt201", write_rgbnt201(test=[]))
+
+
+def test_captions_are_joined_by_name(write_rgbnt201: Writer, write_captions: Writer) -> None:
+    home = write_rgbnt201()
+    names = [
+        [s.key for s in split] for split in (load_dataset("rgbnt201", home).train, load_dataset("rgbnt201", home).query)
+    ]
+    text = write_captions(reversed(names[0]), names[1])
+    data = load_dataset("rgbnt201", home, captions=text)
+    assert data.notes == ()
+    sample = data.train[2]
+    assert sample.captions == tuple((f"In {m}.", "A man.", "He carries a bag.") for m in ("RGB", "NI", "TI"))
+    assert data.query[0].captions and data.query[0] is data.gallery[0]
+    turned = load_dataset("rgbnt201", home, captions=str(text), modalities=("tir",))
+    assert turned.train[0].captions[0][0] == "In TI."
+    assert turned.summary()["train"]["captions"] == {"tir": 5}
+
+
+def test_captions_and_pictures_that_do_not_meet_are_noted(write_msvr310: Writer, write_captions: Writer) -> None:
+    home = write_msvr310()
+    names = [s.key for s in load_dataset("msvr310", home).train]
+    tests = [s.key for s in load_dataset("msvr310", home).gallery]
+    text = write_captions([*names[1:], "0009_s000_v0_000.jpg"], tests)
+    entries = json.loads((text / "train_TI.json").read_text())
+    entries[0]["description"] = "  "
+    (text / "train_TI.json").write_text(json.dumps(entries))
+    (home / "bounding_box_train" / names[1][:4] / "ni" / names[1]).unlink()
+    data = load_dataset("msvr310", home, captions=text)
+    assert data.train[0].captions == ((), (), ())
+    assert data.train[1].captions[1:] == ((), ())
+    assert data.train[2].captions[0][0] == "In RGB."
+    assert data.notes == (
+        f"train: 1 of 4 samples lack nir: {names[1]}",
+        "train: 1 captions in train_RGB.json name no rgb picture",
+        "train: 1 rgb pictures have no caption in train_RGB.json",
+        "train: 2 captions in train_NI.json name no nir picture",
+        "train: 1 nir pictures have no caption in train_NI.json",
+        "train: 1 captions in train_TI.json name no tir picture",
+        "train: 1 tir pictures have no caption in train_TI.json",
+        "train: 1 captions in train_TI.json are blank",
+    )
+
+
+def test_captions_of_another_set_are_refused(write_rgbnt201: Writer, write_captions: Writer) -> None:
+    home = write_rgbnt201()
+    text = write_captions(["0001_s002_v0_000.jpg"], ["0018_s002_v1_000.jpg"])
+    with pytest.raises(
+        ValueError, match=r"train_RGB\.json: none of its 1 .*0001_s002.*000009_cam3.*choose the caption"
+    ):
+        load_dataset("rgbnt201", home, captions=text)
+    (text / "train_RGB.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train_RGB\.json.*\{train,test\}_\{RGB,NI,TI\}\.json"):
+        load_dataset("rgbnt201", home, captions=text)
+
+
+def test_an_empty_caption_file_means_none_for_this_modality(write_rgbnt201: Writer, write_captions: Writer) -> None:
+    home = write_rgbnt201()
+    data = load_dataset("rgbnt201", home)
+    text = write_captions([s.key for s in data.train], [s.key for s in data.query])
+    (text / "test_NI.json").write_text("[]")
+    data = load_dataset("rgbnt201", home, captions=text)
+    assert data.query[0].captions[1] == () and data.query[0].captions[2]
+    assert data.notes == ("test: 4 nir pictures have no caption in test_NI.json",)
+
+
+def test_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_readers", dict(registry._readers))
+    assert {"rgbnt201", "msvr310"} <= set(list_datasets()) and list_datasets() == sorted(list_datasets())
+    with pytest.raises(ValueError, match=r"unknown data set 'market'; known are .*msvr310.*rgbnt201"):
+        load_dataset("market", tmp_path)
+    with pytest.raises(ValueError, match="'rgbnt201': missing a required argument: 'root'; it takes root, captions"):
+        load_dataset("rgbnt201")
+    with pytest.raises(ValueError, match="'seed'"):
+        load_dataset("rgbnt201", tmp_path, seed=1)
+
+    @register_dataset("made")
+    def made(profile: str, seed: int = 0) -> ReIDDataset:
+        return ReIDDataset(f"{profile}{seed}", ("rgb",), "person", "camera", (), (), ())
+
+    assert load_dataset("made", profile="tiny", seed=3).name == "tiny3"
+    with pytest.raises(ValueError, match="'root'; it takes profile, seed"):
+        load_dataset("made", tmp_path, profile="tiny")
+    with pytest.raises(ValueError, match="'made' is registered already"):
+        register_dataset("made")(made)
+
+
+def test_rgbnt201_with_all_published_names(write_rgbnt201: Writer, published_captions: Path) -> None:
+    text = published_captions / "NEXT" / "RGBNT201"
+    names = [list(read_captions(text / f"{split}_RGB.json")) for split in ("train", "test")]
+    data = load_dataset("rgbnt201", write_rgbnt201(*names), captions=text)
+    assert (len(data.train), ids(data.train), len(cameras(data.train))) == (3951, 171, 4)
+    for split in (data.query, data.gallery):
+        assert (len(split), ids(split), len(cameras(split))) == (836, 30, 2)
+    assert data.notes == ()
+    captions = data.summary()
+    assert captions["train"]["captions"] == {"rgb": 3951, "nir": 3951, "tir": 3951}
+    by_name = read_captions(text / "test_NI.json")
+    assert all(" ".join(s.captions[1]) == " ".join(by_name[s.key].split()) for s in data.query)
+
+
+def test_msvr310_with_all_published_names(write_msvr310: Writer, published_captions: Path) -> None:
+    text = published_captions / "NEXT" / "MSVR310"
+    names = [list(read_captions(text / f"{split}_RGB.json")) for split in ("train", "test")]
+    home = write_msvr310(*names, query=[])
+    assert not (home / "query3").exists()
+    data = load_dataset("msvr310", home, captions=text)
+    counts = [(len(split), ids(split)) for split in (data.train, data.query, data.gallery)]
+    assert counts == [(1032, 155), (591, 52), (1055, 155)]
+    assert cameras(data.train) == cameras(data.query) == cameras(data.gallery) == set(range(8))
+    assert len({s.sceneid for s in data.gallery}) == 30
+    assert data.notes == ()
