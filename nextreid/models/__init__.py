@@ -3,7 +3,7 @@
 from . import baseline, next  # noqa: F401  (each registers its models)
 from ._base import ReIDModel, ReIDOutput
 from ._factory import create_model
-from ._hub import load_config, save_model, swap_folder
+from ._hub import load_config, load_strictly, save_model, swap_folder
 from ._pretrained import PretrainedCfg
 from ._registry import (
     get_pretrained_cfg,
@@ -28,6 +28,7 @@ __all__ = [
     "list_models",
     "list_pretrained",
     "load_config",
+    "load_strictly",
     "model_entrypoint",
     "register_model",
     "save_model",

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 _logger = logging.getLogger(__name__)
 
 CONTEXT = 77
+_LENGTHS = (16, 32, 48, 64, CONTEXT)
+_ROWS = 32
 
 
 class TextTower(nn.Module):
@@ -106,43 +108,53 @@ class TextTower(nn.Module):
         The transformer is causal and the feature is read at the end token, so that columns after the longest text's
         end change nothing and are not computed.
         """
-        tower = self.transformer
         length = int(tokens.argmax(-1).max()) + 1 if tokens.numel() else 1
-        tokens = tokens[:, :length]
+        return self._forward(tokens[:, :length])
+
+    def _forward(self, tokens: Tensor) -> Tensor:
+        tower, length = self.transformer, tokens.shape[1]
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
         x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
         x = tower.ln_final(x)
         return x[torch.arange(len(x), device=x.device), tokens.argmax(-1)] @ tower.text_projection
 
     @torch.no_grad()
-    def encode(self, windows: Sequence[Sequence[str]], batch_size: int = 256) -> Tensor:
+    def encode(self, windows: Sequence[Sequence[str]]) -> Tensor:
         """Encode captions given as windows of text that each fit the tower.
+
+        A text's feature does not depend on the texts beside it: every batch that the transformer sees has one of a
+        few fixed shapes, chosen by the text's own length. So a cached feature equals a fresh one.
 
         Args:
             windows: For each of n captions its windows, at most 77 tokens each; none for an absent caption.
-            batch_size: Texts encoded together.
 
         Returns:
             ``(n, D)``: the mean of a caption's unit window features, made unit again; zero for an absent caption.
         """
         weight = self.transformer.token_embedding.weight
-        features = self._encode_texts(sorted({text for row in windows for text in row}), batch_size)
+        features = self._encode_texts(sorted({text for row in windows for text in row}))
         out = torch.zeros(len(windows), self.embed_dim, device=weight.device, dtype=weight.dtype)
         for i, row in enumerate(windows):
             if row:
                 out[i] = F.normalize(torch.stack([features[text] for text in row]).mean(0), dim=-1)
         return out
 
-    def _encode_texts(self, texts: list[str], batch_size: int) -> dict[str, Tensor]:
+    def _encode_texts(self, texts: list[str]) -> dict[str, Tensor]:
         known = {text: self._cache[text] for text in texts if text in self._cache}
-        fresh = sorted((text for text in texts if text not in known), key=self.count_tokens)
         device = self.transformer.token_embedding.weight.device
-        for start in range(0, len(fresh), batch_size):
-            chunk = fresh[start : start + batch_size]
-            features = F.normalize(self(self.tokenize(chunk).to(device)), dim=-1)
-            known.update(zip(chunk, features.unbind(), strict=True))
-        for text in fresh if self.cache_size else ():
-            self._cache[text] = known[text].clone()
+        for length in _LENGTHS:
+            fits = [text for text in texts if text not in known and self.count_tokens(text) <= length]
+            for start in range(0, len(fits), _ROWS):
+                chunk = fits[start : start + _ROWS]
+                rows = chunk + chunk[:1] * (_ROWS - len(chunk))
+                features = F.normalize(self._forward(self.tokenize(rows)[:, :length].to(device)), dim=-1)
+                fresh = dict(zip(chunk, features.clone().unbind(), strict=False))
+                known |= fresh
+                if self.cache_size:
+                    self._cache |= fresh
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
+        for text in texts:
+            if text not in known:
+                self.tokenize([text])  # names the text that does not fit
         return known

@@ -193,7 +193,7 @@ def test_text_is_frozen_cached_and_forgotten_with_its_weights(text_tower):
     assert torch.equal(first[1], torch.zeros(16))
     torch.testing.assert_close(first.norm(dim=1), torch.tensor([1.0, 0.0, 1.0]))
     calls = []
-    hook = text_tower.register_forward_hook(lambda *_: calls.append(1))
+    hook = text_tower.transformer.ln_final.register_forward_hook(lambda *_: calls.append(1))
     assert torch.equal(text_tower.encode([["a b"], [], ["c d", "e"]]), first) and not calls
     state = {k: v + 0.1 * torch.randn_like(v) for k, v in text_tower.state_dict().items()}
     text_tower.load_state_dict(state)
@@ -203,6 +203,19 @@ def test_text_is_frozen_cached_and_forgotten_with_its_weights(text_tower):
     text_tower.float()
     hook.remove()
     assert len(calls) == 2
+
+
+def test_a_text_is_encoded_the_same_to_the_last_bit_in_any_company(text_tower):
+    words = "a man wearing dark jacket with trousers and boots seen from behind at night in dim light".split()
+    texts = [" ".join(words[: 1 + i % 16] * (1 + i // 16)) for i in range(48)]
+    text_tower.clear_cache()
+    together = text_tower.encode([[t] for t in texts])
+    for start in (0, 7, 30):
+        text_tower.clear_cache()
+        assert torch.equal(text_tower.encode([[t] for t in texts[start:]]), together[start:])
+    for i in (0, 20, 47):
+        text_tower.clear_cache()
+        assert torch.equal(text_tower.encode([[texts[i]]])[0], together[i])
 
 
 def test_the_cache_is_bounded():

@@ -1,0 +1,109 @@
+"""Files of a run, each written whole or not at all: the state to continue from, tables, tensors."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nextreid.models import load_strictly
+
+_METADATA = "nextreid"
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it there in one step."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file of one indented value."""
+    text = json.dumps(value, indent=2) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a file of one JSON value a line."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write a safetensors file; `metadata` is kept in its header as JSON under the key ``nextreid``."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda temporary: save_file(ready, temporary, {_METADATA: json.dumps(dict(metadata))}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged or something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads(file.metadata()[_METADATA])
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged or was not written by nextreid ({error})") from error
+
+
+def save_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, history: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write what `load_state` needs to continue after the last epoch of `history`.
+
+    Args:
+        path: The safetensors file.
+        model: Its whole ``state_dict`` is kept.
+        optimizer: Made by `build_optimizer`: its moments are kept under the parameters' names.
+        history: One row for each epoch so far.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in _named(optimizer):
+        for kind, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{kind}"] = value
+    write_tensors(path, tensors, {"epoch": len(history), "history": list(history)})
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Put model and optimizer where `save_state` found them; return the history.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or belongs to another model or optimizer; the message names what differs.
+    """
+    tensors, metadata = read_tensors(path)
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    load_strictly(model, weights, str(path))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for index, (name, _) in enumerate(_named(optimizer)):
+        prefix = f"optimizer.{name}."
+        kinds = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        # A parameter's name may begin another's ("a.b" and "a.b.c"); a moment's name has no dot.
+        moments[index] = {kind: tensor for kind, tensor in kinds.items() if "." not in kind}
+    kept = sum(map(len, moments.values()))
+    if kept != len(tensors) - len(weights):
+        raise ValueError(f"{path} belongs to another optimizer: its moments are for other parameters")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": {i: m for i, m in moments.items() if m}, "param_groups": groups})
+    return metadata["history"]
+
+
+def _named(optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:
+    return [
+        pair for group in optimizer.param_groups for pair in zip(group["param_names"], group["params"], strict=True)
+    ]

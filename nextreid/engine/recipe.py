@@ -1,0 +1,217 @@
+"""How a model is trained, as one flat value that fits in a JSON file; the published recipes by name."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+# What must hold for a number: (lowest, highest, whether the lowest itself is allowed). None is allowed where it is the
+# type's other half.
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    "epochs": (1, math.inf, True),
+    "num_ids": (2, math.inf, True),
+    "num_instances": (2, math.inf, True),
+    "lr_image_tower": (0, math.inf, False),
+    "lr_new": (0, math.inf, False),
+    "weight_decay": (0, math.inf, True),
+    "beta1": (0, 1, True),
+    "beta2": (0, 1, True),
+    "warmup_epochs": (0, math.inf, True),
+    "warmup_start": (0, math.inf, True),
+    "floor": (0, 1, True),
+    "grad_clip": (0, math.inf, False),
+    "identity_weight": (0, math.inf, True),
+    "triplet_weight": (0, math.inf, True),
+    "smoothing": (0, 1, True),
+    "margin": (0, math.inf, True),
+    "flip": (0, 1, True),
+    "pad": (0, math.inf, True),
+    "erase": (0, 1, True),
+    "caption_keep": (0, 1, False),
+    "caption_quality": (0, 1, False),
+    "eval_every": (0, math.inf, True),
+    "eval_batch_size": (1, math.inf, True),
+    "workers": (0, math.inf, True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a training run besides the model and the data.
+
+    The defaults are the paper's where it gives a number (Sec. 4.1) and the ones that its predecessors (DeMo, IDEA)
+    share where it gives none.
+
+    Attributes:
+        name: The name that results carry.
+        epochs: Passes of the identity sampler (peers: 50).
+        num_ids: P, identities of a batch (peers: batch 64 with 8 pictures each).
+        num_instances: K, samples of each identity in a batch.
+        optimizer: ``"adam"`` (the paper; weight decay is coupled) or ``"adamw"``.
+        lr_image_tower: Rate of the pretrained image tower (the paper: 3.5e-6). Frozen parameters are
+            left out.
+        lr_new: Rate of every other trainable layer (DeMo, MambaPro: 3.5e-4).
+        weight_decay: The paper: 1e-4.
+        decay_all: Whether biases, norms and tables decay too, as in all peers. ``False`` spares them.
+        beta1: The paper's "momentum 0.9".
+        beta2: Adam's second moment (0.999, the optimiser's default in all peers).
+        grad_clip: Largest norm of the gradient; None, as in all peers, does not clip.
+        schedule: ``"cosine"`` (peers) or ``"constant"``; warm-up applies to both.
+        warmup_epochs: Linear warm-up (peers: 10).
+        warmup_start: Where the warm-up starts, as a factor of each group's rate (TOP-ReID, EDITOR, MambaPro: 0.01).
+        floor: Where the cosine ends, as a factor of each group's rate (peers: 0.001 of the base rate).
+        identity_weight: Weight of the identity loss (peers 0.25; Eq. 12 writes 1).
+        triplet_weight: Weight of the triplet loss.
+        smoothing: Label smoothing of the identity loss (peers: 0.1).
+        margin: Hinge margin of the triplet loss; None is the soft margin (peers).
+        flip: Probability of a horizontal flip (peers: 0.5).
+        pad: Zero padding in pixels before the random crop (peers: 10).
+        erase: Probability of random erasing (peers: 0.5).
+        geometry: Whether the modalities of a sample share flip and crop. ``"shared"`` keeps patch positions aligned,
+            which the modulation across modalities (Eq. 6) relies on; the peers draw ``"independent"``.
+        text: Whether captions are read, in training and in the evaluations of the run.
+        caption_keep: Probability that a sentence is kept when a caption is drawn (Eq. 4); None draws the number of
+            sentences uniformly.
+        caption_quality: Share of the sentences that exist at all, in training and at test (Table 5).
+        amp: ``"bf16"`` autocasts the forward pass of the training; evaluation is always in float32.
+        eval_every: Epochs between evaluations, the last epoch included always (peers: 1); 0 never evaluates.
+        eval_batch_size: Samples of a batch in the evaluation.
+        seed: Key of every random draw: sampling, augmentation, captions, dropout, the new classifier.
+        workers: Processes that load pictures; the result does not depend on it.
+    """
+
+    name: str = "next"
+    epochs: int = 50
+    num_ids: int = 8
+    num_instances: int = 8
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr_image_tower: float = 3.5e-6
+    lr_new: float = 3.5e-4
+    weight_decay: float = 1e-4
+    decay_all: bool = True
+    beta1: float = 0.9
+    beta2: float = 0.999
+    grad_clip: float | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: int = 10
+    warmup_start: float = 0.01
+    floor: float = 0.001
+    identity_weight: float = 0.25
+    triplet_weight: float = 1.0
+    smoothing: float = 0.1
+    margin: float | None = None
+    flip: float = 0.5
+    pad: int = 10
+    erase: float = 0.5
+    geometry: Literal["shared", "independent"] = "shared"
+    text: bool = True
+    caption_keep: float | None = None
+    caption_quality: float = 1.0
+    amp: Literal["off", "bf16"] = "bf16"
+    eval_every: int = 1
+    eval_batch_size: int = 64
+    seed: int = 0
+    workers: int = 4
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check(field.name, field.type, getattr(self, field.name))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict that ``json.dumps`` takes and `from_dict` reads back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Recipe":
+        """Build a recipe from `to_dict`'s output; fields that are not given keep their defaults.
+
+        Raises:
+            ValueError: A field is unknown or its value is not allowed.
+        """
+        _check_names(fields)
+        return cls(**fields)
+
+
+def _check_names(fields: Mapping[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise ValueError(f"unknown recipe field {', '.join(map(repr, unknown))}; a recipe has: {', '.join(known)}")
+
+
+def _check(name: str, annotation: Any, value: Any) -> None:
+    if value is None and annotation == float | None:
+        return
+    if get_origin(annotation) is Literal:
+        if value not in get_args(annotation):
+            allowed = ", ".join(map(repr, get_args(annotation)))
+            raise ValueError(f"recipe field {name!r} is {value!r}; allowed: {allowed}")
+        return
+    kind = float if annotation == float | None else annotation
+    # JSON and the command line write 1 for 1.0; a bool is an int to Python but never meant as a number here.
+    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    if not fits:
+        raise ValueError(f"recipe field {name!r} is {value!r}; it takes {getattr(annotation, '__name__', annotation)}")
+    if name in _RANGES:
+        low, high, closed = _RANGES[name]
+        above = value >= low if closed else value > low
+        if not above or value > high or math.isinf(value):
+            bounds = f"{'at least' if closed else 'more than'} {low}"
+            bounds += f" and at most {high}" if high < math.inf else " and finite"
+            raise ValueError(f"recipe field {name!r} is {value!r}; it must be {bounds}")
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="next"),
+        # Eq. 12 as it is written: both losses at weight 1.
+        Recipe(name="next-eq12", identity_weight=1.0),
+        # Batch 16 x 128 on RGBNT100 in IDEA and STMI: eight identities of sixteen.
+        Recipe(name="next-rgbnt100", num_instances=16),
+        # What IDEA's code does, as its released log shows: one rate for everything, a warm-up that starts at the
+        # absolute 3.5e-5 and falls, a floor of 3.5e-7, and a draw of flip and crop for each modality.
+        Recipe(name="idea", lr_new=3.5e-6, warmup_start=10.0, floor=0.1, geometry="independent"),
+        # No publication: minutes on two CPU cores for the `*_tiny` models (64 x 32 pixels), trained from nothing, so
+        # the tower learns at the rate of the new layers, and two pixels of padding are what ten are to 256 x 128. With
+        # the peers' weights such a tower stays where all distances are alike (triplet loss ln 2): the identity loss
+        # leads here, and no box is erased from so few pixels.
+        Recipe(
+            name="tiny",
+            epochs=20,
+            num_instances=4,
+            optimizer="adamw",
+            lr_image_tower=1e-3,
+            lr_new=1e-3,
+            warmup_epochs=2,
+            identity_weight=1.0,
+            triplet_weight=0.25,
+            pad=2,
+            erase=0.0,
+            amp="off",
+            eval_every=5,
+            workers=0,
+        ),
+    )
+}
+
+
+def get_recipe(name: str = "next", /, **overrides: Any) -> Recipe:
+    """Return a named recipe with some of its fields replaced.
+
+    Args:
+        name: One of `RECIPES`.
+        **overrides: Fields of `Recipe`, ``name`` included.
+
+    Returns:
+        The recipe; `RECIPES` itself stays as it is.
+
+    Raises:
+        KeyError: The name is unknown.
+        ValueError: A field is unknown or its value is not allowed.
+    """
+    if name not in RECIPES:
+        raise KeyError(f"unknown recipe {name!r}; there are: {', '.join(sorted(RECIPES))}")
+    _check_names(overrides)
+    return dataclasses.replace(RECIPES[name], **overrides)

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from nextreid.engine import get_recipe
+from nextreid.engine.checkpoint import load_state, read_tensors, save_state, write_jsonl, write_tensors, write_whole
+from nextreid.engine.optim import build_optimizer
+
+
+def step(model, optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(6, 3, 3, 64, 32, generator=generator)
+    optimizer.zero_grad()
+    model(images).logits.square().sum().backward()
+    optimizer.step()
+
+
+@pytest.fixture
+def pair(build):
+    model = build("baseline_tiny", num_classes=4)
+    return model, build_optimizer(model, get_recipe("tiny"))
+
+
+def test_a_loaded_state_steps_as_the_saved_one_would(build, pair, tmp_path):
+    model, optimizer = pair
+    step(model, optimizer, 0)
+    save_state(tmp_path / "state", model, optimizer, [{"epoch": 1, "loss": 0.5}])
+    other = build("baseline_tiny", seed=1, num_classes=4)
+    other_optimizer = build_optimizer(other, get_recipe("tiny"))
+    assert load_state(tmp_path / "state", other, other_optimizer) == [{"epoch": 1, "loss": 0.5}]
+    step(model, optimizer, 1)
+    step(other, other_optimizer, 1)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_a_damaged_or_foreign_state_is_refused(build, pair, tmp_path):
+    model, optimizer = pair
+    step(model, optimizer, 0)
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"state\.safetensors"):
+        load_state(path, model, optimizer)
+    save_state(path, model, optimizer, [])
+    other = build("baseline_tiny", num_classes=5)
+    with pytest.raises(ValueError, match="classifiers"):
+        load_state(path, other, build_optimizer(other, get_recipe("tiny")))
+    model.image_tower.requires_grad_(False)
+    with pytest.raises(ValueError, match="another optimizer"):
+        load_state(path, model, build_optimizer(model, get_recipe("tiny")))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged"):
+        load_state(path, model, optimizer)
+
+
+def test_tensors_and_their_metadata_come_back(tmp_path):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(3)}
+    write_tensors(tmp_path / "t.safetensors", tensors, {"text": True, "names": ["x"]})
+    read, metadata = read_tensors(tmp_path / "t.safetensors")
+    assert metadata == {"text": True, "names": ["x"]}
+    assert read.keys() == tensors.keys() and all(torch.equal(read[k], tensors[k]) for k in tensors)
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"a": 1}, {"a": 2}])
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, fail)
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -1,0 +1,368 @@
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from nextreid.data.captions import draw_captions
+from nextreid.data.sampler import PKSampler
+from nextreid.engine import evaluate, get_recipe, train
+from nextreid.models import create_model
+
+HERE = Path(__file__).parent
+
+
+def weights(folder):
+    return load_file(folder / "last" / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_times(history):
+    rows = []
+    for row in history:
+        row = {key: value for key, value in row.items() if key != "train_seconds"}
+        if "evaluation" in row:
+            row["evaluation"] = {key: value for key, value in row["evaluation"].items() if key != "seconds"}
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """A run of three epochs that nothing interrupts."""
+    torch.manual_seed(0)
+    recipe = get_recipe("tiny", epochs=3, num_ids=3, warmup_epochs=1, eval_every=1)
+    return train(create_model("next_tiny"), dataset, recipe, tmp_path_factory.mktemp("whole") / "run", progress=False)
+
+
+def stop_in_step(model, number, error=KeyboardInterrupt):
+    """Raise in the given training step, counted from 1."""
+    steps = []
+
+    def hook(module, args, output):
+        steps.append(module.training)
+        if sum(steps) == number:
+            raise error
+
+    return model.register_forward_hook(hook)
+
+
+def test_a_run_leaves_its_folder(build, dataset, recipe, tmp_path):
+    model = build()
+    report = train(model, dataset, recipe, tmp_path / "run", progress=False)
+    assert sorted(path.name for path in report.folder.iterdir()) == [
+        "best",
+        "last",
+        "metrics.jsonl",
+        "recipe.json",
+        "state.safetensors",
+    ]
+    rows = [json.loads(line) for line in (report.folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(report.history) and [row["epoch"] for row in rows] == [1, 2]
+    assert rows[0]["loss"].keys() == {"total", "identity", "triplet"} and rows[0]["evaluation"]["text"] is True
+    run = json.loads((report.folder / "recipe.json").read_text())
+    assert run["recipe"] == recipe.to_dict() and run["model"]["architecture"] == "next_tiny"
+    assert run["dataset"]["train"] == 24 and run["versions"]["torch"] == torch.__version__
+    assert model.num_classes == 6
+
+    assert report.last is report.history[-1]
+    assert report.best["evaluation"]["mAP"] == max(row["evaluation"]["mAP"] for row in rows)
+    for name, row in (("last", report.last), ("best", report.best)):
+        again = evaluate(create_model(f"local-dir:{report.folder / name}"), dataset)
+        assert again.result.mAP == pytest.approx(row["evaluation"]["mAP"], abs=1e-6)
+    assert json.loads(json.dumps(report.to_dict()))["best"] == report.best
+
+
+@pytest.mark.parametrize(("smoothing", "weight", "margin"), [(0.1, 0.25, None), (0.3, 1.0, 0.6)])
+def test_one_step_is_the_hand_written_one(build, dataset, recipe, tmp_path, smoothing, weight, margin):
+    """Sampler, classes, loss, rates and coupled decay against the same step written out."""
+    plain = replace(
+        recipe, epochs=1, flip=0.0, pad=0, erase=0.0, num_ids=6, optimizer="adam", lr_image_tower=1e-3, lr_new=1e-2,
+        weight_decay=0.1, smoothing=smoothing, identity_weight=weight, margin=margin,
+        triplet_weight=1.0, warmup_epochs=0, schedule="constant",
+    )  # fmt: skip
+    model, twin = build("baseline_tiny", num_classes=6), build("baseline_tiny", num_classes=6)
+    report = train(model, dataset, plain, tmp_path / "run", progress=False)
+
+    sampler = PKSampler([sample.pid for sample in dataset.train], 6, 4, 0)
+    sampler.set_epoch(1)
+    (batch,) = list(sampler)
+    samples = [dataset.train[index] for index, _, _ in batch]
+    images = torch.stack([torch.stack([torch.from_numpy(i).permute(2, 0, 1) for i in s.images]) for s in samples])
+    classes = sorted({sample.pid for sample in dataset.train})
+    target = torch.tensor([classes.index(sample.pid) for sample in samples])
+    output = twin.train()((images.float() / 255 - 0.5) / 0.5)
+    identity = F.cross_entropy(output.logits, target, label_smoothing=smoothing)
+    distance = torch.cdist(output.embedding, output.embedding, compute_mode="donot_use_mm_for_euclid_dist")
+    equal = target[:, None] == target
+    furthest = distance.masked_fill(~equal, -1).amax(1)
+    nearest = distance.masked_fill(equal, 1e9).amin(1)
+    gap = furthest - nearest
+    triplet = (F.softplus(gap) if margin is None else F.relu(gap + margin)).mean()
+    loss = weight * identity + triplet
+    assert report.last["loss"] == pytest.approx(
+        {"total": loss.item(), "identity": identity.item(), "triplet": triplet.item()}, rel=1e-5
+    )
+    loss.backward()
+    before = {name: p.detach().clone() for name, p in twin.named_parameters()}
+    for name, p in twin.named_parameters():
+        if p.grad is not None:
+            gradient = p.grad + 0.1 * before[name]
+            rate = 1e-3 if name.startswith("image_tower.") else 1e-2
+            expected = before[name] - rate * gradient / (gradient.abs() + 1e-8)  # Adam's first step
+            settled = gradient.abs() > 1e-5
+            torch.testing.assert_close(
+                dict(model.named_parameters())[name][settled], expected[settled], rtol=1e-4, atol=1e-5
+            )
+
+
+def test_batches_and_captions_are_those_of_the_keyed_draws(build, dataset, recipe, tmp_path):
+    model, rows = build(), []
+    encode = model.encode_text
+    model.encode_text = lambda captions: rows.append((model.training, captions)) or encode(captions)
+    train(model, dataset, replace(recipe, caption_keep=0.5, seed=3), tmp_path / "run", progress=False)
+    drawn = [captions for training, captions in rows if training]
+    expected = []
+    sampler = PKSampler([sample.pid for sample in dataset.train], 3, 4, 3)
+    for epoch in (1, 2):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            samples = [dataset.train[index] for index, _, _ in batch]
+            draws = [(epoch, slot) for _, _, slot in batch]
+            captions, keys = [s.captions for s in samples], [s.key for s in samples]
+            expected.append(draw_captions(captions, keys, draws, model.num_semantic_experts, 3, keep=0.5))
+    assert drawn == expected
+
+
+def test_the_model_hears_what_is_missing_which_camera_and_the_seed_of_the_epoch(build, dataset, recipe, tmp_path):
+    holes = tuple(replace(s, images=(s.images[0], None, s.images[2])) if s.camid else s for s in dataset.train)
+    model, heard = build("baseline_tiny"), []
+
+    def hook(module, args, kwargs):
+        heard.append((kwargs["present"].tolist(), kwargs["camid"].tolist(), torch.initial_seed()))
+
+    model.register_forward_pre_hook(hook, with_kwargs=True)
+    train(model, replace(dataset, train=holes), recipe, tmp_path / "a", progress=False)
+    for present, cameras, _ in heard:
+        assert {0, 1} == set(cameras) and present == [[True, not camera, True] for camera in cameras]
+    seeds = [seed for _, _, seed in heard]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    train(model, replace(dataset, train=holes), replace(recipe, seed=1), tmp_path / "b", progress=False)
+    assert not set(seeds) & {seed for _, _, seed in heard[4:]}
+
+
+def test_the_recipe_reaches_the_augmentation(build, recipe):
+    recipe = replace(recipe, flip=0.25, pad=3, erase=0.75, geometry="independent")
+    transform = sys.modules[train.__module__]._train_transform(build("baseline_tiny"), recipe)
+    assert (transform.flip, transform.pad, transform.erase, transform.geometry) == (0.25, 3, 0.75, "independent")
+    assert transform.img_size == (64, 32) and transform.interpolation == "bicubic"
+
+
+def test_text_can_be_switched_off_and_may_be_absent(build, dataset, recipe, tmp_path):
+    recipe = replace(recipe, epochs=1)
+    bare = {n: tuple(replace(s, captions=()) for s in getattr(dataset, n)) for n in ("train", "query", "gallery")}
+    for name, data, text in (("off", dataset, False), ("absent", replace(dataset, **bare), True)):
+        model = build()
+        model.encode_text = None  # calling it would fail
+        report = train(model, data, replace(recipe, text=text), tmp_path / name, progress=False)
+        assert report.last["evaluation"]["text"] is False
+    assert same(weights(tmp_path / "off"), weights(tmp_path / "absent"))
+
+
+def test_lower_caption_quality_is_another_run(build, dataset, recipe, tmp_path):
+    recipe = replace(recipe, epochs=1)
+    train(build(), dataset, recipe, tmp_path / "full", progress=False)
+    train(build(), dataset, replace(recipe, caption_quality=0.35), tmp_path / "some", progress=False)
+    assert not same(weights(tmp_path / "full"), weights(tmp_path / "some"))
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(build, dataset, recipe, tmp_path, whole):
+    recipe, model = replace(recipe, epochs=3), build()
+    hook = stop_in_step(model, 6)  # the second step of epoch 3
+    with pytest.raises(KeyboardInterrupt):
+        train(model, dataset, recipe, tmp_path / "parts", progress=False)
+    hook.remove()
+    assert len((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()) == 2
+    torch.manual_seed(99)
+    parts = train(build(seed=5), dataset, replace(recipe, workers=1), tmp_path / "parts", resume=True, progress=False)
+    assert without_times(parts.history) == without_times(whole.history)
+    assert same(weights(whole.folder), weights(parts.folder))
+    done = train(build(), dataset, recipe, tmp_path / "parts", resume=True, progress=False)
+    assert done.history == parts.history  # nothing was left to do
+
+
+CHILD = """
+import importlib.util, os, signal, sys, torch
+from nextreid.engine import get_recipe, train
+from nextreid.models import create_model
+spec = importlib.util.spec_from_file_location("conftest", sys.argv[1])
+data = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(data)
+torch.manual_seed(0)
+torch.set_num_threads(int(sys.argv[3]))
+model, steps = create_model("next_tiny"), []
+def kill(module, args, output):
+    steps.append(module.training)
+    if sum(steps) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+model.register_forward_hook(kill)
+recipe = get_recipe("tiny", epochs=3, num_ids=3, warmup_epochs=1, eval_every=1)
+train(model, data.make_dataset(), recipe, sys.argv[2], progress=False)
+"""
+
+
+def test_a_killed_process_loses_its_epoch_and_nothing_else(build, dataset, recipe, tmp_path, whole):
+    arguments = [sys.executable, "-c", CHILD, str(HERE / "conftest.py"), str(tmp_path / "killed")]
+    child = subprocess.run([*arguments, str(torch.get_num_threads())], cwd=HERE.parents[1], capture_output=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == 1
+    (tmp_path / "killed" / ".last.half").mkdir()  # what a kill while writing leaves
+    resumed = train(build(), dataset, replace(recipe, epochs=3), tmp_path / "killed", resume=True, progress=False)
+    assert without_times(resumed.history) == without_times(whole.history)
+    assert same(weights(resumed.folder), weights(whole.folder))
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
+def test_a_kill_before_the_state_is_written_repeats_the_epoch(build, dataset, recipe, tmp_path, whole, monkeypatch):
+    module, calls = sys.modules[train.__module__], []
+    recipe, real = replace(recipe, epochs=3), module.save_state
+
+    def die_at_third(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*args)
+
+    monkeypatch.setattr(module, "save_state", die_at_third)
+    with pytest.raises(KeyboardInterrupt):
+        train(build(), dataset, recipe, tmp_path / "parts", progress=False)
+    monkeypatch.undo()
+    parts = train(build(), dataset, recipe, tmp_path / "parts", resume=True, progress=False)
+    assert without_times(parts.history) == without_times(whole.history)
+    assert len((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_callers_generators_and_workers_change_nothing(build, dataset, recipe, tmp_path):
+    recipe = replace(recipe, epochs=1)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    train(build(), dataset, recipe, tmp_path / "a", progress=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    train(build(), dataset, replace(recipe, workers=2), tmp_path / "b", progress=False)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    train(build(), dataset, replace(recipe, seed=1), tmp_path / "c", progress=False)
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_training_learns(build, dataset, recipe, tmp_path):
+    longer = replace(recipe, epochs=8, eval_every=0)
+    report = train(build("baseline_tiny"), dataset, longer, tmp_path / "run", progress=False)
+    assert report.last["loss"]["total"] < 0.8 * report.history[0]["loss"]["total"]
+    assert report.best is None and not (tmp_path / "run" / "best").exists()
+
+
+def test_evaluation_is_as_rare_as_asked_and_never_skips_the_end(build, dataset, recipe, tmp_path):
+    rare = replace(recipe, epochs=3, eval_every=2)
+    report = train(build("baseline_tiny"), dataset, rare, tmp_path / "run", progress=False)
+    assert [row["epoch"] for row in report.history if "evaluation" in row] == [2, 3]
+
+
+def test_bfloat16_trains_in_bfloat16_and_evaluates_in_float32(build, dataset, recipe, tmp_path):
+    model, seen = build(), []
+    tower = model.image_tower.trunk.blocks[0].mlp.fc1
+    tower.register_forward_hook(lambda module, _, output: seen.append((module.training, output.dtype)))
+    report = train(model, dataset, replace(recipe, epochs=1, amp="bf16"), tmp_path / "run", progress=False)
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}
+    again = evaluate(create_model(f"local-dir:{tmp_path / 'run' / 'last'}"), dataset)
+    assert again.result.mAP == report.last["evaluation"]["mAP"]
+
+
+def test_a_clipped_gradient_gives_another_step(build, dataset, recipe, tmp_path):
+    recipe = replace(recipe, epochs=2)
+    train(build("baseline_tiny"), dataset, recipe, tmp_path / "a", progress=False)
+    train(build("baseline_tiny"), dataset, replace(recipe, grad_clip=1e6), tmp_path / "b", progress=False)
+    train(build("baseline_tiny"), dataset, replace(recipe, grad_clip=1e-6), tmp_path / "c", progress=False)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_epoch(build, dataset, recipe, tmp_path, where):
+    model, steps = build("baseline_tiny"), []
+
+    def spoil(module, args, output):
+        steps.append(module.training)
+        if sum(steps) == 4:
+            if where == "loss":
+                return output._replace(embedding=output.embedding * float("nan"))
+            output.embedding.register_hook(lambda gradient: gradient * float("nan"))
+        return output
+
+    hook = model.register_forward_hook(spoil)
+    with pytest.raises(FloatingPointError, match=rf"{where}.*epoch 2, step 2.*lr_new"):
+        train(model, dataset, recipe, tmp_path / "run", progress=False)
+    hook.remove()
+    assert all(bool(tensor.isfinite().all()) for tensor in weights(tmp_path / "run").values())
+    report = train(model, dataset, recipe, tmp_path / "run", resume=True, progress=False)
+    whole = train(build("baseline_tiny"), dataset, recipe, tmp_path / "whole", progress=False)
+    assert without_times(report.history) == without_times(whole.history)
+
+
+def test_a_run_is_neither_overwritten_nor_continued_as_another(build, dataset, recipe, tmp_path):
+    recipe = replace(recipe, epochs=1)
+    train(build("baseline_tiny"), dataset, recipe, tmp_path, progress=False)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="resume=True"):
+        train(build("baseline_tiny"), dataset, recipe, tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"recipe\.lr_new: 0\.001 -> 0\.1; recipe\.seed: 0 -> 4"):
+        train(build("baseline_tiny"), dataset, replace(recipe, lr_new=0.1, seed=4), tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"model\.architecture: 'baseline_tiny' -> 'next_tiny'"):
+        train(build(), dataset, recipe, tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"model\.drop_path: None -> 0\.1"):
+        train(build("baseline_tiny", drop_path=0.1), dataset, recipe, tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"dataset\.train: 24 -> 23; dataset\.train_digest"):
+        train(build("baseline_tiny"), replace(dataset, train=dataset.train[1:]), recipe, tmp_path, resume=True)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_resume_starts_what_has_not_begun(build, dataset, recipe, tmp_path):
+    recipe = replace(recipe, epochs=1)
+    a = train(build("baseline_tiny"), dataset, recipe, tmp_path / "a", resume=True, progress=False)
+    b = train(build("baseline_tiny"), dataset, recipe, tmp_path / "b", progress=False)
+    assert without_times(a.history) == without_times(b.history)
+
+
+def test_what_cannot_be_trained_is_named_and_leaves_no_folder(build, dataset, recipe, tmp_path):
+    def refused(message, *, model=None, data=dataset, recipe=recipe):
+        with pytest.raises(ValueError, match=message):
+            train(model or build("baseline_tiny"), data, recipe, tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
+    one = tuple(sample for sample in dataset.train if sample.pid == 3)
+    refused("'tints' has no training samples", data=replace(dataset, train=()))
+    refused(r"one training identity \(3\)", data=replace(dataset, train=one))
+    refused("without identity", data=replace(dataset, train=(replace(one[0], pid=-1), *dataset.train)))
+    refused("num_ids=7", recipe=replace(recipe, num_ids=7))
+    refused("5 classes.*6 training identities.*num_classes=0", model=build("baseline_tiny", num_classes=5))
+    refused("eval_every=0", data=replace(dataset, query=()))
+    refused("modalities=", model=build("baseline_tiny", modalities=("rgb", "tir")))
+    refused("requires_grad", model=build("baseline_tiny", num_classes=6).requires_grad_(False))
+
+
+def test_a_damaged_state_is_named(build, dataset, recipe, tmp_path):
+    recipe = replace(recipe, epochs=1)
+    train(build("baseline_tiny"), dataset, recipe, tmp_path, progress=False)
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"state\.safetensors is damaged"):
+        train(build("baseline_tiny"), dataset, recipe, tmp_path, resume=True, progress=False)
