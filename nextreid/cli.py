@@ -1,6 +1,7 @@
 """The command line: parse, call the rooms, print."""
 
 import argparse
+import ast
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ from typing import Any
 
 from nextreid.version import __version__
 
-# Rooms are imported inside the commands: --help and mistakes answer before torch has loaded.
+# Rooms are imported inside the commands, so that each loads what it needs.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,10 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, KeyError, OSError, FloatingPointError) as error:
         if args.verbose > 1:
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"nextreid {args.command}: {message}", file=sys.stderr)
+        print(f"nextreid {args.command}: {_message(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _message(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if "Original Traceback" in text:  # torch wraps what a loader's worker raised
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,10 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--model", required=True, help="a name that 'nextreid models' lists, or local-dir:FOLDER")
     train.add_argument("--pretrained", action="store_true", help="start from the model's pretrained weights")
-    train.add_argument("--model-arg", nargs="+", default=[], metavar="NAME=VALUE", help="arguments of the model")
+    train.add_argument(
+        "--model-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="arguments of the model"
+    )
     _dataset_arguments(train)
     train.add_argument("--recipe", default=None, help="a named recipe (default: tiny for *_tiny models, else next)")
-    train.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the recipe to change")
+    train.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="fields of the recipe to change"
+    )
     train.add_argument("--out", type=Path, required=True, help="run folder")
     train.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
     train.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
@@ -88,12 +99,15 @@ def _parser() -> argparse.ArgumentParser:
         "eval",
         _eval,
         "Evaluate a trained model under a protocol, with its captions and without.",
-        epilog="example:\n  nextreid eval runs/rgbnt201/last --dataset rgbnt201 --root data \\\n      --captions captions/RGBNT201",
+        epilog="example:\n  nextreid eval runs/rgbnt201/last --dataset rgbnt201 --root data \\\n"
+        "      --captions captions/RGBNT201",
     )
     evaluation.add_argument("checkpoint", help="checkpoint folder (config.json and model.safetensors)")
     _dataset_arguments(evaluation)
     evaluation.add_argument("--protocol", default=None, help="a named protocol (default: the data set's own)")
-    evaluation.add_argument("--missing", nargs="+", default=[], metavar="MODALITY", help="modalities to hide at test")
+    evaluation.add_argument(
+        "--missing", nargs="+", action="extend", default=[], metavar="MODALITY", help="modalities to hide at test"
+    )
     evaluation.add_argument("--no-text", action="store_true", help="only without captions")
     evaluation.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the numbers here")
     _run_arguments(evaluation)
@@ -123,7 +137,9 @@ def _dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="name of a data set: rgbnt201, msvr310, synthetic-persons")
     parser.add_argument("--root", type=Path, default=None, help="its folder, or the folder that holds it")
     parser.add_argument("--captions", type=Path, default=None, help="folder with {train,test}_{RGB,NI,TI}.json")
-    parser.add_argument("--dataset-arg", nargs="+", default=[], metavar="NAME=VALUE", help="further arguments of it")
+    parser.add_argument(
+        "--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="further arguments of it"
+    )
 
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,18 +148,26 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
 
 
-def _pairs(items: Sequence[str], option: str) -> dict[str, Any]:
-    """``["epochs=3", "name=x"]`` to a table; values are JSON where they parse as JSON, else text."""
+def _pairs(items: Sequence[str], option: str, reserved: Sequence[str] = ()) -> dict[str, Any]:
+    """``["epochs=3", "name=x"]`` to a table; values are JSON or Python literals, else text."""
     table: dict[str, Any] = {}
     for item in items:
         name, sign, value = item.partition("=")
         if not sign or not name:
             raise ValueError(f"{option} takes NAME=VALUE pairs, got {item!r}")
-        try:
-            table[name] = json.loads(value)
-        except json.JSONDecodeError:
-            table[name] = value
+        if name in reserved:
+            raise ValueError(f"{name!r} is an option of its own and cannot be set by {option}")
+        table[name] = _value(value)
     return table
+
+
+def _value(text: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
 
 
 def _device(name: str | None) -> str:
@@ -152,8 +176,8 @@ def _device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return name
 
@@ -161,7 +185,7 @@ def _device(name: str | None) -> str:
 def _load_dataset(args: argparse.Namespace) -> Any:
     from nextreid.data import load_dataset
 
-    options = _pairs(args.dataset_arg, "--dataset-arg")
+    options = _pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions"))
     return load_dataset(args.dataset, args.root, captions=args.captions, **options)
 
 
@@ -180,14 +204,21 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    import torch
+
     import nextreid
     from nextreid.engine import get_recipe, train
 
-    name = args.recipe or ("tiny" if args.model.split(".")[0].endswith("_tiny") else "next")
-    recipe = get_recipe(name, **_pairs(args.set, "--set"))
+    options = _pairs(args.model_arg, "--model-arg", reserved=("model_name", "pretrained"))
+    changes = _pairs(args.set, "--set")
     device = _device(args.device)
+    seed = changes.get("seed", 0)
+    if isinstance(seed, int):
+        torch.manual_seed(seed)  # the first weights are part of the run
+    model = nextreid.create_model(args.model, pretrained=args.pretrained, **options)
+    tiny = model.pretrained_cfg.architecture.endswith("_tiny")
+    recipe = get_recipe(args.recipe or ("tiny" if tiny else "next"), **changes)
     dataset = _load_dataset(args)
-    model = nextreid.create_model(args.model, pretrained=args.pretrained, **_pairs(args.model_arg, "--model-arg"))
     report = train(model, dataset, recipe, args.out, resume=args.resume, device=device, progress=not args.no_progress)
     last, best = report.last or {}, report.best or {}
     for title, row in (("last epoch", last), ("best epoch (chosen on these very numbers)", best)):
@@ -200,6 +231,8 @@ def _eval(args: argparse.Namespace) -> None:
     from nextreid.engine import evaluate
 
     device = _device(args.device)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     dataset = _load_dataset(args)
     model = _load_model(args.checkpoint)
     rows = []

@@ -76,7 +76,9 @@ def extract(
     """
     folder = Path(out)
     if (folder / EMBEDDINGS).exists() and not overwrite:
-        raise FileExistsError(f"{folder / EMBEDDINGS} exists; take another folder or pass overwrite=True")
+        raise FileExistsError(
+            f"{folder / EMBEDDINGS} exists; take another folder, or replace them (overwrite=True, --overwrite)"
+        )
     samples = _read(source, tuple(model.modalities)) if isinstance(source, str | Path) else list(source)
     keys = [sample.key for sample in samples]
     if len(set(keys)) < len(keys):

@@ -84,7 +84,7 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> None:
     """
     path = folder / RECIPE
     if not resume and any((folder / name).exists() for name in (RECIPE, STATE, LAST, BEST)):
-        raise FileExistsError(f"{folder} has a run already; pass resume=True to continue it or take another folder")
+        raise FileExistsError(f"{folder} has a run already; continue it (resume=True, --resume) or take another folder")
     if path.exists():
         before = _flatten(json.loads(path.read_text(encoding="utf-8")))
         now = _flatten(json.loads(json.dumps(described)))

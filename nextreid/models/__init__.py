@@ -2,9 +2,10 @@
 
 from . import baseline, next  # noqa: F401  (each registers its models)
 from ._base import ReIDModel, ReIDOutput
+from ._builder import build_model_with_cfg
 from ._factory import create_model
 from ._hub import load_config, load_strictly, save_model, swap_folder
-from ._pretrained import PretrainedCfg
+from ._pretrained import PretrainedCfg, generate_default_cfgs
 from ._registry import (
     get_pretrained_cfg,
     is_model,
@@ -22,7 +23,9 @@ __all__ = [
     "PretrainedCfg",
     "ReIDModel",
     "ReIDOutput",
+    "build_model_with_cfg",
     "create_model",
+    "generate_default_cfgs",
     "get_pretrained_cfg",
     "is_model",
     "list_models",

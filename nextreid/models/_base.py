@@ -61,20 +61,20 @@ class ReIDModel(nn.Module):
     def __init__(
         self,
         image_tower: str,
-        img_size: Sequence[int],
-        modalities: Sequence[str],
-        embed_dim: int | None,
-        share_image_tower: bool,
-        num_cameras: int,
-        drop_path: float,
-        image_tower_args: dict[str, Any] | None,
+        img_size: Sequence[int] = (256, 128),
+        modalities: Sequence[str] = ("rgb", "nir", "tir"),
+        embed_dim: int | None = 512,
+        share_image_tower: bool = True,
+        num_cameras: int = 0,
+        drop_path: float = 0.0,
+        image_tower_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.modalities = tuple(modalities)
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ValueError(f"modalities must be one or more distinct names, got {list(self.modalities)}")
-        if len(img_size) != 2:
-            raise ValueError(f"img_size is (height, width) in pixels, got {tuple(img_size)}")
+        if not isinstance(img_size, Sequence) or isinstance(img_size, str) or len(img_size) != 2:
+            raise ValueError(f"img_size is (height, width) in pixels, got {img_size!r}")
         size = (int(img_size[0]), int(img_size[1]))
 
         def tower() -> ImageTower:

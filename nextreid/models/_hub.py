@@ -87,11 +87,14 @@ def load_config(folder: str | Path) -> dict[str, Any]:
             f"{folder} is no checkpoint folder: it needs {CONFIG} and {WEIGHTS}, {CONFIG} is missing"
         )
     try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or "architecture" not in config:
         raise ValueError(f"{path} names no architecture; it was not written by nextreid")
+    for key in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(key, {}), dict):
+            raise ValueError(f"{path}: {key!r} is a {type(config[key]).__name__}, expected a table of names and values")
     return config
 
 

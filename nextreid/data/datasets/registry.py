@@ -76,6 +76,8 @@ def load_dataset(
     except TypeError as error:
         raise ValueError(f"data set {name!r}: {error}; it takes {', '.join(signature.parameters)}") from error
     dataset = _readers[name](**given)
+    # What a made set says of itself is no surprise; what a reader found in files may be one.
+    level = logging.WARNING if root is not None else logging.INFO
     for note in dataset.notes:
-        _logger.warning("%s: %s", name, note)
+        _logger.log(level, "%s: %s", name, note)
     return dataset
