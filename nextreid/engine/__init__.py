@@ -4,7 +4,6 @@ from .checkpoint import write_json
 from .conditions import with_caption_quality
 from .evaluate import EvaluationReport, embed_samples, evaluate
 from .extract import Extraction, extract
-from .pretrain import pretrain_towers
 from .recipe import RECIPES, Recipe, get_recipe
 from .run_folder import TrainReport
 from .train import train
@@ -19,7 +18,6 @@ __all__ = [
     "evaluate",
     "extract",
     "get_recipe",
-    "pretrain_towers",
     "train",
     "with_caption_quality",
     "write_json",
