@@ -265,7 +265,7 @@ def test_the_callers_generators_and_workers_change_nothing(build, dataset, recip
 
 
 def test_training_learns(build, dataset, recipe, tmp_path):
-    longer = replace(recipe, epochs=8, eval_every=0)
+    longer = replace(recipe, epochs=12, eval_every=0)
     report = train(build("baseline_tiny"), dataset, longer, tmp_path / "run", progress=False)
     assert report.last["loss"]["total"] < 0.8 * report.history[0]["loss"]["total"]
     assert report.best is None and not (tmp_path / "run" / "best").exists()
