@@ -223,7 +223,8 @@ class ReIDModel(nn.Module):
             images: ``(B, M, 3, H, W)``, normalised.
             text: Captions: features ``(B, M, D)``, features per expert ``(B, E_t, M, D)``, or the captions themselves
                 (see `encode_text`), which every expert then reads whole; None for none.
-            present: Which modalities exist, bool ``(B, M)``; None for all.
+            present: Which modalities exist, bool ``(B, M)``; None for all. A sample without any has the zero embedding
+                (evaluation and extraction refuse such samples by name).
             camid: Cameras ``(B,)``; None or negative for unknown.
 
         Returns:
