@@ -229,6 +229,7 @@ def _report(
     masks: Image,
 ) -> None:
     size, generator = metrics["size"], metrics["generator"]
+    height, width = generator["img_size"]
     note = (
         f"{size['num_test']} identities that training never saw; protocol {metrics['protocol']}: "
         "a query ignores its own identity's pictures from its own camera. One seed. The text tower is random, since no "
@@ -256,7 +257,7 @@ def _report(
     ]
     facts = {
         "seed": metrics["seed"],
-        "generator": f"synthetic-persons, version {generator['version']}, {generator['img_size']} pixels",
+        "generator": f"synthetic-persons, version {generator['version']}, {height}x{width} pixels",
         "identities": f"{size['num_train']} training, {size['num_test']} test",
         "recipe": f"{metrics['recipe']['name']}, {metrics['recipe']['epochs']} epochs for each model",
         **metrics["versions"],

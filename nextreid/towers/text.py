@@ -1,6 +1,5 @@
 """Captions to features: open_clip's text transformer and tokenizer, frozen."""
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
-
-_logger = logging.getLogger(__name__)
 
 CONTEXT = 77
 _LENGTHS = (16, 32, 48, 64, CONTEXT)

@@ -38,26 +38,7 @@ LOWER_COLORS: Menu = {
 HAIR_LENGTHS: Menu = {"short": 0.62, "medium": 0.25, "long": 0.13}
 HAIR_STYLES: Menu = {"straight": 0.92, "curly": 0.05, "wavy": 0.03}
 FOOTWEAR: Menu = {"sneakers": 0.80, "boots": 0.12, "sandals": 0.06, "heels": 0.02}
-FOOTWEAR_STYLES: Menu = {"casual": 0.80, "athletic": 0.17, "formal": 0.03}
 HELD: Menu = {"none": 0.80, "phone": 0.12, "bottle": 0.03, "umbrella": 0.03, "book": 0.02}
-
-LASTING: tuple[str, ...] = (
-    "gender",
-    "age",
-    "upper_clothing",
-    "upper_clothing_color",
-    "lower_clothing",
-    "lower_clothing_color",
-    "hair_length",
-    "hair_style",
-    "footwear",
-    "footwear_style",
-    "glasses",
-    "handbag",
-    "backpack",
-    "suitcase",
-)
-"""Attributes that belong to the identity; view, light and held things belong to the moment."""
 
 
 def pick(rng: np.random.Generator, menu: Menu, without: tuple[str, ...] = ()) -> str:
@@ -87,7 +68,7 @@ def draw_attributes(rng: np.random.Generator) -> dict[str, str]:
         rng: Generator of this identity's (or pair of twins') attributes.
 
     Returns:
-        One value for each name of `LASTING`; with a dress there is no lower garment (``""``).
+        Attributes that last, by name; view, light and held things belong to the moment. With a dress there is no lower garment (``""``).
     """
     gender = pick(rng, GENDERS)
     woman = gender == "female"
