@@ -68,7 +68,8 @@ def draw_attributes(rng: np.random.Generator) -> dict[str, str]:
         rng: Generator of this identity's (or pair of twins') attributes.
 
     Returns:
-        Attributes that last, by name; view, light and held things belong to the moment. With a dress there is no lower garment (``""``).
+        Attributes that last, by name; view, light and held things belong to the moment. With a dress there is no lower
+        garment (``""``).
     """
     gender = pick(rng, GENDERS)
     woman = gender == "female"
