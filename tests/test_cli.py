@@ -102,9 +102,7 @@ def test_what_does_not_parse_is_refused_with_the_usage(words, capsys):
 
 
 def test_version_through_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "nextreid.cli", "--version"], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-m", "nextreid", "--version"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, f"nextreid {nextreid.__version__}")
 
 
@@ -208,7 +206,7 @@ def test_eval_without_captions_in_the_data_prints_one_line(trained, run):
 
 
 def test_eval_through_the_interpreter(trained):
-    words = [sys.executable, "-m", "nextreid.cli", "eval", str(trained / "last"), *DATA, "--device", "cpu"]
+    words = [sys.executable, "-m", "nextreid", "eval", str(trained / "last"), *DATA, "--device", "cpu"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert [NUMBERS.match(line) is not None for line in done.stdout.splitlines()] == [True, True]
@@ -416,7 +414,7 @@ def test_sources_that_are_none(trained, tmp_path, mistake):
 
 
 def test_a_mistake_through_the_interpreter_is_status_2(tmp_path):
-    words = [sys.executable, "-m", "nextreid.cli", "models", "resnet*"]
+    words = [sys.executable, "-m", "nextreid", "models", "resnet*"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "") and "resnet*" in done.stderr and "Traceback" not in done.stderr
 

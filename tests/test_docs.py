@@ -10,6 +10,7 @@ import pytest
 
 import nextreid
 from nextreid import cli
+from nextreid.cli.arguments import pairs
 from nextreid.data import PersonsConfig, list_datasets
 from nextreid.data.datasets import registry as datasets_registry
 from nextreid.engine import RECIPES, Recipe, get_recipe
@@ -89,11 +90,11 @@ def test_shell_blocks_parse_and_name_what_exists(path):
 def check(args: Namespace):
     if args.command in ("train", "eval"):
         assert args.dataset in list_datasets()
-        cli._pairs(args.dataset_arg, "--dataset-arg")
+        pairs(args.dataset_arg, "--dataset-arg")
     if args.command == "train":
         assert ":" in args.model or nextreid.is_model(args.model)
-        get_recipe(args.recipe or "next", **cli._pairs(args.set, "--set"))
-        cli._pairs(args.model_arg, "--model-arg")
+        get_recipe(args.recipe or "next", **pairs(args.set, "--set"))
+        pairs(args.model_arg, "--model-arg")
     if args.command == "eval" and args.protocol:
         get_protocol(args.protocol)
     if args.command == "models":

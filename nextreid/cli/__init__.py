@@ -1,0 +1,72 @@
+"""The command line: parse, call the rooms, print."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from nextreid.version import __version__
+
+from . import demo, evaluate, extract, models, train
+
+# Rooms are imported inside the commands, so that each loads what it needs.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit status: 0, or 2 for a mistake that the message explains."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    level = logging.DEBUG if args.verbose > 1 else logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; that is no mistake.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, KeyError, OSError, FloatingPointError) as error:
+        if args.verbose > 1:
+            raise
+        print(f"nextreid {args.command}: {_message(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _message(error: Exception) -> str:
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if "Original Traceback" in text:  # torch wraps what a loader's worker raised
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nextreid",
+        description="Multi-modal object re-identification: RGB, near-infrared and thermal pictures with captions.",
+        epilog="'nextreid COMMAND --help' says what a command takes. 'nextreid demo' needs nothing.",
+    )
+    parser.add_argument("--version", action="version", version=f"nextreid {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for tracebacks")
+
+    def command(name: str, run: Any, help: str, **kwargs: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help,
+            parents=[common],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **kwargs,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    for module in (demo, train, evaluate, extract, models):
+        module.add(command)
+    return parser

@@ -1,0 +1,87 @@
+"""What several commands share: arguments, values from text, data sets, models and devices by name."""
+
+import argparse
+import ast
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a data set."""
+    parser.add_argument("--dataset", required=True, help="name of a data set: rgbnt201, msvr310, synthetic-persons")
+    parser.add_argument("--root", type=Path, default=None, help="its folder, or the folder that holds it")
+    parser.add_argument("--captions", type=Path, default=None, help="folder with {train,test}_{RGB,NI,TI}.json")
+    parser.add_argument(
+        "--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="further arguments of it"
+    )
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of embedding: batch size, workers, device."""
+    parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load pictures (default: %(default)s)")
+    parser.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
+
+
+def pairs(items: Sequence[str], option: str, reserved: Sequence[str] = ()) -> dict[str, Any]:
+    """``["epochs=3", "name=x"]`` to a table; values are JSON or Python literals, else text."""
+    table: dict[str, Any] = {}
+    for item in items:
+        name, sign, value = item.partition("=")
+        if not sign or not name:
+            raise ValueError(f"{option} takes NAME=VALUE pairs, got {item!r}")
+        if name in reserved:
+            raise ValueError(f"{name!r} is an option of its own and cannot be set by {option}")
+        table[name] = _value(value)
+    return table
+
+
+def _value(text: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def pick_device(name: str | None) -> str:
+    """Return the device to use: the named one if it works here, else ValueError; None takes CUDA where there is one."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def dataset_of(args: argparse.Namespace) -> Any:
+    """Load the data set that the options of `dataset_arguments` name."""
+    from nextreid.data import load_dataset
+
+    options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions"))
+    return load_dataset(args.dataset, args.root, captions=args.captions, **options)
+
+
+def load_model(name: str) -> Any:
+    """Load a checkpoint folder, a hub name or a registered model with its weights."""
+    import nextreid
+
+    known = nextreid.is_model(name) and not Path(name).exists()
+    remote = name.startswith(("local-dir:", "hf-hub:"))
+    return nextreid.create_model(name if known or remote else f"local-dir:{name}", pretrained=True)
+
+
+def numbers_line(row: dict[str, Any]) -> str:
+    """Return one line with the measures of a result and the conditions they hold under."""
+    numbers = "  ".join(f"{name} {100 * row[name]:.1f}" for name in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"))
+    missing = f", without {', '.join(row['missing'])}" if row.get("missing") else ""
+    return (
+        f"{numbers}  [protocol {row['protocol']}, {'with' if row['text'] else 'no'} captions at test{missing}, "
+        f"{row['valid_queries']} of {row['queries']} queries valid]"
+    )

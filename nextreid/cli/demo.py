@@ -1,0 +1,20 @@
+"""``nextreid demo``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(command: Any) -> None:
+    """Add the command to the parser."""
+    demo = command("demo", run, "Train and measure NEXT and its control on made-up persons, with pictures.")
+    demo.add_argument("--out", type=Path, default=Path("nextreid-demo"), help="folder to write (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="of the data and the training (default: %(default)s)")
+    demo.add_argument("--smoke", action="store_true", help="the smallest form: every step, seconds, useless numbers")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from nextreid.engine.demo import run_demo
+
+    run_demo(args.out, seed=args.seed, smoke=args.smoke, say=print)

@@ -1,0 +1,44 @@
+"""``nextreid extract``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .arguments import load_model, pick_device, run_arguments
+
+
+def add(command: Any) -> None:
+    """Add the command to the parser."""
+    extraction = command(
+        "extract",
+        run,
+        "Embed pictures: write embeddings.safetensors and index.csv.",
+        epilog="SOURCE is a CSV manifest (columns pid, camid, rgb, nir, tir, caption_rgb, ...; paths beside it), or a\n"
+        "folder with one folder of pictures per modality: SOURCE/rgb/a.jpg, SOURCE/nir/a.jpg, ...",
+    )
+    extraction.add_argument("checkpoint", help="checkpoint folder, or the name of a model with pretrained weights")
+    extraction.add_argument("source", type=Path, help="folder or manifest, see below")
+    extraction.add_argument("--out", type=Path, required=True, help="folder to write")
+    extraction.add_argument("--no-text", action="store_true", help="do not read captions")
+    extraction.add_argument("--raw", action="store_true", help="do not make the embeddings unit vectors")
+    extraction.add_argument("--overwrite", action="store_true", help="replace embeddings that are there")
+    run_arguments(extraction)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from nextreid.engine import extract
+
+    device = pick_device(args.device)
+    done = extract(
+        load_model(args.checkpoint),
+        args.source,
+        args.out,
+        text=not args.no_text,
+        normalize=not args.raw,
+        overwrite=args.overwrite,
+        batch_size=args.batch_size,
+        device=device,
+        workers=args.workers,
+    )
+    print(f"{done.samples} embeddings of {done.dim} numbers: {done.embeddings} ({done.index.name} says whose)")
