@@ -1,15 +1,14 @@
 """The command line: parse, call the rooms, print."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nextreid.version import __version__
-
-from . import demo, evaluate, extract, models, train
 
 # Rooms are imported inside the commands, so that each loads what it needs.
 
@@ -44,6 +43,31 @@ def _message(error: Exception) -> str:
     return text
 
 
+class Commands:
+    """Adds commands to a parser, and groups of commands such as ``nextreid data check``."""
+
+    def __init__(self, parser: argparse.ArgumentParser, dest: str, common: argparse.ArgumentParser) -> None:
+        self._subparsers = parser.add_subparsers(dest=dest, required=True, metavar=dest.upper())
+        self._common = common
+
+    def __call__(
+        self, name: str, run: Callable[[argparse.Namespace], None], help: str, **kwargs: Any
+    ) -> argparse.ArgumentParser:
+        """Add a command that calls `run` with its arguments; return its parser."""
+        parser = self._add(name, help, parents=[self._common], **kwargs)
+        parser.set_defaults(run=run)
+        return parser
+
+    def group(self, name: str, help: str, **kwargs: Any) -> "Commands":
+        """Add a command that only holds others."""
+        return Commands(self._add(name, help, **kwargs), "subcommand", self._common)
+
+    def _add(self, name: str, help: str, **kwargs: Any) -> argparse.ArgumentParser:
+        return self._subparsers.add_parser(
+            name, help=help, description=help, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+        )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nextreid",
@@ -51,22 +75,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog="'nextreid COMMAND --help' says what a command takes. 'nextreid demo' needs nothing.",
     )
     parser.add_argument("--version", action="version", version=f"nextreid {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for tracebacks")
-
-    def command(name: str, run: Any, help: str, **kwargs: Any) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
-            help=help,
-            description=help,
-            parents=[common],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **kwargs,
-        )
-        sub.set_defaults(run=run)
-        return sub
-
-    for module in (demo, train, evaluate, extract, models):
-        module.add(command)
+    commands = Commands(parser, "command", common)
+    for name in ("demo", "train", "evaluate", "extract", "models", "data", "bench", "captions"):
+        try:
+            module = importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError:
+            continue
+        module.add(commands)
     return parser
