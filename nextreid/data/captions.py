@@ -1,66 +1,13 @@
-"""Captions: read the published files, split into sentences, draw subsets."""
+"""Captions in training: random subsets of the sentences, and captions of a lower quality."""
 
-import json
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from ..captions import read_captions, split_sentences
 from .keyed import keyed_rng
 
-# "(" does not open a sentence: in the published captions it carries on the one before
-_BOUNDARY = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.) (?=[A-Z0-9\[\"*-])")
-
-
-def read_captions(path: str | Path) -> dict[str, str]:
-    """Read one published caption file: a JSON list of ``{"item": file name, "description": caption}``.
-
-    Args:
-        path: The file, as NEXT (``lsh-ahu/NEXT-ReID``) and IDEA (``924973292/IDEA``) publish it.
-
-    Returns:
-        Caption by file name, in the order of the file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not such a list, or names an item twice; names the file and the entry.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no caption file {path}")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
-    if not isinstance(entries, list):
-        raise ValueError(f'{path} holds a {type(entries).__name__}, expected a list of {{"item", "description"}}')
-    captions: dict[str, str] = {}
-    for number, entry in enumerate(entries):
-        item, text = (entry.get("item"), entry.get("description")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(item, str) or not isinstance(text, str):
-            shown = json.dumps(entry, ensure_ascii=False)[:120]
-            raise ValueError(f'{path}: entry {number} needs strings "item" and "description", it is {shown}')
-        if item in captions:
-            raise ValueError(f"{path}: entry {number} names {item!r} a second time; keep one caption per picture")
-        captions[item] = text
-    return captions
-
-
-def split_sentences(caption: str) -> tuple[str, ...]:
-    """Split a caption into sentences; nothing is lost.
-
-    A sentence ends at ``.``, ``!`` or ``?`` followed by white space and a capital, digit, ``[``, ``"`` or list mark
-    (``*``, ``-``), but not after "e.g." or "i.e.". White space of any kind and length counts as one space.
-
-    Args:
-        caption: Any text.
-
-    Returns:
-        The sentences, with ``" ".join(split_sentences(c)) == " ".join(c.split())``; ``()`` for blank text.
-    """
-    text = " ".join(caption.split())
-    return tuple(_BOUNDARY.split(text)) if text else ()
+__all__ = ["draw_captions", "draw_sentences", "keep_quality", "read_captions", "split_sentences"]
 
 
 def draw_sentences(sentences: Sequence[str], rng: np.random.Generator, keep: float | None = None) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader, Dataset
 
 from .keyed import keyed_rng
-from .sample import MODALITIES, Batch, Image, Sample
+from .pictures import open_pictures
+from .sample import MODALITIES, Batch, Sample
 from .sampler import PKSampler
 
 Transform = Callable[[list[PILImage.Image | None], np.random.Generator], torch.Tensor]
@@ -73,10 +74,7 @@ class SampleDataset(Dataset[Item]):
         """
         index, epoch, slot = item if isinstance(item, tuple) else (item, 0, item)
         sample = self.samples[index]
-        pictures = [
-            None if image is None else _open(image, sample.key, modality)
-            for image, modality in zip(sample.images, self.modalities, strict=True)
-        ]
+        pictures = open_pictures(sample.images, sample.key, self.modalities)
         return Item(
             images=self.transform(pictures, keyed_rng("augment", self.seed, epoch, slot, sample.key)),
             present=tuple(picture is not None for picture in pictures),
@@ -158,22 +156,3 @@ def make_loader(
         # without one of its own the loader would draw from, and so advance, torch's global generator
         generator=torch.Generator(),
     )
-
-
-def _open(image: Image, key: str, modality: str) -> PILImage.Image:
-    try:
-        if isinstance(image, np.ndarray):
-            picture = PILImage.fromarray(image)
-        else:
-            with PILImage.open(image) as file:
-                picture = file.copy()
-    except Exception as error:
-        where = "the array" if isinstance(image, np.ndarray) else str(image)
-        raise ValueError(f"cannot read {where}, the {modality} picture of sample {key!r}: {error}") from error
-    if picture.mode.startswith(("I", "F")):
-        where = "the array" if isinstance(image, np.ndarray) else str(image)
-        raise ValueError(
-            f"{where}, the {modality} picture of sample {key!r}, has more than 8 bits per channel "
-            f"(mode {picture.mode}): scale it to 8 bits first"
-        )
-    return picture

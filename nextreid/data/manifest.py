@@ -1,145 +1,215 @@
-"""Anybody's own pictures as samples: from a CSV manifest, or from one folder per modality."""
+"""Anybody's own pictures as samples, listed in a manifest: a CSV or parquet file with one row per sample."""
 
 import csv
-import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from .captions import split_sentences
+from ..captions import split_sentences
+from .pictures import Window, check_windows, picture_path, through_window
 from .sample import MODALITIES, Sample
 
-_logger = logging.getLogger(__name__)
-
 _LABELS = ("pid", "camid", "sceneid")
-_PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-_ALIASES = {"rgb": ("rgb", "vis"), "nir": ("nir", "ni"), "tir": ("tir", "ti", "th")}
+_PARQUET = (".parquet", ".pq")
 
 
-def read_manifest(path: str | Path, modalities: Sequence[str] | None = None, split: str | None = None) -> list[Sample]:
-    """Read samples from a CSV file with a header, one row per sample.
+def read_manifest(
+    path: str | Path,
+    modalities: Sequence[str] | None = None,
+    split: str | None = None,
+    window: Mapping[str, Window] | None = None,
+    *,
+    anywhere: bool = False,
+) -> list[Sample]:
+    """Read samples from a CSV file with a header, or from a parquet file, one row per sample.
 
     Columns: one per modality with the picture's path, relative to the manifest's folder (an empty cell is a missing
     modality); optional are ``pid``, ``camid``, ``sceneid`` (whole numbers, -1 or empty for unknown), ``key`` (unique;
     default: the cell of the first picture), ``split`` and ``caption_<modality>``.
 
     Args:
-        path: The CSV file, UTF-8.
+        path: The file: ``.parquet`` or ``.pq`` (needs pyarrow), else CSV in UTF-8.
         modalities: Order of the pictures; a modality without a column is missing everywhere. None takes those of
-            ``("rgb", "nir", "tir")`` that have a column.
+            ``("rgb", "nir", "tir")`` that have a column; others have to be declared here.
         split: Read only the rows with this value in column ``split``; None reads all.
+        window: Windows for pictures of more than 8 bits, by modality; see `PictureFile`.
+        anywhere: Allow absolute paths, and paths that leave the manifest's folder.
 
     Returns:
         One sample per row, in the order of the file.
 
     Raises:
-        FileNotFoundError: If the manifest or a picture is missing.
+        FileNotFoundError: If the manifest or pictures are missing; counts them.
+        ImportError: If a parquet file is read without pyarrow.
         ValueError: If a column is unknown or a cell is wrong; names the line.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no manifest {path}")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, restkey="", strict=True)
-        columns = list(rows.fieldnames or ())
-        chosen = tuple(modalities) if modalities is not None else tuple(m for m in MODALITIES if m in columns)
-        _check_columns(path, columns, chosen, split)
-        samples: dict[str, Sample] = {}
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            if "" in row or None in row.values():
-                raise ValueError(f"{where}: the row has not the {len(columns)} cells of the header")
-            if split is not None and row["split"] != split:
-                continue
-            sample = _row(where, row, chosen, path.parent)
-            if sample.key in samples:
-                raise ValueError(f"{where}: key {sample.key!r} occurs a second time; keys must be unique")
-            samples[sample.key] = sample
-    if not samples:
+    table = _Table.read(Path(path).expanduser())
+    if split is not None and "split" not in table.columns:
+        raise ValueError(f"{path} has no column 'split', so no rows with split {split!r}")
+    rows = [row for row in table.rows if split is None or row.cells["split"] == split]
+    if not rows:
         raise ValueError(f"{path} has no rows" + ("" if split is None else f" with split {split!r}"))
+    return _samples(table.path, rows, _choose(table, modalities), window, anywhere)
+
+
+def manifest_splits(
+    path: str | Path, modalities: Sequence[str] | None, window: Mapping[str, Window] | None, anywhere: bool
+) -> tuple[tuple[str, ...], dict[str, list[Sample]]]:
+    """Read a manifest as `read_manifest` does; keys need to be unique in each split only.
+
+    Returns:
+        The modalities, and the samples by the value of column ``split``; all are under ``""`` where there is none.
+    """
+    table = _Table.read(Path(path).expanduser())
+    chosen = _choose(table, modalities)
+    if not table.rows:
+        raise ValueError(f"{path} has no rows")
+    rows: dict[str, list[_Row]] = {}
+    for row in table.rows:
+        rows.setdefault(row.cells.get("split", ""), []).append(row)
+    return chosen, {split: _samples(table.path, found, chosen, window, anywhere) for split, found in rows.items()}
+
+
+class _Row(NamedTuple):
+    where: str
+    cells: dict[str, str]
+
+
+class _Table(NamedTuple):
+    path: Path
+    columns: list[str]
+    rows: list[_Row]
+
+    @classmethod
+    def read(cls, path: Path) -> "_Table":
+        if not path.is_file():
+            raise FileNotFoundError(f"no manifest {path}")
+        return cls(path, *(_read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path)))
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restkey="", strict=True)
+        columns = list(reader.fieldnames or ())
+        rows = []
+        try:
+            for cells in reader:
+                where = f"{path}, line {reader.line_num}"
+                if "" in cells or None in cells.values():
+                    raise ValueError(f"{where}: the row has not the {len(columns)} cells of the header")
+                rows.append(_Row(where, cells))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}, after line {reader.line_num}: not CSV in UTF-8: {error}") from error
+    return columns, rows
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[_Row]]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs pyarrow: pip install 'nextreid[data]', or save it as CSV") from error
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a parquet file: {error}") from error
+    columns = [str(name) for name in table.column_names]
+    values = [[_text(value) for value in column.to_pylist()] for column in table.columns]
+    cells = zip(*values, strict=True)
+    return columns, [_Row(f"{path}, row {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(cells, 1)]
+
+
+def _text(value: object) -> str:
+    """Write a cell as CSV would; a column of whole numbers with gaps comes as floats with NaN."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
+
+
+def _choose(table: _Table, modalities: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the modalities to read, after a look at the columns."""
+    path, columns = table.path, table.columns
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise ValueError(f"{path}: columns {twice} occur more than once")
+    chosen = tuple(m for m in MODALITIES if m in columns) if modalities is None else tuple(modalities)
+    known = {*_LABELS, "key", "split"}
+    for modality in (*MODALITIES, *chosen):
+        known |= {modality, f"caption_{modality}"}
+    odd = [column for column in columns if column not in known]
+    if odd and modalities is None:
+        pictures = [column for column in odd if not column.startswith("caption_")] or odd
+        raise ValueError(
+            f"{path}: columns {odd} are unknown; known are {sorted(known)}. If they name pictures, declare all "
+            f"modalities in their order, such as modalities={(*chosen, *pictures)!r}; else rename or remove them"
+        )
+    if odd:
+        raise ValueError(f"{path}: columns {odd} are unknown; with modalities {chosen} known are {sorted(known)}")
+    if not set(chosen) & set(columns):
+        raise ValueError(f"{path} has no column for a modality {chosen or MODALITIES}; its columns are {columns}")
+    return chosen
+
+
+def _samples(
+    path: Path,
+    rows: Iterable[_Row],
+    modalities: tuple[str, ...],
+    window: Mapping[str, Window] | None,
+    anywhere: bool,
+) -> list[Sample]:
+    windows = check_windows(window, modalities)
+    samples: dict[str, Sample] = {}
+    missing = []
+    for where, cells in rows:
+        sample = _sample(where, cells, path.parent, modalities, windows, anywhere)
+        if sample.key in samples:
+            raise ValueError(f"{where}: key {sample.key!r} occurs a second time; keys must be unique")
+        samples[sample.key] = sample
+        for modality, image in zip(modalities, sample.images, strict=True):
+            file = picture_path(image) if image is not None else None
+            if file is not None and not file.is_file():
+                missing.append(f"{where}: no {modality} picture {file}")
+    if missing:
+        more = f"\n… and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise FileNotFoundError(f"{len(missing)} pictures are missing\n" + "\n".join(missing[:5]) + more)
     return list(samples.values())
 
 
-def read_folder(root: str | Path, modalities: Sequence[str] = MODALITIES) -> list[Sample]:
-    """Read unlabelled samples from one folder per modality: ``root/{rgb,nir,tir}/name.jpg``.
-
-    Pictures with one stem (the file name without its ending) are one sample. Folder names may be in upper or lower
-    case; "vis" stands for rgb, "ni" for nir, "ti" and "th" for tir. A modality without a folder, or without this
-    picture, is missing; how many are is logged.
-
-    Args:
-        root: Folder of the folders.
-        modalities: Order of the pictures.
-
-    Returns:
-        Samples sorted by key (the name of the first picture), with pid, camid and sceneid -1.
-
-    Raises:
-        FileNotFoundError: If there is none of the folders.
-        ValueError: If two folders stand for one modality, two pictures have one stem, or there is no picture.
-    """
-    root = Path(root).expanduser()
-    layout = f"{root}/{{{','.join(modalities)}}}/name.jpg"
-    if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}; expected {layout}")
-    names = {m: _ALIASES.get(m.lower(), (m.lower(),)) for m in modalities}
-    folders = {m: sorted(f for f in root.iterdir() if f.is_dir() and f.name.lower() in names[m]) for m in modalities}
-    if not any(folders.values()):
-        found = sorted(entry.name for entry in root.iterdir())[:5]
-        raise FileNotFoundError(f"none of the folders {layout} (found {', '.join(found) or 'nothing'} in {root})")
-    pictures: dict[str, dict[str, Path]] = {m: {} for m in modalities}
-    for modality, places in folders.items():
-        if len(places) > 1:
-            raise ValueError(f"{root} has {len(places)} folders for {modality}: {', '.join(f.name for f in places)}")
-        for file in sorted(file for place in places for file in place.iterdir()):
-            if file.suffix.lower() in _PICTURES:
-                if file.stem in pictures[modality]:
-                    raise ValueError(f"{file} and {pictures[modality][file.stem].name} have one stem: rename one")
-                pictures[modality][file.stem] = file
-    stems = {stem for column in pictures.values() for stem in column}
-    if not stems:
-        raise ValueError(f"no pictures ({', '.join(sorted(_PICTURES))}) in {layout}")
-    samples = []
-    for stem in stems:
-        images = tuple(pictures[m].get(stem) for m in modalities)
-        samples.append(Sample(next(image.name for image in images if image), -1, -1, -1, images))
-    for modality, column in pictures.items():
-        if len(column) < len(stems):
-            _logger.warning("%s: %d of %d samples lack %s", root, len(stems) - len(column), len(stems), modality)
-    return sorted(samples, key=lambda sample: sample.key)
-
-
-def _check_columns(path: Path, columns: list[str], modalities: tuple[str, ...], split: str | None) -> None:
-    if not set(modalities) & set(columns):
-        raise ValueError(f"{path} has no column for a modality {modalities or MODALITIES}; its columns are {columns}")
-    known = {*_LABELS, "key", "split", *MODALITIES, *modalities}
-    known |= {f"caption_{m}" for m in (*MODALITIES, *modalities)}
-    if len(set(columns)) < len(columns) or not set(columns) <= known:
-        odd = [c for c in columns if c not in known or columns.count(c) > 1]
-        raise ValueError(f"{path}: columns {odd} are unknown or double; known are {sorted(known)}")
-    if split is not None and "split" not in columns:
-        raise ValueError(f"{path} has no column 'split', so no rows with split {split!r}")
-
-
-def _row(where: str, row: dict[str, str], modalities: tuple[str, ...], folder: Path) -> Sample:
-    images = tuple(folder / row[m] if row.get(m) else None for m in modalities)
-    for modality, image in zip(modalities, images, strict=True):
-        if image is not None and not image.is_file():
-            raise FileNotFoundError(f"{where}: no {modality} picture {image}")
-    first = next((row[m] for m in modalities if row.get(m)), None)
-    if first is None:
+def _sample(
+    where: str,
+    cells: dict[str, str],
+    folder: Path,
+    modalities: tuple[str, ...],
+    windows: Mapping[str, Window],
+    anywhere: bool,
+) -> Sample:
+    paths = [cells.get(modality) or "" for modality in modalities]
+    for given in paths:
+        inside = os.path.normpath(given)
+        if not anywhere and (os.path.isabs(given) or inside.split(os.sep)[0] == os.pardir):
+            raise ValueError(
+                f"{where}: picture {given!r} is not below the manifest's folder {folder}; with anywhere=True such "
+                "paths are followed"
+            )
+    if not any(paths):
         raise ValueError(f"{where}: the row names no picture")
     labels = {}
     for column in _LABELS:
         try:
-            labels[column] = int(row.get(column) or -1)
+            labels[column] = int(cells.get(column) or -1)
         except ValueError:
-            raise ValueError(f"{where}: {column} must be a whole number, got {row[column]!r}") from None
-    captions = tuple(split_sentences(row.get(f"caption_{m}") or "") for m in modalities)
+            raise ValueError(f"{where}: {column} must be a whole number, got {cells[column]!r}") from None
+    captions = tuple(split_sentences(cells.get(f"caption_{modality}") or "") for modality in modalities)
     return Sample(
-        key=row.get("key") or first,
+        key=cells.get("key") or next(given for given in paths if given),
         pid=labels["pid"],
         camid=labels["camid"],
         sceneid=labels["sceneid"],
-        images=images,
+        images=tuple(
+            through_window(folder / given, windows.get(modality)) if given else None
+            for modality, given in zip(modalities, paths, strict=True)
+        ),
         captions=captions if any(captions) else (),
     )

@@ -1,16 +1,16 @@
 """The three records that flow from readers to models: one sample, one batch, one data set."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 
-MODALITIES: tuple[str, ...] = ("rgb", "nir", "tir")
+from .pictures import Image, OnError, PictureFile, picture_path, screen_splits
 
-Image: TypeAlias = Path | np.ndarray
+MODALITIES: tuple[str, ...] = ("rgb", "nir", "tir")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class Sample:
         pid: Identity, or -1 when unknown.
         camid: Camera counted from 0, or -1 when unknown.
         sceneid: Scene, or -1 when the set has none.
-        images: One per modality, each a file or a ``(H, W, 3)`` or ``(H, W)`` uint8 array, None where missing.
+        images: One per modality, each a file, a `PictureFile`, or a ``(H, W, 3)`` or ``(H, W)`` uint8 array; None
+            where missing.
         captions: One tuple of sentences per modality; ``()`` means no captions at all, an inner ``()`` that this
             modality has none.
         truth: What a synthetic set knows about the picture (attributes, visibility, part map).
@@ -91,7 +92,7 @@ class ReIDDataset:
     Attributes:
         name: Registered name, such as ``"rgbnt201"``.
         modalities: Order of the pictures in every sample.
-        object_type: What is re-identified.
+        object_type: What is re-identified, such as ``"person"`` or ``"vehicle"``.
         protocol: Name of the evaluation protocol.
         train: Training samples.
         query: Query samples.
@@ -101,7 +102,7 @@ class ReIDDataset:
 
     name: str
     modalities: tuple[str, ...]
-    object_type: Literal["person", "vehicle"]
+    object_type: str
     protocol: str
     train: tuple[Sample, ...]
     query: tuple[Sample, ...]
@@ -115,8 +116,61 @@ class ReIDDataset:
             ``{split: {"samples", "ids", "cameras", "scenes", "pictures", "captions"}}`` for the splits train,
             query and gallery; the last two are dictionaries from modality to a count.
         """
-        splits = {"train": self.train, "query": self.query, "gallery": self.gallery}
-        return {split: _count(samples, self.modalities) for split, samples in splits.items()}
+        return {split: _count(samples, self.modalities) for split, samples in self._splits().items()}
+
+    def screened(self, on_error: OnError) -> "ReIDDataset":
+        """Return the set after every picture was decoded once, without those that cannot be read.
+
+        Args:
+            on_error: ``"raise"``, ``"skip"`` or ``"mask"``, see `screen_pictures`.
+
+        Returns:
+            The same set where nothing is wrong, else one whose notes say what was done.
+
+        Raises:
+            ValueError: If a picture is bad and `on_error` is "raise".
+        """
+        (train, query, gallery), notes = screen_splits(self._splits(), self.modalities, on_error)
+        if not notes:
+            return self
+        return replace(self, train=train, query=query, gallery=gallery, notes=(*self.notes, *notes))
+
+    def digest(self) -> str:
+        """Return a fingerprint of what is read, the same wherever the files lie.
+
+        It covers the modalities and, split by split and in order, every sample's key, labels, captions, which
+        pictures it has, and each picture's size in bytes, crop and window (of arrays: their values). Two sets of one
+        fingerprint train and score alike unless files of one size differ in content.
+
+        Returns:
+            16 hexadecimal digits.
+
+        Raises:
+            FileNotFoundError: If a picture is gone.
+        """
+        state = hashlib.blake2b(digest_size=8)
+        state.update(repr(self.modalities).encode())
+        for split, samples in self._splits().items():
+            state.update(f"\n{split} {len(samples)}".encode())
+            for s in samples:
+                # ascii, not repr: which characters repr escapes depends on the interpreter's Unicode version
+                state.update(ascii((s.key, s.pid, s.camid, s.sceneid, s.captions)).encode())
+                for image in s.images:
+                    state.update(_fingerprint(image))
+        return state.hexdigest()
+
+    def _splits(self) -> dict[str, Sequence[Sample]]:
+        return {"train": self.train, "query": self.query, "gallery": self.gallery}
+
+
+def _fingerprint(image: Image | None) -> bytes:
+    if isinstance(image, np.ndarray):
+        return f"array {image.shape} {image.dtype} ".encode() + np.ascontiguousarray(image).tobytes()
+    path = picture_path(image) if image is not None else None
+    if path is None:
+        return b"none"
+    part = (image.box, image.window) if isinstance(image, PictureFile) else (None, None)
+    return f"file {path.stat().st_size} {part}".encode()
 
 
 def _count(samples: Sequence[Sample], modalities: tuple[str, ...]) -> dict[str, Any]:

@@ -15,24 +15,41 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
     chunks of K (a remainder is left out in this epoch; an identity with fewer than K samples gives one chunk drawn
     with replacement); then P random identities that still have a chunk give one each, until fewer than P are left.
 
-    The batches are a function of (`pids`, seed, epoch). Items are ``(index, epoch, slot)``, where slot counts the
-    drawn instances of the epoch, so that a sample drawn twice is augmented twice.
+    The batches are a function of (`pids`, seed, epoch). Of R processes each gets P / R whole identities of every batch,
+    and all get the same number of batches. Items are ``(index, epoch, slot)``, where slot counts the drawn instances of
+    the epoch, so that a sample drawn twice is augmented twice.
 
     Args:
         pids: Identity of each sample.
         num_ids: P, identities per batch.
         num_instances: K, instances of each.
         seed: Seed of the run.
+        rank: Which of the processes this one is, counted from 0.
+        world_size: Number of processes R that share each batch.
 
     Raises:
-        ValueError: If P or K is too small for triplets, an identity is unknown (-1), or there are fewer than P.
+        ValueError: If P or K is too small for triplets, R does not divide P, an identity is unknown (-1), or there are
+            fewer than P.
     """
 
-    def __init__(self, pids: Sequence[int] | np.ndarray, num_ids: int, num_instances: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        pids: Sequence[int] | np.ndarray,
+        num_ids: int,
+        num_instances: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         if num_ids < 2 or num_instances < 1:
             raise ValueError(
                 f"PKSampler needs num_ids >= 2 (a triplet needs two identities) and num_instances >= 1, "
                 f"got num_ids={num_ids}, num_instances={num_instances}"
+            )
+        if num_ids % world_size:
+            raise ValueError(
+                f"num_ids={num_ids} identities of a batch cannot be shared by {world_size} processes: set num_ids to a "
+                f"multiple of {world_size}, or start another number of processes"
             )
         indices: dict[int, list[int]] = {}
         for index, pid in enumerate(pids):
@@ -46,8 +63,9 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
             )
         self.num_ids = num_ids
         self.num_instances = num_instances
-        self.batch_size = num_ids * num_instances
+        self.batch_size = num_ids * num_instances // world_size  # samples of a batch in this process
         self.seed = seed
+        self._own = slice(rank * self.batch_size, (rank + 1) * self.batch_size)
         self._indices = [np.array(indices[pid]) for pid in sorted(indices)]
         self.set_epoch(0)
 
@@ -76,8 +94,8 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        """Yield lists of ``P * K`` items ``(index, epoch, slot)``, one identity after the other."""
+        """Yield this process's lists of ``P / R * K`` items ``(index, epoch, slot)``, one identity after the other."""
         epoch = self.epoch
         for number, batch in enumerate(self._batches):
-            first = number * self.batch_size
-            yield [(index, epoch, first + i) for i, index in enumerate(batch)]
+            first = number * len(batch)
+            yield [(index, epoch, first + i) for i, index in enumerate(batch)][self._own]

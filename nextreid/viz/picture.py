@@ -8,10 +8,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from nextreid.data.sample import Image as Source
+from nextreid.data.pictures import Image as Source
+from nextreid.data.pictures import open_picture
 from nextreid.data.sample import Sample
 
 Size: TypeAlias = tuple[int, int]
@@ -60,19 +60,11 @@ def size_to_draw(samples: Sequence[Sample], longest: int) -> Size:
     raise ValueError(f"none of {len(samples)} samples has a picture to draw")
 
 
-def open_picture(source: Source) -> Image.Image:
-    """Open a file or an array as RGB."""
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source).convert("RGB")
-    with Image.open(source) as file:
-        return file.convert("RGB")
-
-
 def draw_picture(source: Source | None, size: Size) -> Image.Image:
     """Return a picture squashed to `size` as a model sees it, or a hatched placeholder where it is missing."""
     if source is None:
         return hatched(size)
-    picture = open_picture(source)
+    picture = open_picture(source).convert("RGB")
     enlarged = size[0] >= picture.width and size[1] >= picture.height
     return picture.resize(size, Image.Resampling.BICUBIC if enlarged else Image.Resampling.LANCZOS)
 

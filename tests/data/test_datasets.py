@@ -3,11 +3,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trees
 
-from nextreid.data import ReIDDataset, list_datasets, load_dataset, read_captions, register_dataset
+from nextreid.data import ReIDDataset, list_datasets, load_dataset, register_dataset
 from nextreid.data.datasets import registry
 
 Writer = Callable[..., Path]
+NAMES = (("RGB", "rgb"), ("NI", "nir"), ("TI", "tir"))
 
 
 def ids(samples: tuple) -> int:
@@ -69,15 +71,6 @@ def test_modalities_are_paired_by_name_never_by_position(write_rgbnt201: Writer)
         "train: 1 of 5 samples lack rgb: 000040_cam1_0_21.jpg",
         "train: 1 of 5 samples lack nir: 000009_cam3_1_00.jpg",
     )
-
-
-def test_the_order_of_the_listing_changes_nothing(write_msvr310: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = write_msvr310()
-    (home / "bounding_box_test" / "0030" / "ni" / "notes.txt").touch()
-    listing = Path.iterdir
-    expected = load_dataset("msvr310", home)
-    monkeypatch.setattr(Path, "iterdir", lambda self: iter(sorted(listing(self), reverse=True)))
-    assert load_dataset("msvr310", home) == expected
 
 
 def test_unknown_names_are_left_out_and_noted(write_rgbnt201: Writer, write_msvr310: Writer, caplog) -> None:
@@ -190,9 +183,36 @@ def test_captions_of_another_set_are_refused(write_rgbnt201: Writer, write_capti
         ValueError, match=r"train_RGB\.json: none of its 1 .*0001_s002.*000009_cam3.*choose the caption"
     ):
         load_dataset("rgbnt201", home, captions=text)
-    (text / "train_RGB.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"train_RGB\.json.*\{train,test\}_\{RGB,NI,TI\}\.json"):
-        load_dataset("rgbnt201", home, captions=text)
+
+
+def test_caption_files_that_are_absent_are_noted(write_rgbnt201: Writer, write_captions: Writer) -> None:
+    home = write_rgbnt201()
+    text = write_captions(trees.RGBNT201_TRAIN, trees.RGBNT201_TEST)
+    for name in ("train_NI", "test_RGB", "test_NI", "test_TI"):
+        (text / f"{name}.json").unlink()
+    data = load_dataset("rgbnt201", home, captions=text)
+    assert [bool(c) for c in data.train[0].captions] == [True, False, True] and data.query[0].captions == ()
+    assert data.notes == (
+        "train: no caption file train_NI.json, so 0 of 5 nir pictures have a caption",
+        *(f"test: no caption file test_{n}.json, so 0 of 4 {m} pictures have a caption" for n, m in NAMES),
+    )
+    expected = r"no caption file in captions=.*\{train,test\}_\{NI\}\.json in it or in one of text, RGBNT201, 201"
+    with pytest.raises(FileNotFoundError, match=expected):
+        load_dataset("rgbnt201", home, captions=text, modalities=["nir"])
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        load_dataset("rgbnt201", home, captions=text / "none")
+
+
+@pytest.mark.parametrize("place", [".", "text", "RGBNT201", "RGBNT201/text", "201"])
+def test_captions_are_found_as_next_and_as_idea_publish_them(
+    write_rgbnt201: Writer, write_captions: Writer, tmp_path: Path, place: str
+) -> None:
+    text = write_captions(trees.RGBNT201_TRAIN, trees.RGBNT201_TEST)
+    folder = tmp_path / "published"
+    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    text.rename(folder / place)
+    data = load_dataset("rgbnt201", write_rgbnt201(), captions=folder)
+    assert data.notes == () and data.train[0].captions[1][0] == "In NI."
 
 
 def test_an_empty_caption_file_means_none_for_this_modality(write_rgbnt201: Writer, write_captions: Writer) -> None:
@@ -224,30 +244,3 @@ def test_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_dataset("made", tmp_path, profile="tiny")
     with pytest.raises(ValueError, match="'made' is registered already"):
         register_dataset("made")(made)
-
-
-def test_rgbnt201_with_all_published_names(write_rgbnt201: Writer, published_captions: Path) -> None:
-    text = published_captions / "NEXT" / "RGBNT201"
-    names = [list(read_captions(text / f"{split}_RGB.json")) for split in ("train", "test")]
-    data = load_dataset("rgbnt201", write_rgbnt201(*names), captions=text)
-    assert (len(data.train), ids(data.train), len(cameras(data.train))) == (3951, 171, 4)
-    for split in (data.query, data.gallery):
-        assert (len(split), ids(split), len(cameras(split))) == (836, 30, 2)
-    assert data.notes == ()
-    captions = data.summary()
-    assert captions["train"]["captions"] == {"rgb": 3951, "nir": 3951, "tir": 3951}
-    by_name = read_captions(text / "test_NI.json")
-    assert all(" ".join(s.captions[1]) == " ".join(by_name[s.key].split()) for s in data.query)
-
-
-def test_msvr310_with_all_published_names(write_msvr310: Writer, published_captions: Path) -> None:
-    text = published_captions / "NEXT" / "MSVR310"
-    names = [list(read_captions(text / f"{split}_RGB.json")) for split in ("train", "test")]
-    home = write_msvr310(*names, query=[])
-    assert not (home / "query3").exists()
-    data = load_dataset("msvr310", home, captions=text)
-    counts = [(len(split), ids(split)) for split in (data.train, data.query, data.gallery)]
-    assert counts == [(1032, 155), (591, 52), (1055, 155)]
-    assert cameras(data.train) == cameras(data.query) == cameras(data.gallery) == set(range(8))
-    assert len({s.sceneid for s in data.gallery}) == 30
-    assert data.notes == ()

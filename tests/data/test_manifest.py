@@ -1,10 +1,11 @@
 import csv
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nextreid.data import EvalTransform, make_loader, read_folder, read_manifest
+from nextreid.data import EvalTransform, PictureFile, load_dataset, make_loader, read_manifest
 
 Rows = list[dict[str, object]]
 
@@ -59,6 +60,8 @@ def test_only_pictures(write: Callable[[Rows], Path]) -> None:
     [
         ([{"rgb": "pictures/a.jpg", "camdi": 1}], ValueError, r"columns \['camdi'\] are unknown.*camid"),
         ([{"pid": 1}], ValueError, "no column for a modality"),
+        ([{"rgb": "/tmp/a.jpg"}], ValueError, "line 2: picture '/tmp/a.jpg' is not below the manifest's folder"),
+        ([{"rgb": "x/../../a.jpg"}], ValueError, r"line 2: picture 'x/\.\./\.\./a.jpg' is not below .*anywhere=True"),
         ([{"rgb": "pictures/c.jpg"}], FileNotFoundError, r"line 2: no rgb picture .*c\.jpg"),
         ([{"rgb": "pictures/a.jpg", "pid": "x"}], ValueError, "line 2: pid must be a whole number, got 'x'"),
         ([{"rgb": "pictures/a.jpg"}, {"rgb": "pictures/a.jpg"}], ValueError, "line 3: key 'pictures/a.jpg' occurs a s"),
@@ -70,60 +73,142 @@ def test_bad_rows_are_named(write: Callable[[Rows], Path], rows: Rows, error: ty
         read_manifest(write(rows))
 
 
+def test_parquet_reads_as_csv_does(write: Callable[[Rows], Path], tmp_path: Path, monkeypatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    texts = ["A man. He runs.", None]
+    rows = [{"key": k, "pid": p, "camid": c, "rgb": f"pictures/{k}.jpg"} for k, p, c in (("a", 7, 1), ("b", 8, ""))]
+    csv_path = write([row | {"caption_rgb": text} for row, text in zip(rows, texts, strict=True)])
+    columns = {"key": ["a", "b"], "pid": [7, 8], "rgb": ["pictures/a.jpg", "pictures/b.jpg"], "caption_rgb": texts}
+    for camid in ([1, None], [1.0, float("nan")], ["1", ""]):
+        pq.write_table(pa.table(columns | {"camid": camid}), tmp_path / "m.parquet")
+        assert read_manifest(tmp_path / "m.parquet") == read_manifest(csv_path)
+    pq.write_table(pa.table(columns | {"camid": [1, 1.5]}), tmp_path / "m.parquet")
+    with pytest.raises(ValueError, match=r"m\.parquet, row 2: camid must be a whole number, got '1\.5'"):
+        read_manifest(tmp_path / "m.parquet")
+    (tmp_path / "m.pq").write_text("rgb\n")
+    with pytest.raises(ValueError, match=r"m\.pq is not a parquet file"):
+        read_manifest(tmp_path / "m.pq")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"needs pyarrow: pip install 'nextreid\[data\]', or save it as CSV"):
+        read_manifest(tmp_path / "m.parquet")
+
+
+def test_modalities_of_ones_own_are_declared(write: Callable[[Rows], Path], tmp_path: Path) -> None:
+    path = write([{"rgb": "pictures/a.jpg", "depth": "pictures/b.jpg", "event": "", "caption_depth": "Near."}])
+    expected = r"columns \['depth', 'event', 'caption_depth'\] are unknown.*modalities=\('rgb', 'depth', 'event'\)"
+    with pytest.raises(ValueError, match=expected):
+        read_manifest(path)
+    (sample,) = read_manifest(path, ("event", "depth", "rgb"))
+    assert sample.images == (None, tmp_path / "pictures/b.jpg", tmp_path / "pictures/a.jpg")
+    assert sample.captions == ((), ("Near.",), ())
+    with pytest.raises(ValueError, match=r"columns \['event'\] are unknown; with modalities \('depth',\) known are"):
+        read_manifest(path, ("depth",))
+
+
+def test_missing_pictures_are_counted(write: Callable[[Rows], Path]) -> None:
+    path = write([{"rgb": f"pictures/{i}.jpg"} for i in range(8)])
+    with pytest.raises(FileNotFoundError, match=r"8 pictures are missing\n.*line 2: no rgb .*\n(.*\n)*… and 3 more"):
+        read_manifest(path)
+
+
+def test_pictures_elsewhere_need_leave(write: Callable[[Rows], Path], tmp_path: Path) -> None:
+    path = write([{"rgb": "pictures/../pictures/a.jpg"}])
+    assert len(read_manifest(path)) == 1
+    (tmp_path / "lists").mkdir()
+    path = path.rename(tmp_path / "lists" / "m.csv")
+    path.write_text(f"rgb,tir\n../pictures/a.jpg,{tmp_path}/pictures/b.jpg\n")
+    with pytest.raises(ValueError, match="anywhere=True"):
+        read_manifest(path)
+    (sample,) = read_manifest(path, anywhere=True)
+    assert [image.resolve() for image in sample.images] == [tmp_path / "pictures" / n for n in ("a.jpg", "b.jpg")]
+
+
+def test_windows_belong_to_modalities(write: Callable[[Rows], Path], tmp_path: Path) -> None:
+    path = write([{"rgb": "pictures/a.jpg", "tir": "pictures/a_t.jpg"}])
+    (sample,) = read_manifest(path, window={"tir": [7000, 9000]})
+    files = tmp_path / "pictures/a.jpg", tmp_path / "pictures/a_t.jpg"
+    assert sample.images == (files[0], PictureFile(files[1], window=(7000, 9000)))
+    with pytest.raises(ValueError, match=r"window names \['nir'\], but the modalities are \('rgb', 'tir'\)"):
+        read_manifest(path, window={"nir": "minmax"})
+    with pytest.raises(ValueError, match="window must be"):
+        read_manifest(path, window={"tir": (2, 1)})
+
+
+SPLITS = ("train", "train", "query", "gallery", "test", "val")
+
+
+def split_rows(camid: object = 3) -> Rows:
+    """Six rows with keys in falling order, one split each."""
+    return [
+        {"key": f"k{9 - i}", "pid": i if i < 2 else 9, "camid": camid, "split": split, "rgb": "pictures/a.jpg"}
+        for i, split in enumerate(SPLITS)
+    ]
+
+
+def test_a_manifest_is_a_data_set(write: Callable[[Rows], Path]) -> None:
+    path = write(split_rows())
+    data = load_dataset("manifest", path, window={"rgb": "minmax"})
+    assert (data.name, data.modalities, data.object_type, data.protocol) == ("manifest", ("rgb",), "object", "camera")
+    keys = [[s.key for s in split] for split in (data.train, data.query, data.gallery)]
+    assert keys == [["k8", "k9"], ["k5", "k7"], ["k5", "k6"]]
+    assert data.query[0] is data.gallery[0] and data.train[0].images[0].window == "minmax"
+    assert data.notes == (
+        "1 samples with split 'val' left out; known are train, query, gallery, test, bounding_box_train, "
+        "bounding_box_test",
+    )
+    data = load_dataset("manifest", path, protocol="none", object_type="horse", modalities=("tir", "rgb"))
+    assert (data.protocol, data.object_type, data.modalities) == ("none", "horse", ("tir", "rgb"))
+    # without cameras the camera rule would leave no query a match
+    assert load_dataset("manifest", write(split_rows(""))).protocol == "none"
+    with pytest.raises(ValueError, match="unknown protocol 'cam'"):
+        load_dataset("manifest", path, protocol="cam")
+
+
+def test_one_picture_may_be_query_and_gallery_but_not_twice_in_one(write: Callable[[Rows], Path]) -> None:
+    rows = split_rows()
+    for row in rows[2:4]:
+        row["key"] = "both"
+    assert [s.key for s in load_dataset("manifest", write(rows)).query] == ["both", "k5"]
+    with pytest.raises(ValueError, match="key 'both' occurs a second time"):
+        read_manifest(write(rows))
+    rows[1]["key"] = rows[0]["key"]
+    with pytest.raises(ValueError, match="line 3: key 'k9' occurs a second time"):
+        load_dataset("manifest", write(rows))
+
+
+def test_a_manifest_without_splits_is_split_by_identity(write: Callable[[Rows], Path]) -> None:
+    rows: Rows = [{"key": f"{p}{c}", "pid": p, "camid": c, "rgb": "pictures/a.jpg"} for p in range(6) for c in (0, 1)]
+    path = write(rows)
+    expected = r"manifest.csv has no column 'split'.*train=0\.5, as split_identities\(read_manifest\('.*\), modalities="
+    with pytest.raises(ValueError, match=expected):
+        load_dataset("manifest", path)
+    data = load_dataset("manifest", path, train=0.5, seed=3)
+    assert (len(data.train), len(data.query), len(data.gallery), data.protocol) == (6, 6, 6, "camera")
+    assert load_dataset("manifest", path, train=0.5, seed=3, protocol="rgbnt201").query == data.query
+    for rows, message in (
+        (split_rows(), "train=0.5 splits by identity, but the splits are named: train, query, gallery, test, val"),
+        (split_rows()[:3], r"no sample has split 'gallery', there are train, query; .*have split 'test'"),
+        (split_rows()[5:], "no sample has a known split; 1 samples with split 'val'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_dataset("manifest", write(rows), train=0.5 if len(rows) == 6 else None)
+
+
 def test_bad_manifests_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no manifest .*none\.csv"):
         read_manifest(tmp_path / "none.csv")
     for text, message in (
         ("rgb,tir\n", "has no rows"),
-        ("rgb,rgb\na,b\n", "unknown or double"),
+        ("rgb,rgb\na,b\n", r"columns \['rgb'\] occur more than once"),
+        ('rgb\n"a"b\n', "not CSV in UTF-8"),
         ("rgb,tir\na.jpg\n", "line 2: the row has not the 2 cells"),
         ("rgb\na.jpg,b.jpg\n", "line 2: the row has not the 1 cells"),
     ):
         (tmp_path / "m.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_manifest(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text("rgb\na.jpg\n")
     with pytest.raises(ValueError, match="no column 'split'"):
         read_manifest(tmp_path / "m.csv", split="train")
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-
-
-def test_folder(tmp_path: Path, caplog) -> None:
-    touch(tmp_path, "vis/b.jpg", "vis/a.jpg", "NI/a.png", "TH/b.jpg", "TH/c.JPG", "TH/readme.txt", "other/x.jpg")
-    samples = read_folder(tmp_path)
-    assert [s.key for s in samples] == ["a.jpg", "b.jpg", "c.JPG"]
-    assert samples[0].images == (tmp_path / "vis/a.jpg", tmp_path / "NI/a.png", None)
-    assert samples[2].images == (None, None, tmp_path / "TH/c.JPG")
-    assert {(s.pid, s.camid, s.sceneid) for s in samples} == {(-1, -1, -1)}
-    assert [m.split(": ")[1] for m in caplog.messages] == [
-        "1 of 3 samples lack rgb",
-        "2 of 3 samples lack nir",
-        "1 of 3 samples lack tir",
-    ]
-    assert [s.images[0].name for s in read_folder(tmp_path, ("tir",))] == ["b.jpg", "c.JPG"]
-
-
-def test_folder_with_a_modality_of_ones_own(tmp_path: Path) -> None:
-    touch(tmp_path, "Depth/a.png", "rgb/a.png")
-    assert [image.parent.name for image in read_folder(tmp_path, ("depth", "rgb"))[0].images] == ["Depth", "rgb"]
-
-
-def test_bad_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no folder .*none; expected .*none/\{rgb,nir,tir\}/name\.jpg"):
-        read_folder(tmp_path / "none")
-    touch(tmp_path, "red/a.jpg")
-    with pytest.raises(FileNotFoundError, match=r"none of the folders .*found red in"):
-        read_folder(tmp_path)
-    touch(tmp_path, "rgb/a.txt")
-    with pytest.raises(ValueError, match=r"no pictures \(\.bmp"):
-        read_folder(tmp_path)
-    touch(tmp_path, "rgb/a.jpg", "rgb/a.png")
-    with pytest.raises(ValueError, match="have one stem"):
-        read_folder(tmp_path)
-    (tmp_path / "vis").mkdir()
-    with pytest.raises(ValueError, match="has 2 folders for rgb: rgb, vis"):
-        read_folder(tmp_path)

@@ -6,8 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from nextreid.captions import Answer, get_schema
 from nextreid.data.synthetic import compose_person, synthetic_persons
-from nextreid.data.synthetic.captioner import MERGED, MODALITIES, confident, merge_answers
+from nextreid.data.synthetic.captioner import CAPTIONERS, FIELDS, MERGED, MODALITIES, confident, merge_answers
 
 FULL = {
     "age": "adult",
@@ -99,21 +100,33 @@ def test_unknown_modality_is_named():
         compose_person(FULL, "depth")
 
 
-def test_merge_takes_the_most_confident_answer_of_the_listed_fields_only():
-    described = {
-        "rgb": {"backpack": ("no", 0.3), "gender": ("male", 0.3)},
-        "nir": {"backpack": ("no", 0.2), "gender": ("female", 0.2)},
-        "tir": {"backpack": ("yes", 0.9), "gender": ("female", 0.9)},
+def test_merge_takes_the_most_confident_captioner_and_then_the_most_confident_modality():
+    first = {
+        "rgb": {"backpack": Answer("no", 0.3), "gender": Answer("male", 0.3)},
+        "nir": {"backpack": Answer("no", 0.2), "gender": Answer("female", 0.2)},
+        "tir": {"backpack": Answer("no", 0.4), "gender": Answer("female", 0.9)},
     }
-    for answers in described.values():
-        answers |= {name: ("no", 0.5) for name in MERGED if name != "backpack"}
-    merge_answers(described)
-    assert [described[m]["backpack"][0] for m in MODALITIES] == ["yes"] * 3
-    assert [described[m]["gender"][0] for m in MODALITIES] == ["male", "female", "female"]
+    second = {"rgb": {"gender": Answer("female", 0.2)}, "nir": {}, "tir": {"backpack": Answer("yes", 0.9)}}
+    asked = {m: dict(zip(CAPTIONERS, (first[m], second[m]), strict=True)) for m in MODALITIES}
+    apart, merged = merge_answers(asked, False), merge_answers(asked, True)
+    assert [apart[m]["backpack"].value for m in MODALITIES] == ["no", "no", "yes"]
+    assert [merged[m]["backpack"].value for m in MODALITIES] == ["yes"] * 3
+    assert [merged[m]["gender"].value for m in MODALITIES] == ["male", "female", "female"]
+
+
+def test_captioners_answer_in_the_words_of_the_schema():
+    schema = get_schema("person")
+    assert set(MERGED) < set(schema.merged)
+    for name, field in FIELDS.items():
+        for value in field.guess:
+            assert schema.normalise(name, value) == (value, None)
+        shown = dict(zip(("rgb", "rgb", "nir", "tir"), field.seen, strict=True))
+        assert all(schema[name].shown_in(modality) for modality, chance in shown.items() if chance)
 
 
 def test_floor_drops_doubtful_answers():
-    assert confident({"view": ("side", 0.1), "age": ("adult", 0.2)}, 0.15) == {"age": "adult"}
+    said = {"view": Answer("side", 0.1), "age": Answer("adult", 0.2), "gender": Answer(None, 0.9)}
+    assert confident(said, 0.15) == {"age": "adult"}
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +135,11 @@ def noisy():
 
 
 def said(samples, modality, field):
-    return [s.truth["answers"][modality].get(field, ("", 0.0))[0] for s in samples]
+    return [s.truth["answers"][modality].get(field, Answer("")).value for s in samples]
 
 
 def test_genders_contradict_as_often_as_published(noisy):
-    both = [len({s.truth["answers"][m]["gender"][0] for m in MODALITIES}) > 1 for s in noisy]
+    both = [len({s.truth["answers"][m]["gender"].value for m in MODALITIES}) > 1 for s in noisy]
     assert 0.30 < np.mean(both) < 0.48  # published: .36 in train, .43 in test
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from nextreid.data.sample import Sample
+from nextreid.data import PictureFile, Sample
 from nextreid.viz import save_picture
 from nextreid.viz.picture import (
     RIGHT,
@@ -65,6 +65,14 @@ def test_arrays_and_files_are_drawn_alike(tmp_path, shape):
     assert picture.mode == "RGB" and picture.size == (24, 32)
     assert np.array_equal(picture, draw_picture(tmp_path / "a.png", (24, 32)))
     assert np.array_equal(draw_picture(array, (6, 8)), Image.fromarray(array).convert("RGB"))
+
+
+def test_a_part_of_a_file_is_drawn_alone(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    Image.fromarray(array).save(tmp_path / "strip.png")
+    part = PictureFile(tmp_path / "strip.png", box=(6, 0, 12, 8), size=(12, 8))
+    assert np.array_equal(draw_picture(part, (6, 8)), array[:, 6:])
+    assert size_to_draw([Sample("a", 0, 0, -1, (None, part))], 16) == (12, 16)
 
 
 def test_size_follows_the_first_picture(make_sample):

@@ -1,12 +1,15 @@
 """MSVR310: vehicles in three spectra (Zheng et al., Information Fusion 2023)."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..sample import MODALITIES, ReIDDataset, Sample
+from ..sample import MODALITIES, ReIDDataset
+from ..split import with_match
+from .captions import add_captions, caption_home
+from .query import note_difference
 from .registry import register_dataset
-from .tree import add_captions, choose_modalities, find_home, pair_by_name
+from .tree import Name, choose_modalities, find_home, identity_folders, note_shared_identities, pair_by_name
 
 _FOLDERS = {"rgb": "vis", "nir": "ni", "tir": "th"}
 _LAYOUT = "MSVR310/{bounding_box_train,query3,bounding_box_test}/0002/{vis,ni,th}/0002_s002_v0_000.jpg"
@@ -24,58 +27,37 @@ def read_msvr310(
 
     Args:
         root: The folder ``MSVR310`` or the one that holds it.
-        captions: Folder with ``{train,test}_{RGB,NI,TI}.json``, or None.
+        captions: Folder with ``{train,test}_{RGB,NI,TI}.json``, or one that holds it, or None.
         modalities: Which of "rgb", "nir", "tir", in which order.
 
     Returns:
         The data set; key is the file name, camid (the view, 0 … 7) and sceneid are the name's numbers.
 
     Raises:
-        FileNotFoundError: If a folder or caption file is missing.
+        FileNotFoundError: If a folder or every caption file is missing.
         ValueError: If no file name is of the published form, or captions fit no picture.
     """
     chosen = choose_modalities(modalities, _FOLDERS)
-    home = find_home(root, "MSVR310", ("bounding_box_train", "bounding_box_test"), _LAYOUT)
+    home = find_home(root, ("MSVR310",), ("bounding_box_train", "bounding_box_test"), _LAYOUT)
+    texts = caption_home(captions, ("MSVR310", "310"), chosen)
+    names = {m: _FOLDERS[m] for m in chosen}
     notes: list[str] = []
-    splits: list[list[Sample]] = []
+    splits = []
     for split, folder in (("train", "bounding_box_train"), ("test", "bounding_box_test")):
-        samples = pair_by_name(split, _folders(home / folder, chosen), _parse, notes)
-        splits.append(samples if captions is None else add_captions(samples, captions, split, chosen, notes))
-    train, gallery = (tuple(samples) for samples in splits)
-    query = _query(gallery)
+        samples = pair_by_name(split, identity_folders(home / folder, names, _LAYOUT), _parse, notes)
+        splits.append(tuple(add_captions(samples, texts, split, chosen, notes)))
+    train, gallery = splits
+    query = with_match(gallery, gallery, "scene")
     if (home / "query3").is_dir():
-        _compare(query, pair_by_name("query3", _folders(home / "query3", chosen), _parse, []), notes)
+        published = pair_by_name("query3", identity_folders(home / "query3", names, _LAYOUT), _parse, [])
+        note_difference(query, published, ("scene", "query3"), "rule", notes)
+    note_shared_identities(train, gallery, notes)
     return ReIDDataset("msvr310", chosen, "vehicle", "msvr310", train, query, gallery, tuple(notes))
 
 
-def _folders(split: Path, modalities: Iterable[str]) -> dict[str, list[Path]]:
-    homes = [home for home in split.iterdir() if home.is_dir()]
-    folders = {m: [home / _FOLDERS[m] for home in homes if (home / _FOLDERS[m]).is_dir()] for m in modalities}
-    for modality, found in folders.items():
-        if not found:
-            raise FileNotFoundError(f"no folder {split}/*/{_FOLDERS[modality]}; expected {_LAYOUT}")
-    return folders
-
-
-def _parse(path: Path) -> tuple[int, int, int] | None:
+def _parse(path: Path) -> Name | None:
     match = _NAME.fullmatch(path.name)
     # a picture in another identity's folder has no trustworthy label
     if match is None or match[1] != path.parent.parent.name:
         return None
-    return int(match[1]), int(match[3]), int(match[2])
-
-
-def _query(gallery: Iterable[Sample]) -> tuple[Sample, ...]:
-    scenes: dict[int, set[int]] = {}
-    for sample in gallery:
-        scenes.setdefault(sample.pid, set()).add(sample.sceneid)
-    return tuple(sample for sample in gallery if len(scenes[sample.pid]) > 1)
-
-
-def _compare(query: Iterable[Sample], published: Iterable[Sample], notes: list[str]) -> None:
-    rule, folder = ({sample.key for sample in samples} for samples in (query, published))
-    if rule != folder:
-        notes.append(
-            f"query: the scene rule gives {len(rule)} samples (used), folder query3 has {len(folder)}; "
-            f"{len(rule - folder)} only by the rule, {len(folder - rule)} only in the folder"
-        )
+    return Name(path.name, int(match[1]), camid=int(match[3]), sceneid=int(match[2]))

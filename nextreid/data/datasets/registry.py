@@ -54,10 +54,11 @@ def load_dataset(
 
     Args:
         name: One of `list_datasets`.
-        root: Folder of the data set, or the folder that holds it.
-        captions: Folder with the published caption files ``{train,test}_{RGB,NI,TI}.json``.
+        root: Folder of the data set, or the folder that holds it; for "manifest" the file.
+        captions: Folder with the published caption files ``{train,test}_{RGB,NI,TI}.json``, or one that holds it.
         modalities: Modalities to read, in this order; None reads all.
-        **options: Keywords of a set that is made, not read, such as ``seed``.
+        **options: Further keywords of this set, such as ``complete`` of "wmveid863", ``protocol`` of "manifest",
+            ``pattern`` of "pattern" or ``seed`` of "synthetic-persons".
 
     Returns:
         The data set, each split sorted by key.

@@ -4,9 +4,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..sample import MODALITIES, ReIDDataset, Sample
+from ..sample import MODALITIES, ReIDDataset
+from .captions import add_captions, caption_home
 from .registry import register_dataset
-from .tree import add_captions, choose_modalities, find_home, pair_by_name, require_folder
+from .tree import Name, choose_modalities, find_home, modality_folders, note_shared_identities, pair_by_name
 
 _FOLDERS = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 _LAYOUT = "RGBNT201/{train_171,test}/{RGB,NI,TI}/000258_cam1_0_00.jpg"
@@ -23,28 +24,30 @@ def read_rgbnt201(
 
     Args:
         root: The folder ``RGBNT201`` or the one that holds it.
-        captions: Folder with ``{train,test}_{RGB,NI,TI}.json``, or None.
+        captions: Folder with ``{train,test}_{RGB,NI,TI}.json``, or one that holds it, or None.
         modalities: Which of "rgb", "nir", "tir", in which order.
 
     Returns:
         The data set; key is the file name, camid counts from 0, sceneid is -1.
 
     Raises:
-        FileNotFoundError: If a folder or caption file is missing.
+        FileNotFoundError: If a folder or every caption file is missing.
         ValueError: If no file name is of the published form, or captions fit no picture.
     """
     chosen = choose_modalities(modalities, _FOLDERS)
-    home = find_home(root, "RGBNT201", ("train_171", "test"), _LAYOUT)
+    home = find_home(root, ("RGBNT201",), ("train_171", "test"), _LAYOUT)
+    texts = caption_home(captions, ("RGBNT201", "201"), chosen)
     notes: list[str] = []
-    splits: list[list[Sample]] = []
+    splits = []
     for split, folder in (("train", "train_171"), ("test", "test")):
-        folders = {m: [require_folder(home / folder / _FOLDERS[m], _LAYOUT)] for m in chosen}
+        folders = modality_folders(home / folder, {m: _FOLDERS[m] for m in chosen}, _LAYOUT)
         samples = pair_by_name(split, folders, _parse, notes)
-        splits.append(samples if captions is None else add_captions(samples, captions, split, chosen, notes))
-    train, test = (tuple(samples) for samples in splits)
+        splits.append(tuple(add_captions(samples, texts, split, chosen, notes)))
+    train, test = splits
+    note_shared_identities(train, test, notes)
     return ReIDDataset("rgbnt201", chosen, "person", "rgbnt201", train, test, test, tuple(notes))
 
 
-def _parse(path: Path) -> tuple[int, int, int] | None:
+def _parse(path: Path) -> Name | None:
     match = _NAME.fullmatch(path.name)
-    return (int(match[1]), int(match[2]) - 1, -1) if match else None
+    return Name(path.name, int(match[1]), int(match[2]) - 1) if match else None

@@ -1,15 +1,19 @@
-"""What published folder trees have in common: folders found, pictures paired by name, captions joined by name."""
+"""What published folder trees have in common: folders found, pictures paired by name."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
-from ..captions import read_captions, split_sentences
 from ..sample import Sample
 
-CAPTION_NAMES = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 
-Labels = tuple[int, int, int]
+class Name(NamedTuple):
+    """What a picture's path says: the sample it belongs to and its labels."""
+
+    key: str
+    pid: int
+    camid: int
+    sceneid: int = -1
 
 
 def choose_modalities(wanted: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
@@ -21,12 +25,12 @@ def choose_modalities(wanted: Sequence[str], known: Iterable[str]) -> tuple[str,
     return chosen
 
 
-def find_home(root: str | Path, folder: str, splits: Sequence[str], layout: str) -> Path:
-    """Return the folder of a data set: `root` itself, or `folder` inside it.
+def find_home(root: str | Path, places: Sequence[str], splits: Sequence[str], layout: str) -> Path:
+    """Return the folder of a data set: `root` itself, or the first of the places inside it that has most splits.
 
     Args:
         root: What the user named.
-        folder: Published name of the data set's folder.
+        places: Published names of the data set's folder.
         splits: Folders that must be in it.
         layout: The expected tree, for the message.
 
@@ -34,12 +38,12 @@ def find_home(root: str | Path, folder: str, splits: Sequence[str], layout: str)
         FileNotFoundError: If a folder is missing; names what was looked for and the layout.
     """
     root = Path(root).expanduser()
-    found = {home: sum((home / split).is_dir() for split in splits) for home in (root, root / folder)}
+    found = {home: sum((home / split).is_dir() for split in splits) for home in (root, *(root / p for p in places))}
     home = max(found, key=found.__getitem__)
     if not found[home]:
         raise FileNotFoundError(
-            f"no {folder} in {root}" + ("" if root.is_dir() else " (there is no such folder)") + f": looked for "
-            f"{' or '.join(splits)} in {root} and {root / folder}; expected {layout}"
+            f"no {places[0]} in {root}" + ("" if root.is_dir() else " (there is no such folder)") + f": looked for "
+            f"{' or '.join(splits)} in {' and '.join(map(str, found))}; expected {layout}"
         )
     for split in splits:
         require_folder(home / split, layout)
@@ -53,100 +57,105 @@ def require_folder(folder: Path, layout: str) -> Path:
     return folder
 
 
+def modality_folders(split: Path, names: Mapping[str, str], layout: str) -> dict[str, list[Path]]:
+    """Return the folders of each modality in a split: ``split/NAME``, with `names` from modality to NAME."""
+    return {modality: [require_folder(split / name, layout)] for modality, name in names.items()}
+
+
+def identity_folders(split: Path, names: Mapping[str, str], layout: str) -> dict[str, list[Path]]:
+    """Return the folders of each modality in a split with a folder per identity: ``split/*/NAME``."""
+    homes = [home for home in require_folder(split, layout).iterdir() if home.is_dir()]
+    folders = {m: [home / name for home in homes if (home / name).is_dir()] for m, name in names.items()}
+    for modality, found in folders.items():
+        if not found:
+            raise FileNotFoundError(f"no folder {split}/*/{names[modality]}; expected {layout}")
+    return folders
+
+
 def pair_by_name(
-    split: str, folders: Mapping[str, Iterable[Path]], parse: Callable[[Path], Labels | None], notes: list[str]
+    split: str,
+    folders: Mapping[str, Iterable[Path]],
+    parse: Callable[[Path], Name | None],
+    notes: list[str],
+    *,
+    complete: bool = False,
 ) -> list[Sample]:
-    """Make samples of the pictures that have one file name in the modalities' folders, sorted by name.
+    """Make samples of the pictures that have one name in the modalities' folders, sorted by key.
 
     Args:
         split: Name of the split, for messages.
         folders: Folders of each modality.
-        parse: (pid, camid, sceneid) of a file, None where its name is not of the published form.
+        parse: What the path of a picture says, None where it is not of the published form.
         notes: Extended by what was left out or is missing.
+        complete: Leave out samples that lack a modality.
 
     Raises:
         ValueError: If no file name is of the published form, or one name occurs twice in a modality.
     """
-    labels: dict[str, Labels] = {}
+    labels: dict[str, Name] = {}
     pictures: dict[str, dict[str, Path]] = {modality: {} for modality in folders}
     unknown = []
     for modality, places in folders.items():
         for path in (entry for place in places for entry in place.iterdir()):
-            parsed = parse(path)
-            if parsed is None:
+            name = parse(path)
+            if name is None:
                 unknown.append(f"{path.parent.name}/{path.name}")
-            elif path.name in pictures[modality]:
-                raise ValueError(f"{path.name} occurs twice: {pictures[modality][path.name]} and {path}")
+            elif name.key in pictures[modality]:
+                raise ValueError(f"{name.key} occurs twice: {pictures[modality][name.key]} and {path}")
             else:
-                labels[path.name] = parsed
-                pictures[modality][path.name] = path
+                labels[name.key] = name
+                pictures[modality][name.key] = path
     if not labels:
         looked = sorted(str(place) for places in folders.values() for place in places)[:3]
-        raise ValueError(
-            f"{split}: no picture with a name of the published form in {', '.join(looked)}"
-            + (f"; found {_examples(unknown)}" if unknown else ", which hold no files")
-        )
+        raise nothing_of_form(split, ", ".join(looked), unknown)
     samples = [
-        Sample(name, *labels[name], images=tuple(pictures[modality].get(name) for modality in folders))
-        for name in sorted(labels)
+        Sample(*labels[key], images=tuple(pictures[modality].get(key) for modality in folders))
+        for key in sorted(labels)
     ]
-    if unknown:
+    note_unknown(split, unknown, notes)
+    lacking = [sample for sample in samples if None in sample.images]
+    if complete and lacking:
+        named = [f"{s.key} (no {', no '.join(m for m in folders if s.key not in pictures[m])})" for s in lacking]
         notes.append(
-            f"{split}: {len(unknown)} files left out, their names are not of the published form: " + _examples(unknown)
+            f"{split}: {len(named)} of {len(samples)} samples left out that lack a modality (complete=False reads "
+            f"them): {', '.join(named)}"
         )
+        return [sample for sample in samples if None not in sample.images]
     for index, modality in enumerate(folders):
-        lacking = [sample.key for sample in samples if sample.images[index] is None]
-        if lacking:
-            notes.append(f"{split}: {len(lacking)} of {len(samples)} samples lack {modality}: {_examples(lacking)}")
+        keys = [sample.key for sample in lacking if sample.images[index] is None]
+        if keys:
+            notes.append(f"{split}: {len(keys)} of {len(samples)} samples lack {modality}: {examples(keys)}")
     return samples
 
 
-def add_captions(
-    samples: Sequence[Sample], folder: str | Path, split: str, modalities: Sequence[str], notes: list[str]
-) -> list[Sample]:
-    """Return the samples with the sentences of ``{split}_{RGB,NI,TI}.json``, joined by file name.
-
-    A caption goes to the picture of its own modality only.
-
-    Args:
-        samples: Samples keyed by file name.
-        folder: Folder of the caption files.
-        split: "train" or "test".
-        modalities: Order of the pictures.
-        notes: Extended by the captions without a picture and the pictures without a caption.
-
-    Raises:
-        FileNotFoundError: If a caption file is missing.
-        ValueError: If a file cannot be read, or none of its items names a picture.
-    """
-    folder = Path(folder).expanduser()
-    columns: list[dict[str, tuple[str, ...]]] = []
-    for index, modality in enumerate(modalities):
-        path = folder / f"{split}_{CAPTION_NAMES[modality]}.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no caption file {path}; captions={str(folder)!r} must be a folder with {{train,test}}_"
-                f"{{{','.join(CAPTION_NAMES[m] for m in modalities)}}}.json (a file may hold an empty list)"
-            )
-        captions = read_captions(path)
-        names = [sample.key for sample in samples if sample.images[index] is not None]
-        joined = {name: split_sentences(captions[name]) for name in names if name in captions}
-        if captions and names and not joined:
-            raise ValueError(
-                f"{path}: none of its {len(captions)} items names a {modality} picture of the {split} split; items "
-                f"are {_examples(captions)}, pictures are {_examples(names)}: choose the caption folder of this set"
-            )
-        for count, what in (
-            (len(captions) - len(joined), f"captions in {path.name} name no {modality} picture"),
-            (len(names) - len(joined), f"{modality} pictures have no caption in {path.name}"),
-            (sum(not sentences for sentences in joined.values()), f"captions in {path.name} are blank"),
-        ):
-            if count:
-                notes.append(f"{split}: {count} {what}")
-        columns.append(joined)
-    return [replace(s, captions=tuple(column.get(s.key, ()) for column in columns)) for s in samples]
+def note_shared_identities(train: Iterable[Sample], test: Iterable[Sample], notes: list[str]) -> None:
+    """Note the identities that are in train and test, and how many of their samples have one key in both."""
+    train, test = list(train), list(test)
+    shared = {sample.pid for sample in train} & {sample.pid for sample in test}
+    if shared:
+        named = ", ".join(map(str, sorted(shared)[:10])) + (", …" if len(shared) > 10 else "")
+        keys = {sample.key for sample in train} & {sample.key for sample in test}
+        notes.append(
+            f"train and test share {len(shared)} identities ({named})"
+            + (f" and {len(keys)} sample names: {examples(keys)}" if keys else "")
+        )
 
 
-def _examples(names: Iterable[str]) -> str:
+def nothing_of_form(split: str, looked: str, unknown: Sequence[str]) -> ValueError:
+    """Return the error of a split in which no file name is of the published form."""
+    found = f"; found {examples(unknown)}" if unknown else ", which hold no files"
+    return ValueError(f"{split}: no picture with a name of the published form in {looked}{found}")
+
+
+def note_unknown(split: str, unknown: Sequence[str], notes: list[str]) -> None:
+    """Note the files that were left out because of their names."""
+    if unknown:
+        notes.append(
+            f"{split}: {len(unknown)} files left out, their names are not of the published form: {examples(unknown)}"
+        )
+
+
+def examples(names: Iterable[str]) -> str:
+    """Return the first three names in sorted order, with dots where there are more."""
     ordered = sorted(names)
     return ", ".join(ordered[:3]) + (", …" if len(ordered) > 3 else "")

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ...captions import Answers
 from ..keyed import keyed_rng
 from ..sample import ReIDDataset, Sample
-from .captioner import MODALITIES, Answers, confident, read_frame, true_answers
-from .composer import compose_person
+from .captioner import ask_captioners, confident, merge_answers, true_answers
+from .composer import MODALITIES, compose_person
 from .config import PROFILES, PersonsConfig
 from .drawing import draw_occluder, draw_person
 from .figure import PARTS, part_map
@@ -87,7 +88,7 @@ def synthetic_persons(
         The set. Pictures are ``(H, W, 3)`` uint8 arrays, NIR and TIR grey. A sample's `truth` holds ``attributes``,
         ``view``, ``held``, ``night``, ``light``, ``twin`` (pid or -1), ``parts`` (``(H, W)`` uint8 indices into
         `PARTS`), ``visibility`` and ``hidden`` (pixels of each part in sight and behind an occluder) and ``answers``
-        (what the captioners said, with confidence, for each modality).
+        (what the captioners said, merged, with confidence, for each modality).
 
     Raises:
         KeyError: If the profile is unknown.
@@ -156,7 +157,8 @@ def render_sample(
     visible = _count(parts)
     hidden = {part: max(0, free[part] - visible[part]) for part in PARTS[1:-1]}
     key = (identity.pid, camid, number)
-    answers = read_frame(config, identity, visit, frame, key, visible, hidden)
+    asked = ask_captioners(config, identity, visit, frame, key, visible, hidden)
+    answers = merge_answers(asked, config.caption_merge)
     return Sample(
         key=f"{identity.pid:06d}_cam{camid + 1}_{int(visit.night)}_{number:02d}.jpg",
         pid=identity.pid,

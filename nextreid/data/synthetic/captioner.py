@@ -1,21 +1,20 @@
-"""Two simulated captioners that read a frame with doubt, and the merge of their answers."""
+"""Two simulated captioners that read a frame with doubt, each answering in the words of the person schema."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from ...captions import Answer, Answers, best_of, complement
 from ..keyed import keyed_rng
 from . import attributes as menus
 from .attributes import Menu, pick
+from .composer import MODALITIES
 from .config import PersonsConfig
 from .identity import Identity
 from .scene import VIEWS, Frame, Visit
 
-Answers = dict[str, tuple[str, float]]
-"""Field to value and confidence."""
-
-MODALITIES = ("rgb", "nir", "tir")
+CAPTIONERS = ("first", "second")
 MERGED = ("glasses", "handbag", "backpack", "suitcase", "holding")
 """Fields that are merged over the modalities; the published captions agree there and nowhere else."""
 
@@ -77,7 +76,7 @@ def true_answers(identity: Identity, visit: Visit, frame: Frame) -> dict[str, st
     }
 
 
-def read_frame(
+def ask_captioners(
     config: PersonsConfig,
     identity: Identity,
     visit: Visit,
@@ -85,8 +84,8 @@ def read_frame(
     key: tuple[int, int, int],
     visible: Mapping[str, int],
     hidden: Mapping[str, int],
-) -> dict[str, Answers]:
-    """Let two captioners describe one frame and keep the more confident answers.
+) -> dict[str, dict[str, Answers]]:
+    """Let two captioners describe one frame.
 
     A captioner sees the true value with a chance that depends on the field, the modality, the light, occlusion and
     blur; else it guesses from the marginals. Its confidence is that chance, not whether it was right.
@@ -101,7 +100,8 @@ def read_frame(
         hidden: Pixels of each part that an occluder covers.
 
     Returns:
-        Answers for each modality; merged over the modalities where `config.caption_merge` says so.
+        Answers by modality and captioner. A value of ``""`` says that there is no such thing, as the lower garment of
+        somebody in a dress.
     """
     rng = keyed_rng("persons", config.seed, "captioner", *key)
     truth = true_answers(identity, visit, frame)
@@ -110,35 +110,45 @@ def read_frame(
     legible = rng.beta(spread[0], spread[1]) * (chances > 0)
     sees = rng.random((2, *chances.shape)) < legible
     confidence = np.clip(legible + rng.normal(0, 0.08, (2, *chances.shape)), 0.0, 1.0)
-    best = confidence.argmax(0)
-    described: dict[str, Answers] = {}
+    asked: dict[str, dict[str, Answers]] = {}
     for m, modality in enumerate(MODALITIES):
-        answers: Answers = {}
+        said: dict[str, dict[str, Answer]] = {captioner: {} for captioner in CAPTIONERS}
         for f, (name, field) in enumerate(FIELDS.items()):
             # one number per field, so that no answer depends on how another one came about
             guess = _guess(rng, name, field.guess, modality, visit.night)
             if chances[m, f] > 0 or field.seen[_column(modality, visit)] > 0:
-                k = int(best[m, f])
-                answers[name] = (truth[name] if sees[k, m, f] else guess, float(confidence[k, m, f]))
+                for k, captioner in enumerate(CAPTIONERS):
+                    value = truth[name] if sees[k, m, f] else guess
+                    said[captioner][name] = Answer(value, float(confidence[k, m, f]))
         if modality != "tir":  # sharp to a thermal camera's reader, hardly ever to the others
-            answers["target_clarity"] = ("blurry", 0.9)
-        described[modality] = answers
-    if config.caption_merge:
-        merge_answers(described)
-    return described
+            for answers in said.values():
+                answers["target_clarity"] = Answer("blurry", 0.9)
+        asked[modality] = dict(said)
+    return asked
 
 
-def merge_answers(described: Mapping[str, Answers]) -> None:
-    """Give every modality the most confident answer to each field of `MERGED`, in place."""
-    for name in MERGED:
-        top = max((answers[name] for answers in described.values() if name in answers), key=lambda pair: pair[1])
-        for answers in described.values():
-            answers[name] = top
+def merge_answers(asked: Mapping[str, Mapping[str, Answers]], over_modalities: bool) -> dict[str, Answers]:
+    """Keep the more confident captioner's answers, then let the modalities complement each other in `MERGED`.
+
+    Args:
+        asked: Answers by modality and captioner.
+        over_modalities: Whether to take the second step.
+
+    Returns:
+        Answers by modality.
+    """
+    best = {modality: best_of(said) for modality, said in asked.items()}
+    merged = complement(best, "person", fields=MERGED if over_modalities else ())
+    return {modality: result.answers for modality, result in merged.items()}
 
 
 def confident(answers: Answers, floor: float) -> dict[str, str]:
     """Drop answers whose confidence lies below `floor`, and the confidences."""
-    return {name: value for name, (value, confidence) in answers.items() if confidence >= floor}
+    return {
+        name: answer.value
+        for name, answer in answers.items()
+        if answer.value is not None and answer.confidence is not None and answer.confidence >= floor
+    }
 
 
 def _column(modality: str, visit: Visit) -> int:

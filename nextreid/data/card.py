@@ -1,0 +1,179 @@
+"""What is known about each data set: where it is obtained, its terms, its defects, what it shares with others."""
+
+import json
+import logging
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_logger = logging.getLogger(__name__)
+
+_CARDS = Path(__file__).with_name("cards")
+_WIDTH = 110
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Two data sets that share identities.
+
+    Attributes:
+        trained_on: Data set whose training split holds them.
+        test: Data set whose query or gallery holds them.
+        refused: Whether scoring on the one after training on the other is refused; else it is only warned of.
+        evidence: What is shared and how it is known.
+    """
+
+    trained_on: str
+    test: str
+    refused: bool
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataCard:
+    """What is known about one data set.
+
+    Attributes:
+        name: Name for `load_dataset`.
+        title: Its published name.
+        what: One line.
+        object_type: ``"person"`` or ``"vehicle"``.
+        modalities: What it shows, in order.
+        paper: Where it was published.
+        obtain: Where it is obtained.
+        terms: Under which terms, as far as known.
+        counts: For each split that could be counted: samples, ids, cameras.
+        layout: The published tree, by one file.
+        protocol: Name of its protocol.
+        captions: Who published captions of it.
+        defects: What is wrong with it or surprises.
+        overlaps: Other sets whose test identities its training split holds.
+        checked: How counts and defects were found.
+        last_checked: When, as ``"YYYY-MM-DD"``.
+    """
+
+    name: str
+    title: str
+    what: str
+    object_type: str
+    modalities: tuple[str, ...]
+    paper: str
+    obtain: tuple[str, ...]
+    terms: str
+    counts: Mapping[str, Mapping[str, int]]
+    layout: str
+    protocol: str
+    captions: tuple[str, ...]
+    defects: tuple[str, ...]
+    overlaps: tuple[Overlap, ...]
+    checked: str
+    last_checked: str
+
+    def __str__(self) -> str:
+        """Return the card as text to read."""
+        counts = {s: ", ".join(f"{n:,} {what}" for what, n in found.items()) for s, found in self.counts.items()}
+        lines = [*textwrap.wrap(f"{self.title} ({self.name}): {self.what}", _WIDTH), ""]
+        for label, value in (
+            ("modalities", ", ".join(self.modalities)),
+            ("paper", self.paper),
+            ("obtain", self.obtain),
+            ("terms", self.terms),
+            ("layout", self.layout),
+            ("protocol", self.protocol),
+            *counts.items(),
+            ("captions", self.captions or "none published"),
+            ("defects", self.defects or "none known"),
+            ("overlaps", tuple(_overlap_line(overlap) for overlap in self.overlaps) or "none known"),
+            ("checked", f"{self.last_checked}. {self.checked}"),
+        ):
+            lines += _entry(label, value)
+        return "\n".join(lines)
+
+
+def list_cards() -> list[str]:
+    """Return the names of the data sets that have a card, sorted."""
+    return sorted(_read_cards())
+
+
+def data_card(name: str) -> DataCard:
+    """Return the card of a data set.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    cards = _read_cards()
+    if name not in cards:
+        raise ValueError(f"no card for a data set {name!r}; there are cards for {', '.join(sorted(cards))}")
+    return cards[name]
+
+
+def list_overlaps() -> tuple[Overlap, ...]:
+    """Return the pairs of data sets that are known, or suspected, to share training and test identities."""
+    return tuple(overlap for name in list_cards() for overlap in data_card(name).overlaps)
+
+
+def refuse_leak(trained_on: str | Sequence[str], test_set: str, allow: bool = False) -> None:
+    """Refuse to score a model on identities that it was trained on.
+
+    Data sets without a card, such as one's own, pass: nothing is known about them. A suspected overlap, or one that
+    is allowed, is logged as a warning.
+
+    Args:
+        trained_on: Name of the data set that the model was trained on, or the names of several.
+        test_set: Name of the data set that it is scored on.
+        allow: Whether to go on all the same.
+
+    Raises:
+        ValueError: If the test identities of `test_set` are known to be in a training split and `allow` is False;
+            names the evidence and the way out.
+    """
+    names = {trained_on} if isinstance(trained_on, str) else set(trained_on)
+    for overlap in list_overlaps():
+        if overlap.trained_on not in names or overlap.test != test_set:
+            continue
+        if overlap.refused and not allow:
+            raise ValueError(
+                f"a model trained on {overlap.trained_on} must not be scored on {test_set}: {overlap.evidence}. The "
+                "numbers would not be those of unseen identities. To have them all the same say allow=True "
+                "(--allow-leak), and say so wherever you print them"
+            )
+        _logger.warning("trained on %s, scored on %s: %s", overlap.trained_on, test_set, overlap.evidence)
+
+
+@cache
+def _read_cards() -> dict[str, DataCard]:
+    return {path.stem: _read_card(path) for path in sorted(_CARDS.glob("*.json"))}
+
+
+def _read_card(path: Path) -> DataCard:
+    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for field in ("modalities", "obtain", "captions", "defects"):
+        fields[field] = tuple(fields[field])
+    fields["overlaps"] = tuple(Overlap(trained_on=fields["name"], **entry) for entry in fields["overlaps"])
+    return DataCard(**fields)
+
+
+def _overlap_line(overlap: Overlap) -> str:
+    kind = "refused" if overlap.refused else "warned of"
+    return f"training here, scoring on {overlap.test} ({kind}): {overlap.evidence}"
+
+
+def _entry(label: str, value: str | Sequence[str]) -> list[str]:
+    indent = " " * 12
+    items = (value,) if isinstance(value, str) else tuple(f"- {item}" for item in value)
+    hang = indent if isinstance(value, str) else indent + "  "
+    lines: list[str] = []
+    for item in items:
+        lines += textwrap.wrap(
+            item,
+            _WIDTH,
+            initial_indent=indent,
+            subsequent_indent=hang,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    lines[0] = label.ljust(12) + lines[0][12:]
+    return lines

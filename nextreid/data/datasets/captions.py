@@ -1,0 +1,98 @@
+"""The published caption files: found, and joined to the pictures by name."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...captions import read_captions, split_sentences
+from ..sample import Sample
+from .tree import examples
+
+CAPTION_NAMES = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
+
+
+def caption_home(folder: str | Path | None, names: Sequence[str], modalities: Sequence[str]) -> Path | None:
+    """Return the folder that holds ``{train,test}_{RGB,NI,TI}.json``, None if `folder` is None.
+
+    That is `folder`, or its subfolder ``text``, or a subfolder with a name of the set (NEXT publishes ``201/``, IDEA
+    ``RGBNT201/text/``) or the ``text`` in it: the first that has at least one of the files.
+
+    Args:
+        folder: What the user named.
+        names: Names that the set's folder may have.
+        modalities: Modalities that are read.
+
+    Raises:
+        FileNotFoundError: If none of the files is in any of the folders.
+    """
+    if folder is None:
+        return None
+    folder = Path(folder).expanduser()
+    files = [_file_name(split, modality) for split in ("train", "test") for modality in modalities]
+    places = [home / text for home in (folder, *(folder / name for name in names)) for text in ("", "text")]
+    for place in places:
+        if any((place / file).is_file() for file in files):
+            return place
+    wanted = ",".join(CAPTION_NAMES[m] for m in modalities)
+    raise FileNotFoundError(
+        f"no caption file in captions={str(folder)!r}"
+        + ("" if folder.is_dir() else " (there is no such folder)")
+        + f": expected {{train,test}}_{{{wanted}}}.json in it or in one of {', '.join(('text', *names))}"
+    )
+
+
+def add_captions(
+    samples: Sequence[Sample], home: Path | None, split: str, modalities: Sequence[str], notes: list[str]
+) -> list[Sample]:
+    """Return the samples with the sentences of ``{split}_{RGB,NI,TI}.json``, joined by key.
+
+    A caption goes to the picture of its own modality only. A file that is not there leaves its modality without.
+
+    Args:
+        samples: Samples whose key is the ``item`` of their captions.
+        home: Folder of the caption files, None for no captions.
+        split: "train" or "test".
+        modalities: Order of the pictures.
+        notes: Extended by the captions without a picture and the pictures without a caption.
+
+    Raises:
+        ValueError: If a file cannot be read, or none of its items names a picture.
+    """
+    if home is None:
+        return list(samples)
+    columns: list[dict[str, tuple[str, ...]]] = []
+    for index, modality in enumerate(modalities):
+        # a sample of query and gallery is one picture
+        names = list(dict.fromkeys(sample.key for sample in samples if sample.images[index] is not None))
+        columns.append(_read_column(home / _file_name(split, modality), names, split, modality, notes))
+    if not any(columns):
+        return list(samples)
+    return [replace(s, captions=tuple(column.get(s.key, ()) for column in columns)) for s in samples]
+
+
+def _read_column(
+    path: Path, names: Sequence[str], split: str, modality: str, notes: list[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the sentences of the named pictures of one modality, and note what does not meet."""
+    if not path.is_file():
+        notes.append(f"{split}: no caption file {path.name}, so 0 of {len(names)} {modality} pictures have a caption")
+        return {}
+    captions = read_captions(path)
+    joined = {name: split_sentences(captions[name]) for name in names if name in captions}
+    if captions and names and not joined:
+        raise ValueError(
+            f"{path}: none of its {len(captions)} items names a {modality} picture of the {split} split; items "
+            f"are {examples(captions)}, pictures are {examples(names)}: choose the caption folder of this set"
+        )
+    for count, what in (
+        (len(captions) - len(joined), f"captions in {path.name} name no {modality} picture"),
+        (len(names) - len(joined), f"{modality} pictures have no caption in {path.name}"),
+        (sum(not sentences for sentences in joined.values()), f"captions in {path.name} are blank"),
+    ):
+        if count:
+            notes.append(f"{split}: {count} {what}")
+    return joined
+
+
+def _file_name(split: str, modality: str) -> str:
+    return f"{split}_{CAPTION_NAMES[modality]}.json"

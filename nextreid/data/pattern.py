@@ -1,0 +1,224 @@
+"""Anybody's own pictures as samples, found by their folders and names."""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import TypeAlias
+
+from .pictures import Window, check_windows, through_window
+from .sample import MODALITIES, Sample
+
+_logger = logging.getLogger(__name__)
+
+_ALIASES = {"rgb": ("rgb", "vis"), "nir": ("nir", "ni"), "tir": ("tir", "ti", "th")}
+_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+PATTERN = "{split}/{modality}/{pid}_c{camid}_{*}.jpg"
+_Moment: TypeAlias = tuple[tuple[str, str], ...]
+_FIELDS = {
+    "split": r"[^/]+?",
+    "modality": r"[^/]+?",
+    "pid": r"-?\d+",
+    "camid": r"-?\d+",
+    "sceneid": r"-?\d+",
+    "*": r"[^/]*?",
+    "ext": "|".join(ending[1:] for ending in _ENDINGS),
+}
+
+
+def read_pattern(
+    root: str | Path,
+    pattern: str = PATTERN,
+    modalities: Sequence[str] | None = None,
+    split: str | None = None,
+    window: Mapping[str, Window] | None = None,
+) -> list[Sample]:
+    """Read samples from pictures whose labels stand in their paths.
+
+    In the pattern ``{split}``, ``{modality}``, ``{pid}``, ``{camid}`` and ``{sceneid}`` (whole numbers) stand for
+    labels, ``{*}`` for any text without a slash, ``{ext}`` for any picture ending; a label that occurs twice must be
+    the same twice, and all else is meant literally. Pictures whose paths differ in ``{modality}`` and ``{ext}`` only
+    are one sample. Modality names may be in upper or lower case; "vis" stands for rgb, "ni" for nir, "ti" and "th"
+    for tir. Files that do not fit the pattern are left out, and how many is logged.
+
+    Args:
+        root: Folder in which the pattern starts.
+        pattern: Such as ``"{split}/{modality}/{pid}_c{camid}_{*}.jpg"``; a pattern without ``{modality}`` reads one
+            modality, the first declared or "rgb".
+        modalities: Order of the pictures; pictures of others are left out. None takes those of
+            ``("rgb", "nir", "tir")`` that are found; others have to be declared here.
+        split: Read only the samples of this split; None reads all.
+        window: Windows for pictures of more than 8 bits, by modality; see `PictureFile`.
+
+    Returns:
+        Samples sorted by key, the path of their first picture below `root`. Labels without a place in the pattern
+        are -1.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If the pattern is wrong, nothing fits it, a modality is unknown, or two pictures are one.
+    """
+    _, splits, notes = pattern_splits(root, pattern, modalities, window)
+    for note in notes:
+        _logger.warning("%s: %s", root, note)
+    if split is not None and split not in splits:
+        raise ValueError(f"{root}: no pictures with split {split!r} by {pattern!r}; there are {sorted(splits)}")
+    samples = splits[split] if split is not None else [sample for found in splits.values() for sample in found]
+    return sorted(samples, key=lambda sample: sample.key)
+
+
+def read_folder(
+    root: str | Path, modalities: Sequence[str] = MODALITIES, window: Mapping[str, Window] | None = None
+) -> list[Sample]:
+    """Read unlabelled samples from one folder per modality: ``root/{rgb,nir,tir}/name.jpg``.
+
+    Pictures with one stem (the file name without its ending) are one sample. Folder names may be in upper or lower
+    case; "vis" stands for rgb, "ni" for nir, "ti" and "th" for tir. A modality without a folder, or without this
+    picture, is missing; how many are is logged.
+
+    Args:
+        root: Folder of the folders.
+        modalities: Order of the pictures.
+        window: Windows for pictures of more than 8 bits, by modality; see `PictureFile`.
+
+    Returns:
+        Samples sorted by key (the name of the first picture), with pid, camid and sceneid -1.
+
+    Raises:
+        FileNotFoundError: If there is none of the folders.
+        ValueError: If two folders stand for one modality, two pictures have one stem, or there is no picture.
+    """
+    root = Path(root).expanduser()
+    windows = check_windows(window, modalities)
+    layout = f"{root}/{{{','.join(modalities)}}}/name.jpg"
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}; expected {layout}")
+    names = {m: _ALIASES.get(m.lower(), (m.lower(),)) for m in modalities}
+    folders = {m: sorted(f for f in root.iterdir() if f.is_dir() and f.name.lower() in names[m]) for m in modalities}
+    if not any(folders.values()):
+        found = sorted(entry.name for entry in root.iterdir())[:5]
+        raise FileNotFoundError(f"none of the folders {layout} (found {', '.join(found) or 'nothing'} in {root})")
+    pictures: dict[str, dict[str, Path]] = {m: {} for m in modalities}
+    for modality, places in folders.items():
+        if len(places) > 1:
+            raise ValueError(f"{root} has {len(places)} folders for {modality}: {', '.join(f.name for f in places)}")
+        for file in sorted(file for place in places for file in place.iterdir()):
+            if file.suffix.lower() in _ENDINGS:
+                if file.stem in pictures[modality]:
+                    raise ValueError(f"{file} and {pictures[modality][file.stem].name} have one stem: rename one")
+                pictures[modality][file.stem] = file
+    stems = {stem for column in pictures.values() for stem in column}
+    if not stems:
+        raise ValueError(f"no pictures ({', '.join(_ENDINGS)}) in {layout}")
+    samples = []
+    for stem in stems:
+        files = {m: pictures[m].get(stem) for m in modalities}
+        images = tuple(file and through_window(file, windows.get(m)) for m, file in files.items())
+        samples.append(Sample(next(file.name for file in files.values() if file), -1, -1, -1, images))
+    for modality, column in pictures.items():
+        if len(column) < len(stems):
+            _logger.warning("%s: %d of %d samples lack %s", root, len(stems) - len(column), len(stems), modality)
+    return sorted(samples, key=lambda sample: sample.key)
+
+
+def pattern_splits(
+    root: str | Path, pattern: str, modalities: Sequence[str] | None, window: Mapping[str, Window] | None
+) -> tuple[tuple[str, ...], dict[str, list[Sample]], list[str]]:
+    """Read pictures as `read_pattern` does.
+
+    Returns:
+        The modalities, the samples by ``{split}``, sorted by key (all under ``""`` where the pattern has none), and
+        notes of what was left out.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}")
+    expression = _compile(pattern)
+    paths = sorted(_files(root, pattern.count("/")))
+    matches = [(path, match) for path in paths if (match := expression.fullmatch(path))]
+    if not matches:
+        found = ", ".join(paths[:3]) or "no files"
+        raise ValueError(f"{root}: no path of the form {pattern!r}; at that depth there are {found}")
+    notes = []
+    if len(matches) < len(paths):
+        notes.append(f"{len(paths) - len(matches)} files left out, not of the form {pattern!r}")
+    single = (modalities or MODALITIES)[0]
+    given = [match["modality"] if "{modality}" in pattern else single for _, match in matches]
+    chosen, modality_of = _modalities(set(given), modalities, f"{root}, {pattern!r}")
+    windows = check_windows(window, chosen)
+    moments: dict[_Moment, dict[str, str]] = {}
+    for (path, match), name in zip(matches, given, strict=True):
+        modality = modality_of.get(name)
+        if modality is None:
+            continue
+        # named by what it says, not by where it lies
+        moment = tuple((field, text) for field, text in match.groupdict().items() if field not in ("modality", "ext"))
+        pictures = moments.setdefault(moment, {})
+        if modality in pictures:
+            raise ValueError(
+                f"{root}: by {pattern!r} two files are one {modality} picture: {pictures[modality]}, {path}"
+            )
+        pictures[modality] = path
+    if ignored := sum(name not in modality_of for name in given):
+        notes.append(f"{ignored} pictures left out, of other modalities: {sorted(set(given) - set(modality_of))}")
+    splits: dict[str, list[Sample]] = {}
+    for moment, pictures in moments.items():
+        images = tuple(through_window(root / pictures[m], windows.get(m)) if m in pictures else None for m in chosen)
+        key = next(pictures[m] for m in chosen if m in pictures)
+        label = dict(moment)
+        pid, camid, sceneid = (int(label.get(field, -1)) for field in ("pid", "camid", "sceneid"))
+        splits.setdefault(label.get("split", ""), []).append(Sample(key, pid, camid, sceneid, images))
+    for split, samples in splits.items():
+        samples.sort(key=lambda sample: sample.key)
+        for index, modality in enumerate(chosen):
+            if lacking := sum(sample.images[index] is None for sample in samples):
+                notes.append(f"{split or 'all'}: {lacking} of {len(samples)} samples lack {modality}")
+    return chosen, splits, notes
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    """Write the pattern as a regular expression with a group for each field, ``text0``, ``text1``, … for ``{*}``."""
+    out, seen = [], set[str]()
+    for part in re.split(r"(\{[^{}]*\})", pattern):
+        field = part[1:-1]
+        if not part.startswith("{"):
+            out.append(re.escape(part))
+        elif field not in _FIELDS:
+            raise ValueError(f"pattern {pattern!r}: {part} is none of {', '.join(f'{{{name}}}' for name in _FIELDS)}")
+        elif field in seen:
+            out.append(f"(?P={field})")
+        else:
+            group = f"text{len(out)}" if field == "*" else field
+            out.append(f"(?P<{group}>{_FIELDS[field]})")
+            seen |= {field} - {"*"}
+    return re.compile("".join(out), re.IGNORECASE)
+
+
+def _modalities(found: Set[str], wanted: Sequence[str] | None, where: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the modalities to read, and the modality of each name that was found in the paths."""
+    known = {alias: m for m in wanted or MODALITIES for alias in _ALIASES.get(m.lower(), ())}
+    known |= {m.lower(): m for m in wanted or MODALITIES}
+    modality_of = {name: known[name.lower()] for name in found if name.lower() in known}
+    if unknown := sorted(found - set(modality_of)):
+        declared = tuple(m for m in MODALITIES if m in modality_of.values())
+        if wanted is None:
+            raise ValueError(
+                f"{where}: unknown modalities {unknown}; declare all that are to be read, in their order, such as "
+                f"modalities={(*declared, *unknown)!r}"
+            )
+        if not modality_of:
+            raise ValueError(f"{where}: no pictures of modalities {tuple(wanted)}; there are {unknown}")
+    chosen = tuple(wanted) if wanted is not None else tuple(m for m in MODALITIES if m in modality_of.values())
+    return chosen, modality_of
+
+
+def _files(folder: Path, depth: int, prefix: str = "") -> Iterator[str]:
+    """Yield the files that lie so many folders deep, as paths below the first folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if depth and entry.is_dir():
+                yield from _files(folder / entry.name, depth - 1, f"{prefix}{entry.name}/")
+            elif not depth and entry.is_file():
+                yield prefix + entry.name

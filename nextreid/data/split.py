@@ -1,0 +1,124 @@
+"""Which queries have a match, and splits in which all of them do."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Literal, get_args
+
+from .keyed import keyed_rng
+from .sample import ReIDDataset, Sample
+
+Rule = Literal["camera", "scene", "none"]
+
+_LABEL: dict[str, Callable[[Sample], int]] = {
+    "camera": lambda sample: sample.camid,
+    "scene": lambda sample: sample.sceneid,
+    "none": lambda sample: 0,
+}
+
+
+def with_match(query: Iterable[Sample], gallery: Sequence[Sample], rule: Rule) -> tuple[Sample, ...]:
+    """Return the queries that have a valid match: a gallery entry of their identity that the rule leaves.
+
+    Args:
+        query: Query samples.
+        gallery: Gallery samples; an entry with the query's own key is the query itself and no match.
+        rule: A query ignores entries of its identity from its own ``"camera"``, from its own ``"scene"``, or none.
+            Label -1 counts as one camera or scene.
+    """
+    label = _LABEL[rule]
+    count: dict[int, Counter[int]] = {}
+    for sample in gallery:
+        count.setdefault(sample.pid, Counter())[label(sample)] += 1
+    keys = {sample.key for sample in gallery}
+
+    def has_match(sample: Sample) -> bool:
+        same = count.get(sample.pid, Counter())
+        own = (sample.key in keys) if rule == "none" else same[label(sample)]
+        return same.total() > own
+
+    return tuple(sample for sample in query if has_match(sample))
+
+
+def split_identities(
+    samples: Iterable[Sample],
+    *,
+    modalities: Sequence[str],
+    train: float = 0.5,
+    rule: Rule = "camera",
+    seed: int = 0,
+    name: str = "split",
+    object_type: str = "object",
+) -> ReIDDataset:
+    """Split samples by identity into train and test, with a query list in which every query has a valid match.
+
+    No identity is on both sides. All test samples are gallery; queries are those with a valid match under `rule`, and
+    at least one identity with such samples is kept for the test. Identities that can be queries and identities that
+    can only be distractors are drawn apart, so that both sides get their share of each. The draw depends on the
+    identities and the seed, not on the order of the samples.
+
+    Args:
+        samples: Labelled samples with unique keys; those of pid -1 (unknown) are left out.
+        modalities: Names of the pictures, in their order.
+        train: Share of the identities to train on, in [0, 1).
+        rule: What a query ignores in the gallery: entries of its identity from its own ``"camera"``, from its own
+            ``"scene"``, or ``"none"`` but itself. It becomes the set's protocol.
+        seed: Seed of the draw.
+        name: Name of the set.
+        object_type: What is re-identified.
+
+    Returns:
+        The data set; its notes name the test identities that can only be distractors.
+
+    Raises:
+        ValueError: If a setting is out of range, keys repeat, or no identity has a valid match.
+    """
+    if not 0 <= train < 1:
+        raise ValueError(f"train is the share of identities to train on, in [0, 1), got {train}")
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}; got {rule!r}")
+    ordered = sorted(samples, key=lambda sample: sample.key)
+    if twice := [one.key for one, two in pairwise(ordered) if one.key == two.key]:
+        raise ValueError(f"{len(twice)} keys occur more than once, such as {twice[0]!r}: keys must be unique")
+    known = [sample for sample in ordered if sample.pid >= 0]
+    identities = {sample.pid for sample in known}
+    able = {sample.pid for sample in with_match(known, known, rule)}
+    if not able:
+        raise ValueError(_no_match(rule, known))
+    held = _draw("able", able, 1 - train, 1, seed) | _draw("distractors", identities - able, 1 - train, 0, seed)
+    gallery = tuple(sample for sample in known if sample.pid in held)
+    notes = []
+    if len(known) < len(ordered):
+        notes.append(f"{len(ordered) - len(known)} samples of unknown identity (pid -1) left out")
+    if distractors := sorted(held - able):
+        shown = ", ".join(map(str, distractors[:10])) + (", …" if len(distractors) > 10 else "")
+        lack = "are seen once" if rule == "none" else f"have one {rule}"
+        notes.append(f"{len(distractors)} of {len(held)} test identities {lack}: distractors only: {shown}")
+    return ReIDDataset(
+        name=name,
+        modalities=tuple(modalities),
+        object_type=object_type,
+        protocol=rule,
+        train=tuple(sample for sample in known if sample.pid not in held),
+        query=with_match(gallery, gallery, rule),
+        gallery=gallery,
+        notes=tuple(notes),
+    )
+
+
+def _draw(what: str, identities: set[int], share: float, least: int, seed: int) -> set[int]:
+    """Draw a share of the identities, rounded half up, and at least so many."""
+    count = max(least, int(share * len(identities) + 0.5))
+    order = keyed_rng("split", seed, what).permutation(len(identities))
+    ordered = sorted(identities)
+    return {ordered[i] for i in order[:count].tolist()}
+
+
+def _no_match(rule: str, samples: Sequence[Sample]) -> str:
+    if rule == "none":
+        return f"none of {len(samples)} labelled samples has a second one of its identity: no query could ever match"
+    label = {"camera": "camid", "scene": "sceneid"}[rule]
+    return (
+        f"no identity of {len(samples)} labelled samples is seen by two {rule}s, so no query could ever match: label "
+        f"the {rule}s ({label}; -1 everywhere counts as one {rule}), or split with rule='none'"
+    )

@@ -1,0 +1,109 @@
+"""Cards: every named set has one, their counts are those of the published names, and leaks are refused."""
+
+import json
+import re
+from collections import Counter
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from nextreid.data import list_datasets
+from nextreid.data.card import DataCard, Overlap, data_card, list_cards, list_overlaps, refuse_leak
+from nextreid.retrieval import list_protocols
+
+# what reads anybody's own data has no card
+OWN = {"manifest", "pattern"}
+REPOSITORIES = {
+    "https://github.com/924973292/IDEA",
+    "https://github.com/Mzq12138/Official-Implementation-for-Flare-Aware-Cross-modal-Enhancement-for-Multi-spectral-Vehicle-ReID",
+    "https://github.com/lsh-ahu/ICPL-ReID",
+    "https://github.com/lsh-ahu/NEXT-ReID",
+    "https://github.com/superlollipop123/Cross-directional-Center-Network-and-MSVR310",
+    "https://github.com/ttaalle/multi-modal-vehicle-Re-ID",
+    "https://github.com/ziwang1121/IEEE",
+}
+
+
+def test_every_published_set_has_a_card():
+    assert set(list_cards()) == {name for name in list_datasets() if name not in OWN}
+    with pytest.raises(ValueError, match=r"no card for a data set 'veri'.*msvr310"):
+        data_card("veri")
+
+
+@pytest.mark.parametrize("name", list_cards())
+def test_cards_are_whole(name):
+    card = data_card(name)
+    assert card.name == name and card.protocol in list_protocols()
+    assert date.fromisoformat(card.last_checked) <= date.today()
+    assert card.obtain and card.terms and card.paper and card.defects
+    assert set(card.counts) <= {"train", "query", "gallery"}
+    assert {overlap.test for overlap in card.overlaps} <= set(list_cards())
+    links = re.findall(r"https?://[^\s,)]+", " ".join((*card.obtain, *card.captions)))
+    assert set(links) <= REPOSITORIES
+    text = str(card)
+    for part in (card.title, card.name, card.last_checked, *card.modalities):
+        assert part in text
+    for defect in card.defects:
+        assert " ".join(defect.split()) in " ".join(text.split())
+    # links are never broken over lines
+    assert all(len(line) <= 110 or line.lstrip(" -").startswith("https://") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("name", ["rgbnt201", "msvr310"])
+def test_counts_are_those_of_the_published_names(published_captions, name):
+    def names(split):
+        path = published_captions / "NEXT" / name.upper() / f"{split}_RGB.json"
+        return [entry["item"] for entry in json.loads(path.read_text(encoding="utf-8"))]
+
+    form = re.compile(r"(?P<pid>\d+)_(?:cam(?P<cam>\d)|s(?P<scene>\d+)_v(?P<view>\d)).*")
+    test = [form.fullmatch(item).groupdict() for item in names("test")]
+    scenes = Counter(pid for pid, _ in {(row["pid"], row["scene"]) for row in test})
+    query = test if name == "rgbnt201" else [row for row in test if scenes[row["pid"]] > 1]
+    train = [form.fullmatch(item).groupdict() for item in names("train")]
+    for split, rows in (("train", train), ("query", query), ("gallery", test)):
+        cameras = {row["cam"] or row["view"] for row in rows}
+        counted = {"samples": len(rows), "ids": len({row["pid"] for row in rows}), "cameras": len(cameras)}
+        assert data_card(name).counts[split] == counted
+
+
+def test_the_known_leak_is_refused(caplog):
+    with pytest.raises(ValueError, match=r"trained on wmveid863 .*scored on msvr310: .*1,048 of its 1,055.*allow=True"):
+        refuse_leak("wmveid863", "msvr310")
+    with pytest.raises(ValueError, match="wmveid863"):
+        refuse_leak(["rgbnt201", "wmveid863"], "msvr310")
+    assert not caplog.records
+    refuse_leak("wmveid863", "msvr310", allow=True)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_suspected_overlaps_are_warned_of(caplog):
+    refuse_leak("msvr310", "wmveid863")
+    refuse_leak("rgbn300", "rgbnt100")
+    assert len(caplog.records) == 2 and "12 samples" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "test_set"),
+    [("msvr310", "msvr310"), ("wmveid863", "wmveid863"), ("my-own", "msvr310"), ("wmveid863", "mine"), ([], "msvr310")],
+)
+def test_the_rest_passes_in_silence(trained_on, test_set, caplog):
+    refuse_leak(trained_on, test_set)
+    assert not caplog.records
+
+
+def test_overlaps_are_listed():
+    pairs = {(overlap.trained_on, overlap.test): overlap.refused for overlap in list_overlaps()}
+    assert pairs == {
+        ("wmveid863", "msvr310"): True,
+        ("msvr310", "wmveid863"): False,
+        ("rgbn300", "rgbnt100"): False,
+        ("rgbnt100", "rgbn300"): False,
+    }
+    assert all(isinstance(overlap, Overlap) and overlap.evidence for overlap in list_overlaps())
+    assert isinstance(data_card("msvr310"), DataCard)
+
+
+def test_cards_are_stored_as_they_are_named():
+    for path in (Path(__file__).parents[2] / "nextreid" / "data" / "cards").iterdir():
+        assert json.loads(path.read_text(encoding="utf-8"))["name"] == path.stem
