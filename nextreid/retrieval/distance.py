@@ -1,16 +1,32 @@
-"""Distances between two sets of embeddings, a block of queries at a time."""
+"""Distances between two sets of embeddings, a block of queries and a tile of the gallery at a time.
 
-from collections.abc import Iterator
+Every matrix product has a shape that follows from the number of queries, the number of gallery entries and `BLOCK` and
+`TILE` alone, and is filled up with zeros to multiples of 64. So a value has the same bits whether the gallery comes
+whole or in shards, and whether one process computes all queries or several share them.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
+from .arithmetic import Arithmetic, HostArithmetic
 from .protocol import Protocol, get_protocol
 
-Embeddings: TypeAlias = np.ndarray | torch.Tensor
+Embeddings: TypeAlias = np.ndarray | Tensor
 
-STRIP = 64
+BLOCK = 384
+"""Queries of one matrix product."""
+TILE = 4096
+"""Gallery entries of one matrix product."""
+
+_STEP = 64
+_LONGEST = 1e18  # products of two embeddings stay far below the largest float32
 
 
 def distances(query: Embeddings, gallery: Embeddings, protocol: str | Protocol) -> np.ndarray:
@@ -28,31 +44,38 @@ def distances(query: Embeddings, gallery: Embeddings, protocol: str | Protocol) 
         ValueError: If shapes do not fit, a set is empty, or an embedding is not finite.
     """
     protocol = get_protocol(protocol)
-    result = np.empty((len(query), len(gallery)), np.float32)
-    for start, block in nearness_blocks(query, gallery, protocol):
-        result[start : start + len(block)] = block
-    if protocol.distance == "cosine":
-        return np.clip(1 + result, 0, 2)
-    squares = np.square(_prepare("query", query, protocol.normalize)[: len(query)]).sum(axis=1, keepdims=True)
-    return np.sqrt(np.maximum(squares + 2 * result, 0))
+    result = torch.empty(len(query), len(gallery))
+    for start, block in nearness_blocks(query, gallery, protocol, HostArithmetic()):
+        rows = result[start : start + len(block)]
+        if protocol.distance == "cosine":
+            torch.clamp(1 + block, 0, 2, out=rows)
+        else:
+            length = _lengths("query", query[start : start + len(block)])[:, None]
+            squares = 2 + 2 * block if protocol.normalize else length.square() + 2 * block
+            torch.sqrt(squares.clamp(min=0), out=rows)
+    return result.numpy()
 
 
 def nearness_blocks(
-    query: Embeddings, gallery: Embeddings, protocol: Protocol, block: int = STRIP
-) -> Iterator[tuple[int, np.ndarray]]:
+    query: Embeddings,
+    gallery: Embeddings,
+    protocol: Protocol,
+    arithmetic: Arithmetic,
+    share: slice | None = None,
+) -> Iterator[tuple[int, Tensor]]:
     """Yield values that order the gallery of each query as its distances do, smallest first.
 
-    Cosine: ``-q.g``, which keeps more digits than ``1 - q.g`` and so has fewer ties. Euclidean: ``|g|^2 / 2 - q.g``,
-    half the squared distance less a constant of the query.
+    Unit length: ``-cosine``, which keeps more digits than ``1 - cosine`` and so has fewer ties. Euclidean without
+    normalisation: ``|g|^2 / 2 - q.g``, half the squared distance less a constant of the query.
 
-    Every matrix product has 64 queries (zeros fill the last), and the gallery is filled up to a multiple of 64, so
-    that the rounding of a value does not depend on `block`.
+    The gallery is not copied where it is float32 and on the device already.
 
     Args:
         query: ``(Q, F)``.
         gallery: ``(G, F)``.
         protocol: Gives distance and normalisation.
-        block: Queries to hold at once, rounded up to a multiple of 64.
+        arithmetic: Where to compute.
+        share: Queries to compute, from a multiple of `BLOCK` on; None for all.
 
     Yields:
         The first query of a block and its ``(B, G)`` float32 values, a buffer that the next block overwrites.
@@ -60,59 +83,132 @@ def nearness_blocks(
     Raises:
         ValueError: As for `distances`.
     """
-    if block < 1:
-        raise ValueError(f"block must be at least 1; got {block}")
-    num_query, num_gallery = len(query), len(gallery)
-    query, gallery = _prepare("query", query, protocol.normalize), _prepare("gallery", gallery, protocol.normalize)
+    check_shapes(query, gallery)
+    first, stop = (0, len(query)) if share is None else (share.start, share.stop)
+    check_finite("query", query, first, stop)
+    tiles = list(gallery_tiles([gallery], protocol, arithmetic))
+    buffer = torch.empty(min(BLOCK, _filled(stop - first)), _filled(len(gallery)), device=arithmetic.device)
+    for start in range(first, stop, BLOCK):
+        block = query_block(query[start : min(start + BLOCK, stop)], protocol, arithmetic)
+        for tile in tiles:
+            tile.values(block, arithmetic, out=buffer[: len(block), tile.start : tile.start + len(tile.rows)])
+        yield start, buffer[: min(BLOCK, stop - start), : len(gallery)]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Gallery entries that one matrix product takes.
+
+    Attributes:
+        start: Gallery index of the first one.
+        count: How many there are.
+        rows: ``(W, F)`` float32 embeddings, W a multiple of 64; zeros after the first `count`.
+        scale: ``(W,)`` reciprocal lengths, for comparison at unit length.
+        offset: ``(W,)`` half squared lengths, for the Euclidean distance without normalisation.
+    """
+
+    start: int
+    count: int
+    rows: Tensor
+    scale: Tensor | None
+    offset: Tensor | None
+
+    def values(self, block: Tensor, arithmetic: Arithmetic, out: Tensor | None = None) -> Tensor:
+        """Return the values of a query block against the tile, ``(M, W)``, in `out` if given."""
+        if out is None:
+            out = torch.empty(len(block), len(self.rows), device=arithmetic.device)
+        arithmetic.product(block, self.rows, out)
+        if self.scale is not None:
+            out *= self.scale
+        if self.offset is not None:
+            out += self.offset
+        return out
+
+
+def gallery_tiles(parts: Iterable[Embeddings], protocol: Protocol, arithmetic: Arithmetic) -> Iterator[Tile]:
+    """Cut a gallery that comes in parts into tiles of `TILE` entries; where parts meet in a tile it is copied.
+
+    Args:
+        parts: ``(n, F)`` embeddings each, in gallery order.
+        protocol: Gives distance and normalisation.
+        arithmetic: Where the tiles go.
+
+    Raises:
+        ValueError: If an embedding is not finite or too long.
+    """
+    start, waiting, missing = 0, list[Tensor](), TILE
+    for part in parts:
+        rows = as_float32(part).to(arithmetic.device)
+        while len(rows) >= missing:
+            waiting.append(rows[:missing])
+            rows, missing = rows[missing:], TILE
+            yield _tile(waiting, start, protocol)
+            start, waiting = start + TILE, []
+        if len(rows):
+            waiting.append(rows)
+            missing -= len(rows)
+    if waiting:
+        yield _tile(waiting, start, protocol)
+
+
+def _tile(parts: list[Tensor], start: int, protocol: Protocol) -> Tile:
+    rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+    count = len(rows)
+    length = pad(_lengths("gallery", rows, start), (0, _filled(count) - count))
+    rows = pad(rows, (0, 0, 0, _filled(count) - count)) if count % _STEP else rows
+    if protocol.normalize:
+        return Tile(start, count, rows, torch.where(length > 0, 1 / length, 0), None)
+    return Tile(start, count, rows, None, rows.square().sum(dim=1) / 2)  # not of the length: a root would round
+
+
+def query_block(queries: Embeddings, protocol: Protocol, arithmetic: Arithmetic) -> Tensor:
+    """Return negated queries ``(M, F)``, at unit length if asked, with zero rows up to a multiple of 64."""
+    rows = as_float32(queries).to(arithmetic.device)
+    if protocol.normalize:
+        length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        rows = rows / torch.where(length > 0, length, 1)
+    return pad(-rows, (0, 0, 0, _filled(len(rows)) - len(rows)))
+
+
+def check_shapes(query: Embeddings, gallery: Embeddings) -> None:
+    """Raise ValueError unless both are non-empty matrices with as many features."""
+    for name, embeddings in (("query", query), ("gallery", gallery)):
+        if embeddings.ndim != 2 or 0 in embeddings.shape:
+            shape = tuple(embeddings.shape)
+            raise ValueError(f"{name} embeddings must be a non-empty (samples, features) array; got {shape}")
     if query.shape[1] != gallery.shape[1]:
         raise ValueError(
             f"query embeddings have {query.shape[1]} features but gallery embeddings have {gallery.shape[1]}: "
             "extract both with the same model"
         )
-    np.negative(query, out=query)
-    offset = np.square(gallery).sum(axis=1) / 2 if protocol.distance == "euclidean" else None
-    rows = -(-block // STRIP) * STRIP
-    buffer = np.empty((min(rows, len(query)), len(gallery)), np.float32)
-    for start in range(0, num_query, rows):
-        stop = min(start + rows, num_query)
-        for strip in range(start, stop, STRIP):
-            out = buffer[strip - start : strip - start + STRIP]
-            # NumPy, not torch: a product in torch may run in bfloat16 or TF32 under settings made for training
-            np.matmul(query[strip : strip + STRIP], gallery.T, out=out)
-            if offset is not None:
-                out += offset
-        yield start, buffer[: stop - start, :num_gallery]
 
 
-def stable_keys(values: np.ndarray) -> np.ndarray:
-    """Turn ``(B, G)`` float32 values into distinct int64 keys ordered by value, then by column.
-
-    The upper half of a key is the bit pattern of the value, with the magnitude of negative values flipped so that
-    integers compare as the floats do; the lower half is the column.
-    """
-    bits = (values + np.float32(0)).view(np.int32)  # adding zero makes -0.0 and 0.0 one value
-    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
-    return (bits.astype(np.int64) << 32) | np.arange(values.shape[1])
+def check_finite(name: str, embeddings: Embeddings, start: int, stop: int) -> None:
+    """Raise ValueError if an embedding in ``start:stop`` is not finite or is too long."""
+    for first in range(start, stop, TILE):
+        _lengths(name, embeddings[first : min(stop, first + TILE)], first)
 
 
-def _prepare(name: str, embeddings: Embeddings, normalize: bool) -> np.ndarray:
-    """Return a float32 copy, checked, of unit length if asked, with zero rows up to a multiple of `STRIP`."""
-    if isinstance(embeddings, torch.Tensor):
-        embeddings = embeddings.detach().to("cpu", torch.float32).numpy()
-    if embeddings.ndim != 2 or 0 in embeddings.shape:
-        raise ValueError(f"{name} embeddings must be a non-empty (samples, features) array; got {embeddings.shape}")
-    count = len(embeddings)
-    rows = np.zeros((-(-count // STRIP) * STRIP, embeddings.shape[1]), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        rows[:count] = embeddings
-        squares = np.einsum("nf,nf->n", rows, rows)
-    bad = np.flatnonzero(~np.isfinite(squares))
-    if bad.size:
+def _filled(count: int) -> int:
+    return -(-count // _STEP) * _STEP
+
+
+def as_float32(embeddings: Embeddings) -> Tensor:
+    """Return a float32 tensor, the same memory where it is one already."""
+    if isinstance(embeddings, Tensor):
+        return embeddings.detach().to(torch.float32).contiguous()
+    with np.errstate(over="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a file mapped read-only is only read here
+        return torch.from_numpy(np.ascontiguousarray(embeddings, np.float32))
+
+
+def _lengths(name: str, embeddings: Embeddings, start: int = 0) -> Tensor:
+    """Return the lengths of embeddings, of which the first is number `start` of its set; refuse what is not finite."""
+    lengths = torch.linalg.vector_norm(as_float32(embeddings), dim=1)
+    bad = torch.nonzero(~(lengths <= _LONGEST)).flatten()
+    if len(bad):
         raise ValueError(
-            f"{bad.size} of {count} {name} embeddings hold NaN, infinite or too large values, the first at index "
-            f"{bad[0]}: check the weights, the inputs and half-precision overflow"
+            f"{len(bad)} of {len(lengths)} {name} embeddings hold NaN, infinite or too large values, the first at "
+            f"index {start + int(bad[0])}: check the weights, the inputs and half-precision overflow"
         )
-    if normalize:
-        lengths = np.sqrt(squares)
-        rows /= np.where(lengths > 0, lengths, 1)[:, None]
-    return rows
+    return lengths

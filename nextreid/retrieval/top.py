@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .distance import Embeddings, nearness_blocks, stable_keys
+from .arithmetic import PADDING, HostArithmetic, order_keys
+from .distance import Embeddings, nearness_blocks
 from .identities import Identities, SameIdentity
 from .metrics import check_lengths
 from .protocol import Protocol, get_protocol
@@ -45,18 +46,17 @@ def top_k(
     protocol = get_protocol(protocol)
     check_lengths(query_emb, gallery_emb, query_ids, gallery_ids)
     same_identity = SameIdentity(query_ids, gallery_ids, protocol, query_keys, gallery_keys)
-    taken_out = np.iinfo(np.int64).max
     width = min(k, len(gallery_ids))
     indices = np.full((len(query_ids), k), -1, np.int64)
 
-    for start, values in nearness_blocks(query_emb, gallery_emb, protocol):
+    for start, values in nearness_blocks(query_emb, gallery_emb, protocol, HostArithmetic()):
         stop = start + len(values)
         index, _, out = same_identity.rows(start, stop)
-        keys = stable_keys(values)
+        keys = order_keys(values).numpy()
         row, column = np.nonzero(out)
-        keys[row, index[row, column]] = taken_out
+        keys[row, index[row, column]] = PADDING
         nearest = np.sort(np.partition(keys, width - 1, axis=1)[:, :width], axis=1)
-        indices[start:stop, :width] = np.where(nearest == taken_out, -1, nearest & 0xFFFFFFFF)
+        indices[start:stop, :width] = np.where(nearest == PADDING, -1, nearest & 0xFFFFFFFF)
 
     matches = (indices >= 0) & (gallery_ids.pid[indices] == query_ids.pid[:, None])
     return indices, matches

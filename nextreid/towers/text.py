@@ -59,7 +59,7 @@ class TextTower(nn.Module):
         self.cache_size = cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._tokenizer: open_clip.SimpleTokenizer | None = None
-        self._lengths: dict[str, int] = {}
+        self._words: dict[str, list[int]] = {}
         self.requires_grad_(False)
         self.register_load_state_dict_post_hook(lambda module, _: module.clear_cache())
 
@@ -81,23 +81,35 @@ class TextTower(nn.Module):
         Raises:
             ValueError: If a text does not fit; pack its sentences into windows first.
         """
-        if self._tokenizer is None:
-            self._tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
-        for text in texts:
-            count = self.count_tokens(text)
-            if count > CONTEXT:
-                raise ValueError(f"a text of {count} tokens does not fit CLIP's window of {CONTEXT}: {text[:80]!r}...")
-        return self._tokenizer(texts)
+        tokens = torch.zeros(len(texts), CONTEXT, dtype=torch.long)
+        for row, text in zip(tokens, texts, strict=True):
+            ids = self._ids(text)
+            if len(ids) > CONTEXT:
+                raise ValueError(
+                    f"a text of {len(ids)} tokens does not fit CLIP's window of {CONTEXT}: {text[:80]!r}..."
+                )
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, the start and the end token included, uncut."""
-        if self._tokenizer is None:
-            self._tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
-        if text not in self._lengths:
-            if len(self._lengths) >= max(1, self.cache_size):
-                self._lengths.clear()
-            self._lengths[text] = len(self._tokenizer.encode(text)) + 2
-        return self._lengths[text]
+        return len(self._ids(text))
+
+    def _ids(self, text: str) -> list[int]:
+        tokenizer = self._tokenizer = self._tokenizer or open_clip.SimpleTokenizer(context_length=CONTEXT)
+        # No token spans white space, so that the words of a text are tokenised alone, each once. What the tokenizer
+        # repairs first (broken Unicode, HTML entities, control characters) may span words and is not plain ASCII.
+        if text.isascii() and text.isprintable() and "&" not in text:
+            ids = []
+            for word in text.split():
+                if word not in self._words:
+                    if len(self._words) >= max(1, self.cache_size):
+                        self._words.clear()
+                    self._words[word] = tokenizer.encode(word)
+                ids += self._words[word]
+        else:
+            ids = tokenizer.encode(text)
+        return [tokenizer.sot_token_id, *ids, tokenizer.eot_token_id]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode token ids ``(n, L)``, L up to 77, to features ``(n, D)``, not normalised.

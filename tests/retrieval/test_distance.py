@@ -1,13 +1,11 @@
-"""Distances against float64, and the integer keys against the order of the floats."""
+"""Distances against float64, and their bits against the way the work is cut."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from nextreid.retrieval import Protocol, distances
-from nextreid.retrieval.distance import nearness_blocks, stable_keys
+from nextreid.retrieval import Protocol, distance, distances, get_protocol
+from nextreid.retrieval.arithmetic import HostArithmetic
+from nextreid.retrieval.distance import nearness_blocks
 
 EUCLIDEAN = Protocol("euclidean", "none", distance="euclidean", normalize=False)
 
@@ -49,17 +47,25 @@ def test_zero_embedding_has_cosine_zero():
 
 
 @pytest.mark.parametrize("protocol", [Protocol("cosine", "none"), EUCLIDEAN], ids=lambda p: p.name)
-def test_values_are_bitwise_the_same_for_any_block(protocol):
-    query, gallery = split(num_query=200, num_gallery=77, dim=129)
-    full = np.concatenate([block.copy() for _, block in nearness_blocks(query, gallery, protocol, 10_000)])
-    for size in (1, 7, 64, 128):
-        starts, blocks = zip(*((s, b.copy()) for s, b in nearness_blocks(query, gallery, protocol, size)), strict=True)
-        np.testing.assert_array_equal(np.concatenate(blocks), full)
-        assert starts == tuple(range(0, 200, -(-size // 64) * 64))
+def test_values_are_bitwise_the_same_for_any_share_and_any_cut(protocol, monkeypatch):
+    monkeypatch.setattr(distance, "BLOCK", 64)
+    monkeypatch.setattr(distance, "TILE", 64)
+    query, gallery = split(num_query=200, num_gallery=150, dim=129)
+    host = HostArithmetic()
+    full = np.concatenate([block.numpy().copy() for _, block in nearness_blocks(query, gallery, protocol, host)])
+    for share in (slice(0, 64), slice(64, 200), slice(200, 200)):
+        blocks = [block.numpy().copy() for _, block in nearness_blocks(query, gallery, protocol, host, share)]
+        np.testing.assert_array_equal(np.concatenate([full[:0], *blocks]), full[share])
+    pieces = [gallery[a:b] for a, b in ((0, 1), (1, 70), (70, 70), (70, 150))]
+    block = distance.query_block(query[64:128], protocol, host)
+    tiles = list(distance.gallery_tiles(pieces, protocol, host))
+    assert [(tile.start, tile.count, len(tile.rows)) for tile in tiles] == [(0, 64, 64), (64, 64, 64), (128, 22, 64)]
+    joined = np.concatenate([tile.values(block, host)[:, : tile.count] for tile in tiles], axis=1)
+    np.testing.assert_array_equal(joined, full[64:128])
 
 
-@given(hnp.arrays(np.float32, (2, 12), elements=st.floats(-4, 4, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0])))
-def test_stable_keys_order_as_a_stable_argsort(values):
-    keys = stable_keys(values)
-    np.testing.assert_array_equal(np.argsort(keys, axis=1), np.argsort(values, axis=1, kind="stable"))
-    np.testing.assert_array_equal(keys & 0xFFFFFFFF, np.broadcast_to(np.arange(12), (2, 12)))
+def test_a_float32_gallery_is_not_copied():
+    _, gallery = split(num_gallery=128)
+    gallery = gallery.astype(np.float32)
+    (tile,) = distance.gallery_tiles([gallery], get_protocol("camera"), HostArithmetic())
+    assert tile.rows.data_ptr() == gallery.ctypes.data

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_average_precision
 
-from nextreid.retrieval import Identities, Protocol, rank
+from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, distance, metrics, rank, rank_distances
+from nextreid.retrieval.arithmetic import Arithmetic, HostArithmetic
 from nextreid.retrieval.distance import nearness_blocks
 
 
@@ -26,9 +28,11 @@ def make_split(rng, num_query, num_gallery, num_ids, num_cams, dim=8, levels=Non
 
 
 def ranked_matches(row, query_ids, gallery_ids, protocol, i, itself=-1):
-    """Walk a stable argsort of one query's gallery; return whether each entry that stays is a match."""
+    """Walk one query's sorted gallery; return whether each entry that stays is a match."""
     kept = []
-    for g in np.argsort(row, kind="stable"):
+    same = gallery_ids.pid == query_ids.pid[i]
+    second = {"stable": np.zeros_like(same), "optimistic": ~same, "pessimistic": same}[protocol.ties]
+    for g in np.lexsort((second, row)):
         same = gallery_ids.pid[g] == query_ids.pid[i]
         if same and protocol.exclude == "camera" and gallery_ids.camid[g] == query_ids.camid[i]:
             continue
@@ -95,26 +99,101 @@ def test_equals_a_full_sort_in_float64(protocol, num_query, num_gallery):
         assert value == pytest.approx(np.mean([f <= r for f in found]), abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    num_query=st.integers(1, 9),
-    num_gallery=st.integers(1, 30),
-    num_ids=st.integers(1, 4),
-    num_cams=st.integers(1, 3),
-    protocol=st.sampled_from(PROTOCOLS[:4]),
-)
-def test_ties_keep_gallery_order(seed, num_query, num_gallery, num_ids, num_cams, protocol):
+def block_values(query, gallery, protocol):
+    return np.concatenate([b.numpy().copy() for _, b in nearness_blocks(query, gallery, protocol, HostArithmetic())])
+
+
+cases = {
+    "seed": st.integers(0, 2**32 - 1),
+    "num_query": st.integers(1, 9),
+    "num_gallery": st.integers(1, 30),
+    "num_ids": st.integers(1, 4),
+    "num_cams": st.integers(1, 3),
+    "protocol": st.sampled_from(PROTOCOLS[:4]),
+    "ties": st.sampled_from(["stable", "optimistic", "pessimistic"]),
+}
+
+
+@settings(max_examples=80, deadline=None)
+@given(**cases)
+def test_every_tie_rule_equals_a_full_sort(seed, num_query, num_gallery, num_ids, num_cams, protocol, ties):
     """Few small integers as features: equal distances everywhere, between matches, others and removed entries."""
     rng = np.random.default_rng(seed)
+    protocol = replace(protocol, ties=ties)
     query, gallery, query_ids, gallery_ids = make_split(rng, num_query, num_gallery, num_ids, num_cams, 2, levels=1)
-    values = np.concatenate([block.copy() for _, block in nearness_blocks(query, gallery, protocol)])
+    values = block_values(query, gallery, protocol)
     expected = naive(values, query_ids, gallery_ids, protocol)
     if (expected[2] == 0).all():
         with pytest.raises(ValueError, match="valid match"):
             rank(query, gallery, query_ids, gallery_ids, protocol)
     else:
         assert_equal(rank(query, gallery, query_ids, gallery_ids, protocol), expected)
+        assert_equal(rank_distances(values, query_ids, gallery_ids, protocol), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=cases["seed"], ties=st.sampled_from(["optimistic", "pessimistic"]))
+def test_order_free_tie_rules_do_not_see_the_gallery_order(seed, ties):
+    rng = np.random.default_rng(seed)
+    query, gallery, query_ids, gallery_ids = make_split(rng, 5, 40, 3, 3, 2, levels=1)
+    order = rng.permutation(40)
+    moved = Identities(gallery_ids.pid[order], gallery_ids.camid[order])
+    rule = Protocol("camera", "camera", ties=ties)
+    here, there = (
+        rank(query, gallery, query_ids, gallery_ids, rule),
+        rank(query, gallery[order], query_ids, moved, rule),
+    )
+    assert_equal(there, (here.ap, here.inp, here.first))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=cases["seed"], ties=cases["ties"])
+def test_a_distractor_never_helps(seed, ties):
+    rng = np.random.default_rng(seed)
+    query, gallery, query_ids, gallery_ids = make_split(rng, 5, 40, 3, 3, 2, levels=1)
+    more = np.concatenate([gallery, rng.integers(-1, 2, (3, 2)).astype(np.float32)])
+    more_ids = Identities(np.append(gallery_ids.pid, [99] * 3), np.append(gallery_ids.camid, [0, 1, 2]))
+    rule = Protocol("camera", "camera", ties=ties)
+    before, after = rank(query, gallery, query_ids, gallery_ids, rule), rank(query, more, query_ids, more_ids, rule)
+    for name in ("ap", "inp"):
+        change = getattr(after, name) - getattr(before, name)
+        assert (change[~np.isnan(change)] <= 1e-15).all()
+    assert (after.first >= before.first).all()
+
+
+@pytest.mark.parametrize("ties", ["stable", "optimistic", "pessimistic"])
+@pytest.mark.parametrize("levels", [None, 1], ids=["distinct", "ties"])
+def test_torch_equals_numpy(levels, ties, monkeypatch):
+    """What runs on a GPU, here on the CPU: equal distances are equal bits when features are small integers."""
+    rng = np.random.default_rng(20)
+    split = make_split(rng, 70, 300, 6, 3, 3 if levels else 16, levels)
+    rule = Protocol("euclidean", "camera", "euclidean", normalize=False, ties=ties)
+    expected = rank(*split, rule)
+    monkeypatch.setattr(metrics, "arithmetic_on", lambda device: Arithmetic(torch.device("cpu")))
+    assert_equal(rank(*split, rule), (expected.ap, expected.inp, expected.first))
+
+
+@pytest.mark.parametrize("rerank", [None, Rerank(5, 2)])
+@pytest.mark.parametrize("shares", [1, 2, 3, 7])
+def test_shares_join_to_the_whole(shares, rerank, monkeypatch, caplog):
+    monkeypatch.setattr(distance, "BLOCK", 64)
+    monkeypatch.setattr(metrics, "BLOCK", 64)
+    query, gallery, query_ids, gallery_ids = make_split(np.random.default_rng(21), 300, 90, 40, 2)
+    keys = [str(i) for i in range(300)], [str(300 + i) for i in range(90)]
+    args = (query, gallery, query_ids, gallery_ids, "camera")
+    whole = rank(*args, query_keys=keys[0], gallery_keys=keys[1], rerank=rerank)
+    caplog.clear()
+    parts = [
+        rank(*args, query_keys=keys[0], gallery_keys=keys[1], rerank=rerank, part=(i, shares)) for i in range(shares)
+    ]
+    assert not caplog.records and sum(part.num_query for part in parts) == 300
+    joined = RetrievalResult.concat(parts)
+    assert len(caplog.records) == 1
+    for name in ("ap", "inp", "first", "pid"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+    assert joined.keys == whole.keys == tuple(keys[0]) and joined.rerank == rerank
+    with pytest.raises(ValueError, match="0 <= i < n"):
+        rank(*args, part=(shares, shares))
 
 
 def test_one_tie_decided_by_gallery_order():
@@ -143,15 +222,6 @@ def test_average_precision_equals_torchmetrics():
         for row, pid in zip(scores, query_ids.pid, strict=True)
     ]
     np.testing.assert_allclose(result.ap, expected, atol=1e-6)
-
-
-def test_result_does_not_depend_on_block():
-    query, gallery, query_ids, gallery_ids = make_split(np.random.default_rng(6), 300, 333, 9, 3, dim=257)
-    results = [rank(query, gallery, query_ids, gallery_ids, "camera", block=b) for b in (64, 1, 7, 100, 256, 10_000)]
-    for other in results[1:]:
-        np.testing.assert_array_equal(other.ap, results[0].ap)
-        np.testing.assert_array_equal(other.inp, results[0].inp)
-        np.testing.assert_array_equal(other.first, results[0].first)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -232,15 +302,9 @@ def test_bad_embeddings_are_counted():
         rank(query, gallery[:, :7], query_ids, gallery_ids, "camera")
     with pytest.raises(ValueError, match="non-empty"):
         rank(query[:0], gallery, Identities([]), gallery_ids, "camera")
-    with pytest.raises(ValueError, match="block"):
-        rank(query, gallery, query_ids, gallery_ids, "camera", block=0)
-
-
-def test_to_dict_is_plain_and_complete():
-    query, gallery, query_ids, gallery_ids = make_split(np.random.default_rng(13), 20, 30, 3, 3)
-    result = rank(query, gallery, query_ids, gallery_ids, "camera")
-    summary = result.to_dict()
-    assert list(summary) == ["mAP", "rank-1", "rank-5", "rank-10", "mINP", "queries", "valid_queries", "protocol"]
-    assert all(type(value) in (float, int, str) for value in summary.values())
-    assert result.cmc.shape == (50,) and (np.diff(result.cmc) >= 0).all() and result.cmc[-1] == 1
-    assert "protocol camera" in str(result)
+    values = np.zeros((5, 6))
+    values[3, 2] = np.nan
+    with pytest.raises(ValueError, match="query 3 hold NaN"):
+        rank_distances(values, query_ids, gallery_ids, "camera")
+    with pytest.raises(ValueError, match=r"= \(5, 6\).*got \(4, 6\)"):
+        rank_distances(values[:4], query_ids, gallery_ids, "camera")

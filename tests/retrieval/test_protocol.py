@@ -1,23 +1,87 @@
-"""Protocols by name, and refused values."""
+"""Protocols by name, each on a case worked out by hand, and refused values."""
 
+import json
+
+import numpy as np
 import pytest
 
-from nextreid.retrieval import Protocol, get_protocol, list_protocols
+from nextreid.retrieval import Identities, Protocol, get_protocol, list_protocols, rank_distances
+
+# published rules: what a query of an identity ignores, and which samples are queries and gallery
+PUBLISHED = {
+    "rgbnt201": ("camera", "folder test", "folder test"),
+    "msvr310": ("scene", "query3", "bounding_box_test"),
+    "rgbnt100": ("camera", "folder query", "bounding_box_test"),
+    "wmveid863": ("camera", "folder query", "folder test"),
+    "rgbn300": ("camera", "folder query", "bounding_box_test"),
+    "market1501-mm": ("camera", "folder query", "folder gallery"),
+    "synthetic-persons": ("camera", "test identities", "test identities"),
+    "synthetic-vehicles": ("camera", "test identities", "test identities"),
+    "camera": ("camera", "given", "given"),
+    "scene": ("scene", "given", "given"),
+    "none": ("none", "given", "given"),
+}
 
 
-def test_known_protocols():
-    rules = {name: get_protocol(name).exclude for name in list_protocols()}
-    assert rules == {
-        "camera": "camera",
-        "scene": "scene",
-        "none": "none",
-        "rgbnt201": "camera",
-        "msvr310": "scene",
-        "rgbnt100": "camera",
-        "wmveid863": "camera",
-        "synthetic-persons": "camera",
-    }
-    assert all(get_protocol(name).feature == "before_neck" for name in rules)
+def test_all_names_are_here():
+    assert list_protocols() == sorted(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rules(name):
+    rule = get_protocol(name)
+    exclude, query, gallery = PUBLISHED[name]
+    assert (rule.name, rule.exclude) == (name, exclude)
+    assert query in rule.query_rule and gallery in rule.gallery_rule
+    usual = rule.distance, rule.normalize, rule.feature, rule.ties, rule.version
+    assert usual == ("cosine", True, "before_neck", "stable", 1)
+    assert rule.query_modalities is None and rule.gallery_modalities is None
+
+
+# A query of identity 1, camera 0, scene 0. Its gallery, from near to far:
+#   identity 1, camera 0, scene 5 | 2, 0, 0 | 1, camera 3, scene 0 | 2, 1, 1 | 1, camera 3, scene 5
+# camera: the first is ignored; matches stand at 2 and 4 of the four left: AP (1/2 + 2/4) / 2, INP 2/4
+# scene: the third is ignored; matches stand at 1 and 4 of the four left: AP (1/1 + 2/4) / 2, INP 2/4
+# none: matches stand at 1, 3 and 5: AP (1/1 + 2/3 + 3/5) / 3, INP 3/5
+BY_HAND = {"camera": (0.5, 0.5, 2), "scene": (0.75, 0.5, 1), "none": ((1 + 2 / 3 + 3 / 5) / 3, 0.6, 1)}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_case_by_hand(name):
+    gallery = Identities([1, 2, 1, 2, 1], [0, 0, 3, 1, 3], [5, 0, 0, 1, 5])
+    result = rank_distances(np.array([[0.1, 0.2, 0.3, 0.4, 0.5]]), Identities([1], [0], [0]), gallery, name)
+    ap, inp, first = BY_HAND[PUBLISHED[name][0]]
+    assert result.ap[0] == pytest.approx(ap, abs=1e-15) and result.inp[0] == inp and result.first[0] == first
+
+
+@pytest.mark.parametrize(("ties", "ap"), [("stable", 1 / 2), ("optimistic", 1), ("pessimistic", 1 / 3)])
+def test_tie_rules_by_hand(ties, ap):
+    """Three entries at one distance, the match between two others."""
+    rule = Protocol("own", "none", ties=ties)
+    result = rank_distances(np.zeros((1, 3)), Identities([7]), Identities([8, 7, 9]), rule)
+    assert result.ap[0] == ap
+    assert ("ties" in str(result)) == (ties != "stable")
+
+
+def test_sides():
+    rule = get_protocol("rgbnt201:tir>rgb")
+    assert (rule.name, rule.exclude) == ("rgbnt201:tir>rgb", "camera")
+    assert (rule.query_modalities, rule.gallery_modalities) == (("tir",), ("rgb",))
+    assert rule.query_rule == get_protocol("rgbnt201").query_rule
+    rule = get_protocol("camera:rgb+tir>rgb+nir+tir")
+    assert (rule.query_modalities, rule.gallery_modalities) == (("rgb", "tir"), ("rgb", "nir", "tir"))
+
+
+@pytest.mark.parametrize("name", ["rgbnt201:tir", "rgbnt201:", "camera:a>b>c", "camera:>rgb", "camera:rgb+>tir"])
+def test_sides_that_cannot_be_read(name):
+    with pytest.raises(ValueError, match=r"tir>rgb|one or more different modalities"):
+        get_protocol(name)
+
+
+@pytest.mark.parametrize("name", ["rgbnt201", "msvr310:tir+rgb>nir"])
+def test_to_dict_comes_back(name):
+    fields = json.loads(json.dumps(get_protocol(name).to_dict()))
+    assert Protocol(**fields) == get_protocol(name)
 
 
 def test_a_protocol_is_handed_back():
@@ -25,9 +89,10 @@ def test_a_protocol_is_handed_back():
     assert get_protocol(own) is own
 
 
-def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'market'.*msvr310.*rgbnt201"):
-        get_protocol("market")
+@pytest.mark.parametrize("name", ["market", "market:tir>rgb"])
+def test_unknown_name_lists_the_known_ones(name):
+    with pytest.raises(ValueError, match=r"'market.*msvr310.*rgbnt201"):
+        get_protocol(name)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +101,11 @@ def test_unknown_name_lists_the_known_ones():
         ({"exclude": "time"}, "exclude must be one of camera, scene, none; got 'time'"),
         ({"distance": "dot"}, "distance must be one of cosine, euclidean"),
         ({"feature": "neck"}, "feature must be one of before_neck, after_neck"),
+        ({"ties": "random"}, "ties must be one of stable, optimistic, pessimistic"),
         ({"normalize": False}, "cosine distance normalises"),
+        ({"query_modalities": ()}, "query_modalities must name"),
+        ({"gallery_modalities": "rgb"}, "gallery_modalities must name"),
+        ({"gallery_modalities": ("rgb", "rgb")}, "different modalities"),
     ],
 )
 def test_bad_fields_are_refused(change, message):

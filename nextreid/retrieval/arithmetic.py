@@ -1,0 +1,215 @@
+"""The heavy inner steps of retrieval, exact on every device: products of embeddings, and counting nearer entries.
+
+An entry of a row of values has a *key*: an int64 whose upper half orders as the value does and whose lower half is the
+entry's gallery column. Keys are distinct, and their order is that of a stable sort by value.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PADDING = np.iinfo(np.int64).max
+"""A key behind all others, for the end of short rows."""
+
+_AT_ONCE = 2**19  # values that the host counts at once; their temporaries stay in the cache
+_FEW = 16  # a sixteenth of a row
+_MAX_BINS = 2048
+
+
+def order_keys(values: Tensor, columns: Tensor | int = 0) -> Tensor:
+    """Turn ``(..., T)`` float32 values into int64 keys.
+
+    The upper half of a key is the bit pattern of the value, with the magnitude of negative values flipped so that
+    integers compare as the floats do.
+
+    Args:
+        values: Finite.
+        columns: Gallery column of each value, or of the first one in each row.
+    """
+    if isinstance(columns, int):
+        columns = torch.arange(columns, columns + values.shape[-1], device=values.device)
+    return (_order_bits(values).to(torch.int64) << 32) | columns
+
+
+def _order_bits(values: Tensor) -> Tensor:
+    bits = (values + 0.0).view(torch.int32)  # adding zero makes -0.0 and 0.0 one value
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def key_values(keys: np.ndarray) -> np.ndarray:
+    """Return the float32 values that keys were made from."""
+    bits = (keys >> 32).astype(np.int32)
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
+    return bits.view(np.float32)
+
+
+class Arithmetic:
+    """Products and counts in torch, on one device.
+
+    Args:
+        device: Where.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def product(self, query: Tensor, gallery: Tensor, out: Tensor) -> None:
+        """Write ``query @ gallery.T`` to `out`, in float32 whatever shortcuts training has allowed."""
+        with _ieee_products(self.device):
+            out.copy_(query @ gallery.T)
+
+    def count_nearer(self, values: Tensor, first_column: int, points: np.ndarray) -> np.ndarray:
+        """Count, for each point, the entries of its row whose keys are smaller.
+
+        Args:
+            values: ``(B, T)`` float32 on this device.
+            first_column: Gallery column of the first value of each row.
+            points: ``(B, S)`` int64 keys, ascending in each row; the count of `PADDING` means nothing.
+
+        Returns:
+            ``(B, S)`` int64.
+        """
+        num_rows, width = points.shape
+        marks = torch.from_numpy(points).to(self.device)
+        # a key is counted by every point behind it: by all from the first one that is larger
+        bins = torch.searchsorted(marks, order_keys(values, first_column), right=True)
+        bins += (width + 1) * torch.arange(num_rows, device=self.device)[:, None]
+        counts = torch.bincount(bins.view(-1), minlength=num_rows * (width + 1)).view(num_rows, width + 1)
+        return counts.cumsum(1)[:, :width].cpu().numpy()
+
+
+class HostArithmetic(Arithmetic):
+    """The same in NumPy, which is several times faster on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+
+    def product(self, query: Tensor, gallery: Tensor, out: Tensor) -> None:
+        """Write ``query @ gallery.T`` to `out`: NumPy knows no autocast and no reduced precision."""
+        np.matmul(query.numpy(), gallery.numpy().T, out=out.numpy())
+
+    def count_nearer(self, values: Tensor, first_column: int, points: np.ndarray) -> np.ndarray:
+        """As `Arithmetic.count_nearer`, some rows at once."""
+        rows = max(1, _AT_ONCE // values.shape[1])
+        parts = range(0, len(points), rows)
+        counted = [_count(values.numpy()[p : p + rows], first_column, points[p : p + rows]) for p in parts]
+        return np.concatenate(counted)
+
+
+def arithmetic_on(device: torch.device | str | None) -> Arithmetic:
+    """Return the arithmetic of a device; None means the CPU."""
+    device = torch.device(device or "cpu")
+    return HostArithmetic() if device.type == "cpu" else Arithmetic(device)
+
+
+def count_smaller(sorted_keys: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return how many keys of each ascending row ``(B, K)`` are smaller than each of its points ``(B, S)``."""
+    return torch.searchsorted(torch.from_numpy(sorted_keys), torch.from_numpy(points)).numpy()
+
+
+def _count(values: np.ndarray, first_column: int, points: np.ndarray) -> np.ndarray:
+    """Count nearer entries, rows in three classes by how many entries a sort cannot be spared.
+
+    In most rows few entries are as near as the farthest point, and the keys of those few are sorted. Other rows go
+    through bins first.
+    """
+    low, high = _range(points)
+    near = values <= high
+    some = np.count_nonzero(near, axis=1) <= values.shape[1] // _FEW
+    if some.all():
+        return count_smaller(_keys_where(values, near, first_column), points)
+    result = np.empty_like(points)
+    result[some] = count_smaller(_keys_where(values[some], near[some], first_column), points[some])
+    rest = ~some
+    result[rest] = _count_in_bins(values[rest], first_column, points[rest], low[rest], high[rest])
+    return result
+
+
+def _count_in_bins(
+    values: np.ndarray, first_column: int, points: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """Count nearer entries without sorting rows.
+
+    A row is cut into equal bins between its smallest and its largest point. An entry in a lower bin than a point is
+    nearer, one in a higher bin is not; only the few entries in the bins of points are compared exactly, by their keys.
+    Rounding cannot break this, because each step from value to bin is monotone. A row with many entries in those bins
+    (heavy ties, an outlier among the points) is sorted instead.
+    """
+    num_rows, width = values.shape
+    bins = min(_MAX_BINS, 1 << max(4, (width // 4).bit_length()))
+    scale = np.minimum((bins - 1) / np.maximum(high - low, np.float32(1e-30)), 1e30).astype(np.float32)
+    first_bin = (1 + (bins + 2) * np.arange(num_rows, dtype=np.float32))[:, None]  # after one for all that is nearer
+
+    def bin_of(some: np.ndarray) -> np.ndarray:
+        place = np.subtract(some, low)
+        with np.errstate(over="ignore"):
+            np.multiply(place, scale, out=place)
+        np.clip(place, -1, bins, out=place)
+        np.add(place, first_bin, out=place)
+        return place.astype(np.int64)
+
+    entry_bin = bin_of(values)
+    point_bin = bin_of(np.where(points == PADDING, low, key_values(points)))
+    counts = np.bincount(entry_bin.ravel(), minlength=num_rows * (bins + 2)).reshape(num_rows, -1)
+    shared = np.zeros(counts.size, bool)
+    shared[point_bin] = True
+    by_row = shared.reshape(num_rows, -1)
+    lower = np.where(by_row, 0, counts).cumsum(axis=1)
+    crowded = np.flatnonzero(width - lower[:, -1] > width // 4)
+    by_row[crowded] = False
+    close = shared.take(entry_bin)
+    nearer = lower.ravel()[point_bin] + count_smaller(_keys_where(values, close, first_column), points)
+    if crowded.size:
+        nearer[crowded] = count_smaller(_all_keys(values[crowded], first_column), points[crowded])
+    return nearer
+
+
+def _range(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the smallest and the largest value of each row's points, ``(B, 1)`` float32, 0 where there is none."""
+    last = np.maximum((points != PADDING).sum(axis=1, keepdims=True) - 1, 0)
+    ends = key_values(np.concatenate([points[:, :1], np.take_along_axis(points, last, axis=1)], axis=1))
+    ends = np.where(points[:, :1] == PADDING, np.float32(0), ends)
+    return ends[:, :1], ends[:, 1:]
+
+
+def _keys_where(values: np.ndarray, chosen: np.ndarray, first_column: int) -> np.ndarray:
+    """Return the keys of chosen entries of each row in order, padded to one width."""
+    num_rows, width = values.shape
+    flat = np.flatnonzero(chosen)
+    ends = np.searchsorted(flat, width * np.arange(num_rows + 1))
+    count = np.diff(ends)
+    row = np.repeat(np.arange(num_rows), count)
+    column = flat - width * row
+    keys = np.full((num_rows, max(1, count.max(initial=0))), PADDING)
+    columns = torch.from_numpy(column + first_column)
+    keys[row, np.arange(len(row)) - ends[row]] = order_keys(torch.from_numpy(values[row, column]), columns).numpy()
+    keys.sort(axis=1)
+    return keys
+
+
+def _all_keys(values: np.ndarray, first_column: int) -> np.ndarray:
+    """Return the keys of each row in order: two stable sorts of 16 bits, which NumPy does by counting."""
+    bits = _order_bits(torch.from_numpy(values)).numpy()
+    order = np.argsort(bits.astype(np.uint16), axis=1, kind="stable")
+    upper = np.take_along_axis((bits >> 16).astype(np.int16), order, axis=1)
+    order = np.take_along_axis(order, np.argsort(upper, axis=1, kind="stable"), axis=1)
+    return (np.take_along_axis(bits, order, axis=1).astype(np.int64) << 32) | (order + first_column)
+
+
+@contextmanager
+def _ieee_products(device: torch.device) -> Iterator[None]:
+    """Switch autocast and TF32 off for float32 products on `device`, and back afterwards."""
+    matmul = torch.backends.cuda.matmul
+    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    try:
+        if device.type == "cuda":
+            setattr(matmul, name, exact)
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if device.type == "cuda":
+            setattr(matmul, name, before)

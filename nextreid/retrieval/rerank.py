@@ -1,0 +1,258 @@
+"""k-reciprocal re-ranking (Zhong et al., "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017).
+
+N counts queries and gallery together, as in the paper. No N x N array is ever held: neighbours come from blocks of
+distances, the encoding of each sample is a short sparse row, and the Jaccard sums walk over inverted lists.
+
+Distances are squared Euclidean ones, divided by the largest in each row, as in the authors' code: between embeddings of
+unit length, or as they are if the protocol does not normalise. Neighbours at one distance are taken in order of index,
+queries before the gallery.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .arithmetic import Arithmetic, order_keys
+from .distance import BLOCK, TILE, Embeddings, as_float32, check_finite, check_shapes, nearness_blocks
+from .protocol import Protocol
+
+_NONE = -1
+_ROWS = 1024  # samples whose neighbourhoods are expanded at once
+_PAIRS = 2**16  # embeddings whose distances are computed pair by pair at once
+_SUMS = 2**22  # entries of a block of Jaccard sums
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """Settings of the re-ranking, with the paper's values.
+
+    They are to be chosen on training identities. Chosen on the test set, they measure the choice.
+
+    Attributes:
+        k1: Size of the neighbourhood.
+        k2: Neighbours over which encodings are averaged; 1 for none.
+        lambda_value: Weight of the original distance against the Jaccard distance.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    k1: int = 20
+    k2: int = 6
+    lambda_value: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.k1 < 1 or self.k2 < 1 or not 0 <= self.lambda_value <= 1:
+            raise ValueError(f"re-ranking needs k1 and k2 of at least 1 and lambda_value in [0, 1]; got {self!r}")
+
+    def __str__(self) -> str:
+        return f"re-ranked (k1 {self.k1}, k2 {self.k2}, lambda {self.lambda_value})"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A sparse matrix: row i holds `value` at `column`, both sliced ``start[i] : start[i + 1]``."""
+
+    start: np.ndarray
+    column: np.ndarray
+    value: np.ndarray
+
+    def row_of(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
+
+
+def reranked_blocks(
+    query: Embeddings,
+    gallery: Embeddings,
+    protocol: Protocol,
+    rerank: Rerank,
+    arithmetic: Arithmetic,
+    share: slice,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield re-ranked distances, a block of queries at a time.
+
+    Args:
+        query: ``(Q, F)`` embeddings.
+        gallery: ``(G, F)`` embeddings.
+        protocol: Gives the normalisation.
+        rerank: The settings.
+        arithmetic: Where distances and neighbours are computed; the rest runs on the CPU.
+        share: Queries to yield, from a multiple of `BLOCK` on; the neighbourhoods are those of all.
+
+    Yields:
+        The first query of a block and its ``(B, G)`` float32 distances, on the CPU.
+
+    Raises:
+        ValueError: If shapes do not fit or an embedding is not finite.
+    """
+    check_shapes(query, gallery)
+    check_finite("gallery", gallery, 0, len(gallery))
+    num_query, num_gallery = len(query), len(gallery)
+    everyone = torch.cat([as_float32(query).to("cpu"), as_float32(gallery).to("cpu")])
+    squares = _squared_lengths(everyone, protocol)
+    count = min(len(everyone), max(rerank.k1 + 1, rerank.k2))
+    neighbours, farthest = _neighbours(everyone, squares, protocol, arithmetic, count)
+    encoding = _encode(neighbours, everyone, squares, farthest, protocol, rerank.k1)
+    if rerank.k2 > 1:
+        encoding = _average(encoding, neighbours[:, : rerank.k2])
+    lists = _inverted(encoding, num_query)
+
+    step = max(1, min(BLOCK, _SUMS // num_gallery))
+    queries, others = everyone[:num_query], everyone[num_query:]
+    for first, values in nearness_blocks(queries, others, protocol, arithmetic, share):
+        block = values.cpu().numpy() * 2
+        rows = slice(first, first + len(block))
+        block += squares[rows, None]
+        np.maximum(block, 0, out=block)
+        block *= rerank.lambda_value / farthest[rows, None]
+        for start in range(0, len(block), step):
+            part = block[start : start + step]
+            shared = _shared(encoding, lists, first + start, len(part), num_gallery)
+            part += (1 - rerank.lambda_value) * (1 - shared / (2 - shared))
+        yield first, torch.from_numpy(block)
+
+
+def _squared_lengths(embeddings: Tensor, protocol: Protocol) -> np.ndarray:
+    """Return what is added to twice a value of `nearness_blocks` to make it a squared distance, ``(N,)`` float32."""
+    if protocol.normalize:
+        return np.full(len(embeddings), 2, np.float32)
+    return torch.cat([rows.square().sum(dim=1) for rows in embeddings.split(TILE)]).numpy()
+
+
+def _neighbours(
+    everyone: Tensor, squares: np.ndarray, protocol: Protocol, arithmetic: Arithmetic, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nearest samples of each, itself among them, ``(N, count)`` int32, and its largest squared distance."""
+    total = len(everyone)
+    nearest, farthest = np.empty((total, count), np.int32), np.empty(total, np.float32)
+    for start, values in nearness_blocks(everyone, everyone, protocol, arithmetic):
+        rows = slice(start, start + len(values))
+        top, index = torch.topk(values, min(count + 1, total), dim=1, largest=False, sorted=True)
+        keys = order_keys(top[:, :count].contiguous(), index[:, :count]).sort(dim=1).values
+        if count < total:
+            tied = torch.nonzero(top[:, count] == top[:, count - 1]).flatten()  # topk takes any of them
+            if len(tied):
+                some = order_keys(values[tied]).cpu().numpy()
+                some = np.sort(np.partition(some, count - 1, axis=1)[:, :count], axis=1)
+                keys[tied] = torch.from_numpy(some).to(keys.device)
+        nearest[rows] = (keys & 0xFFFFFFFF).cpu().numpy()
+        farthest[rows] = squares[rows] + 2 * values.amax(dim=1).cpu().numpy()
+    return nearest, np.maximum(farthest, np.finfo(np.float32).tiny)
+
+
+def _encode(
+    neighbours: np.ndarray,
+    everyone: Tensor,
+    squares: np.ndarray,
+    farthest: np.ndarray,
+    protocol: Protocol,
+    k1: int,
+) -> _Rows:
+    """Return the soft k-reciprocal encoding of each sample: the paper's Eq. 3, 4 and 7, rows of sum 1."""
+    near, half = _reciprocal(neighbours, k1 + 1), _reciprocal(neighbours, round(k1 / 2) + 1)
+    counts, columns = [], []
+    for start in range(0, len(near), _ROWS):
+        own = near[start : start + _ROWS]
+        theirs = np.where((own != _NONE)[:, :, None], half[own], _NONE)
+        inside = np.zeros(theirs.shape, bool)
+        for place in range(own.shape[1]):
+            inside |= theirs == own[:, place, None, None]
+        inside &= theirs != _NONE
+        alike = 3 * inside.sum(axis=2) > 2 * (theirs != _NONE).sum(axis=2)
+        grown = np.where(alike[:, :, None], theirs, _NONE).reshape(len(own), -1)
+        members = np.sort(np.concatenate([own, grown], axis=1), axis=1)
+        new = members != _NONE
+        new[:, 1:] &= members[:, 1:] != members[:, :-1]
+        counts.append(new.sum(axis=1))
+        columns.append(members[new])
+    start_of = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    column = np.concatenate(columns)
+    rows = _Rows(start_of, column, np.empty(0, np.float32))
+    row = rows.row_of()
+    distance = _pair_distances(everyone, squares, protocol, row, column) / farthest[row]
+    weight = np.exp(-distance)
+    weight /= np.add.reduceat(weight, start_of[:-1])[row]  # no row is empty: a sample is its own neighbour
+    return _Rows(start_of, column, weight)
+
+
+def _reciprocal(neighbours: np.ndarray, k: int) -> np.ndarray:
+    """Return the k nearest of each sample that have it among their own k nearest, ``(N, k)``, -1 for the others."""
+    forward = neighbours[:, :k]
+    result = np.full_like(forward, _NONE)
+    for start in range(0, len(forward), _ROWS):
+        own = forward[start : start + _ROWS]
+        itself = np.arange(start, start + len(own))[:, None, None]
+        result[start : start + _ROWS] = np.where((forward[own] == itself).any(axis=2), own, _NONE)
+    return result
+
+
+def _pair_distances(
+    everyone: Tensor, squares: np.ndarray, protocol: Protocol, row: np.ndarray, column: np.ndarray
+) -> np.ndarray:
+    """Return the squared distances of listed pairs, float32."""
+    result = np.empty(len(row), np.float32)
+    length = torch.linalg.vector_norm(everyone, dim=1).numpy()
+    scale = np.divide(1, length, out=np.zeros_like(length), where=length > 0) if protocol.normalize else None
+    rows = everyone.numpy()
+    for start in range(0, len(row), _PAIRS):
+        i, j = row[start : start + _PAIRS], column[start : start + _PAIRS]
+        product = np.einsum("pf,pf->p", rows[i], rows[j])
+        if scale is not None:
+            product *= scale[i] * scale[j]
+            result[start : start + _PAIRS] = 2 - 2 * product
+        else:
+            result[start : start + _PAIRS] = squares[i] + squares[j] - 2 * product
+    return np.maximum(result, 0)
+
+
+def _average(rows: _Rows, neighbours: np.ndarray) -> _Rows:
+    """Return the mean of the rows of each sample's first neighbours: the paper's Eq. 11."""
+    total, k = neighbours.shape
+    length = np.diff(rows.start)
+    counts, columns, values = [], [], []
+    for start in range(0, total, _ROWS):
+        chosen = neighbours[start : start + _ROWS]
+        entry = _slices(rows.start[chosen.ravel()], length[chosen.ravel()])
+        owner = np.repeat(np.repeat(np.arange(len(chosen)), k), length[chosen.ravel()])
+        key = owner * total + rows.column[entry]
+        order = np.argsort(key, kind="stable")
+        key = key[order]
+        first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
+        values.append(np.add.reduceat(rows.value[entry[order]], first) / np.float32(k))
+        counts.append(np.bincount(key[first] // total, minlength=len(chosen)))
+        columns.append((key[first] % total).astype(np.int32))
+    start_of = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    return _Rows(start_of, np.concatenate(columns), np.concatenate(values))
+
+
+def _inverted(rows: _Rows, num_query: int) -> _Rows:
+    """Return the transpose of the gallery's rows: for each sample the gallery entries whose encoding holds it."""
+    first = rows.start[num_query]
+    column = rows.column[first:]
+    order = np.argsort(column, kind="stable")
+    total = len(rows.start) - 1
+    start_of = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=total))])
+    entry = np.repeat(np.arange(total - num_query, dtype=np.int32), np.diff(rows.start[num_query:]))
+    return _Rows(start_of, entry[order], rows.value[first:][order])
+
+
+def _shared(rows: _Rows, lists: _Rows, start: int, count: int, num_gallery: int) -> np.ndarray:
+    """Return the summed element-wise minima of some queries' rows and all gallery rows, ``(count, G)`` float32."""
+    entries = slice(rows.start[start], rows.start[start + count])
+    column = rows.column[entries]
+    length = lists.start[column + 1] - lists.start[column]
+    entry = _slices(lists.start[column], length)
+    low = np.minimum(np.repeat(rows.value[entries], length), lists.value[entry])
+    owner = np.repeat(np.arange(count), np.diff(rows.start[start : start + count + 1]))
+    cell = np.repeat(owner * num_gallery, length) + lists.column[entry]
+    sums = np.bincount(cell, weights=low, minlength=count * num_gallery)
+    return sums.reshape(count, num_gallery).astype(np.float32)
+
+
+def _slices(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """Return the indices of consecutive slices, one after the other."""
+    end = np.cumsum(length)
+    return np.arange(end[-1] if len(end) else 0) + np.repeat(start - (end - length), length)
