@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import nextreid
 from nextreid.cli import main
 
-COMMANDS = ("demo", "train", "eval", "extract", "models")
+COMMANDS = ("demo", "train", "eval", "extract", "models", "data", "bench", "captions")
 DATA = ("--dataset", "synthetic-persons", "--dataset-arg", "num_train=4", "num_test=4", "frames_per_visit=4")
 FIELDS = ("epochs=1", "num_ids=4", "num_instances=2", "eval_every=1")
 NUMBERS = re.compile(r"mAP \d+\.\d  rank-1 \d+\.\d  rank-5 \d+\.\d  rank-10 \d+\.\d  mINP \d+\.\d  \[protocol")
@@ -135,9 +135,10 @@ def test_a_run_and_its_numbers(trained, tmp_path, run):
     shutil.copytree(trained, tmp_path / "run")
     status, out, err = run(*train_words(tmp_path / "run", "--resume"))
     assert status == 0 and "Traceback" not in err
-    last, best, place = out.splitlines()
+    last, without, best, place = out.splitlines()
     assert last.startswith("last epoch 1: ") and best.startswith("best epoch (chosen on these very numbers) 1: ")
     assert NUMBERS.search(last) and "protocol synthetic-persons, with captions at test" in last
+    assert without.startswith("last epoch 1: ") and "no captions at test" in without
     assert place == f"run folder: {tmp_path / 'run'}"
     assert (trained / "last" / "model.safetensors").is_file() and (trained / "best" / "config.json").is_file()
     described = json.loads((trained / "recipe.json").read_text())
@@ -276,15 +277,10 @@ def test_train_and_eval_on_a_published_tree(tmp_path, run):
     assert status == 0 and "Traceback" not in err
     assert "[protocol rgbnt201, with captions at test, 12 of 12 queries valid]" in out.splitlines()[0]
     described = json.loads((home / "run" / "recipe.json").read_text())
-    assert described["dataset"] | {"train_digest": ""} == {
-        "name": "rgbnt201",
-        "modalities": ["rgb", "nir", "tir"],
-        "protocol": "rgbnt201",
-        "train": 16,
-        "query": 12,
-        "gallery": 12,
-        "train_digest": "",
-    }
+    dataset = described["dataset"]
+    assert [dataset[split] for split in ("train", "query", "gallery")] == [16, 12, 12]
+    assert (dataset["name"], dataset["protocol"]) == ("rgbnt201", "rgbnt201")
+    assert len(dataset["digest"]) == 16 and str(home) in json.dumps(dataset["source"])
     status, out, _ = run("eval", home / "run" / "last", *data)
     assert status == 0 and len(out.splitlines()) == 2
     status, out, _ = run("eval", home / "run" / "last", "--dataset", "rgbnt201", "--root", home / "RGBNT201")
@@ -351,7 +347,7 @@ def test_missing_folders_and_captions_are_named(mistake, tmp_path):
     assert "root" in answer()
     assert str(tmp_path / "nowhere") in answer("--root", tmp_path / "nowhere")
     home = write_rgbnt201(tmp_path)
-    assert "train_RGB.json" in answer("--root", home, "--captions", tmp_path / "no-captions")
+    assert "{train,test}_{RGB,NI,TI}.json" in answer("--root", home, "--captions", tmp_path / "no-captions")
 
 
 def test_a_run_is_not_continued_unasked_nor_changed(trained, tmp_path, mistake):

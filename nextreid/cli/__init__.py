@@ -14,13 +14,13 @@ from nextreid.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit status: 0, or 2 for a mistake that the message explains."""
+    """Run one command; return its exit status, 0 as a rule, or 2 for a mistake that the message explains."""
     parser = _parser()
     args = parser.parse_args(argv)
     level = logging.DEBUG if args.verbose > 1 else logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -33,7 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"nextreid {args.command}: {_message(error)}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _message(error: Exception) -> str:
@@ -51,7 +50,7 @@ class Commands:
         self._common = common
 
     def __call__(
-        self, name: str, run: Callable[[argparse.Namespace], None], help: str, **kwargs: Any
+        self, name: str, run: Callable[[argparse.Namespace], int | None], help: str, **kwargs: Any
     ) -> argparse.ArgumentParser:
         """Add a command that calls `run` with its arguments; return its parser."""
         parser = self._add(name, help, parents=[self._common], **kwargs)

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from typing import Any
 
 def dataset_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a data set."""
-    parser.add_argument("--dataset", required=True, help="name of a data set: rgbnt201, msvr310, synthetic-persons")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        help="a data set, such as rgbnt201 or manifest; see 'nextreid data list'",
+    )
     parser.add_argument("--root", type=Path, default=None, help="its folder, or the folder that holds it")
     parser.add_argument("--captions", type=Path, default=None, help="folder with {train,test}_{RGB,NI,TI}.json")
     parser.add_argument(
@@ -23,6 +28,20 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load pictures (default: %(default)s)")
     parser.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
+
+
+def policy_arguments(parser: argparse.ArgumentParser, *, leak: bool = True) -> None:
+    """Add the options that say what to do about bad pictures, and about weights that know the test set."""
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip", "mask"),
+        default="raise",
+        help="pictures that cannot be read: stop, leave their samples out, or make the modality missing",
+    )
+    if leak:
+        parser.add_argument(
+            "--allow-leak", action="store_true", help="go on although the weights know identities of this test set"
+        )
 
 
 def pairs(items: Sequence[str], option: str, reserved: Sequence[str] = ()) -> dict[str, Any]:
@@ -48,11 +67,21 @@ def _value(text: str) -> Any:
 
 
 def pick_device(name: str | None) -> str:
-    """Return the device to use: the named one if it works here, else ValueError; None takes CUDA where there is one."""
+    """Return the device to use: the named one if it works here, else ValueError; None takes CUDA where there is one.
+
+    Each process that ``torchrun`` started gets a GPU of its own.
+    """
     import torch
 
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= count:
+            raise ValueError(f"process {local} of this machine finds {count} GPUs: start one process for each GPU")
+        name = f"cuda:{local}"
+    if name == "cpu":
+        return name
     try:
         torch.empty(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -81,7 +110,9 @@ def numbers_line(row: dict[str, Any]) -> str:
     """Return one line with the measures of a result and the conditions they hold under."""
     numbers = "  ".join(f"{name} {100 * row[name]:.1f}" for name in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"))
     missing = f", without {', '.join(row['missing'])}" if row.get("missing") else ""
+    reranked = ", re-ranked" if row.get("rerank") else ""
+    text = "with" if row["text"] else "no"
     return (
-        f"{numbers}  [protocol {row['protocol']}, {'with' if row['text'] else 'no'} captions at test{missing}, "
+        f"{numbers}  [protocol {row['protocol']}, {text} captions at test{missing}{reranked}, "
         f"{row['valid_queries']} of {row['queries']} queries valid]"
     )

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import load_model, pick_device, run_arguments
+from .arguments import load_model, pick_device, policy_arguments, run_arguments
 
 
 def add(command: Any) -> None:
@@ -22,23 +22,27 @@ def add(command: Any) -> None:
     extraction.add_argument("--no-text", action="store_true", help="do not read captions")
     extraction.add_argument("--raw", action="store_true", help="do not make the embeddings unit vectors")
     extraction.add_argument("--overwrite", action="store_true", help="replace embeddings that are there")
+    policy_arguments(extraction, leak=False)
     run_arguments(extraction)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nextreid.engine import extract
+    from nextreid.engine import extract, is_first, process_group
 
     device = pick_device(args.device)
-    done = extract(
-        load_model(args.checkpoint),
-        args.source,
-        args.out,
-        text=not args.no_text,
-        normalize=not args.raw,
-        overwrite=args.overwrite,
-        batch_size=args.batch_size,
-        device=device,
-        workers=args.workers,
-    )
-    print(f"{done.samples} embeddings of {done.dim} numbers: {done.embeddings} ({done.index.name} says whose)")
+    with process_group(device):
+        done = extract(
+            load_model(args.checkpoint),
+            args.source,
+            args.out,
+            text=not args.no_text,
+            normalize=not args.raw,
+            overwrite=args.overwrite,
+            on_error=args.on_error,
+            batch_size=args.batch_size,
+            device=device,
+            workers=args.workers,
+        )
+        if is_first():
+            print(f"{done.samples} embeddings of {done.dim} numbers: {done.embeddings} ({done.index.name} says whose)")

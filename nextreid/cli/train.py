@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import dataset_arguments, dataset_of, numbers_line, pairs, pick_device
+from .arguments import dataset_arguments, dataset_of, numbers_line, pairs, pick_device, policy_arguments
 
 
 def add(command: Any) -> None:
@@ -14,7 +14,8 @@ def add(command: Any) -> None:
         run,
         "Train a model and keep the run in a folder.",
         epilog="example:\n  nextreid train --model next_clip_b16 --pretrained --dataset rgbnt201 --root data \\\n      "
-        "--captions captions/RGBNT201 \\\n      --out runs/rgbnt201 --set epochs=50 workers=8",
+        "--captions captions/RGBNT201 \\\n      --out runs/rgbnt201 --set epochs=50 workers=8\n\n"
+        "on four GPUs:\n  torchrun --nproc-per-node 4 -m nextreid train ...",
     )
     train.add_argument("--model", required=True, help="a name that 'nextreid models' lists, or local-dir:FOLDER")
     train.add_argument("--pretrained", action="store_true", help="start from the model's pretrained weights")
@@ -28,6 +29,10 @@ def add(command: Any) -> None:
     )
     train.add_argument("--out", type=Path, required=True, help="run folder")
     train.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
+    train.add_argument(
+        "--seeds", type=int, default=None, metavar="N", help="N runs, in OUT/seed0 and so on, and their mean and spread"
+    )
+    policy_arguments(train)
     train.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
     train.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -37,21 +42,64 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     import nextreid
-    from nextreid.engine import get_recipe, train
+    from nextreid.engine import get_recipe, is_first, process_group, train, train_seeds
 
-    options = pairs(args.model_arg, "--model-arg", reserved=("model_name", "pretrained"))
+    arguments = pairs(args.model_arg, "--model-arg", reserved=("model_name", "pretrained"))
     changes = pairs(args.set, "--set")
     device = pick_device(args.device)
-    seed = changes.get("seed", 0)
-    if isinstance(seed, int):
-        torch.manual_seed(seed)  # the first weights are part of the run
-    model = nextreid.create_model(args.model, pretrained=args.pretrained, **options)
-    tiny = model.pretrained_cfg.architecture.endswith("_tiny")
-    recipe = get_recipe(args.recipe or ("tiny" if tiny else "next"), **changes)
-    dataset = dataset_of(args)
-    report = train(model, dataset, recipe, args.out, resume=args.resume, device=device, progress=not args.no_progress)
-    last, best = report.last or {}, report.best or {}
-    for title, row in (("last epoch", last), ("best epoch (chosen on these very numbers)", best)):
-        if "evaluation" in row:
-            print(f"{title} {row['epoch']}: {numbers_line(row['evaluation'])}")
-    print(f"run folder: {report.folder}")
+
+    def make_model() -> Any:
+        return nextreid.create_model(args.model, pretrained=args.pretrained, **arguments)
+
+    with process_group(device):
+        seed = changes.get("seed", 0)
+        if isinstance(seed, int):
+            torch.manual_seed(seed)  # the first weights are part of the run
+        model = make_model()
+        tiny = model.pretrained_cfg.architecture.endswith("_tiny")
+        recipe = get_recipe(args.recipe or ("tiny" if tiny else "next"), **changes)
+        dataset = dataset_of(args)
+        options = {
+            "resume": args.resume,
+            "on_error": args.on_error,
+            "allow_leak": args.allow_leak,
+            "source": {"root": args.root, "captions": args.captions, "options": " ".join(args.dataset_arg) or None},
+            "device": device,
+            "progress": not args.no_progress,
+        }
+        if args.seeds is None:
+            lines = _run_lines(train(model, dataset, recipe, args.out, **options))
+        else:
+            lines = _seeds_lines(train_seeds(make_model, dataset, recipe, args.out, args.seeds, **options))
+        if is_first():
+            print("\n".join(lines))
+
+
+def _run_lines(report: Any) -> list[str]:
+    rows = (
+        ("last epoch", report.last, "evaluation"),
+        ("last epoch", report.last, "evaluation_without_text"),
+        ("best epoch (chosen on these very numbers)", report.best, "evaluation"),
+    )
+    lines = [f"{title} {row['epoch']}: {numbers_line(row[of])}" for title, row, of in rows if row and of in row]
+    return [*lines, f"run folder: {report.folder}"]
+
+
+def _seeds_lines(report: Any) -> list[str]:
+    titles = {
+        "last": "last epoch",
+        "last_without_text": "last epoch",
+        "best": "best epoch (chosen on these very numbers)",
+    }
+    summary = report.to_dict()
+    lines = [f"{title}: {_spread_line(summary[name])}" for name, title in titles.items() if name in summary]
+    return [*lines, f"{len(report.runs)} seeds: {', '.join(map(str, report.runs))}; run folder: {report.folder}"]
+
+
+def _spread_line(row: dict[str, Any]) -> str:
+    def number(measure: str) -> str:
+        spread = "" if row[measure]["std"] is None else f" ± {100 * row[measure]['std']:.1f}"
+        return f"{measure} {100 * row[measure]['mean']:.1f}{spread}"
+
+    numbers = "  ".join(number(measure) for measure in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"))
+    return f"{numbers}  [protocol {row['protocol']}, {'with' if row['text'] else 'no'} captions at test]"

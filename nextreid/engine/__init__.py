@@ -2,10 +2,14 @@
 
 from .checkpoint import write_json
 from .conditions import with_caption_quality
-from .evaluate import EvaluationReport, embed_samples, evaluate
+from .distributed import is_first, process_group
+from .embed import embed_samples
+from .evaluate import EvaluationReport, evaluate
 from .extract import Extraction, extract
+from .matrix import modality_matrix
 from .recipe import RECIPES, Recipe, get_recipe
 from .run_folder import TrainReport
+from .seeds import SeedsReport, train_seeds
 from .train import train
 
 __all__ = [
@@ -13,12 +17,17 @@ __all__ = [
     "EvaluationReport",
     "Extraction",
     "Recipe",
+    "SeedsReport",
     "TrainReport",
     "embed_samples",
     "evaluate",
     "extract",
     "get_recipe",
+    "is_first",
+    "modality_matrix",
+    "process_group",
     "train",
+    "train_seeds",
     "with_caption_quality",
     "write_json",
 ]

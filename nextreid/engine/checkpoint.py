@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nextreid.models import load_strictly
 
 _METADATA = "nextreid"
+TEXT_TOWER = "text_tower.safetensors"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -21,6 +22,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # the new name must not reach the disk before the new bytes
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,6 +69,8 @@ def save_state(
 ) -> None:
     """Write what `load_state` needs to continue after the last epoch of `history`.
 
+    The text tower, which no training changes, is in a file beside it that is written once.
+
     Args:
         path: The safetensors file.
         model: Its whole ``state_dict`` is kept.
@@ -76,6 +81,11 @@ def save_state(
     for name, parameter in _named(optimizer):
         for kind, value in optimizer.state[parameter].items():
             tensors[f"optimizer.{name}.{kind}"] = value
+    frozen = {name: tensors.pop(name) for name in list(tensors) if name.startswith("model.text_tower.")}
+    beside = path.with_name(TEXT_TOWER)
+    # One that lies there without a state is of an attempt that died before its first, perhaps with other weights.
+    if frozen and not (path.exists() and beside.exists()):
+        write_tensors(beside, frozen, {})
     write_tensors(path, tensors, {"epoch": len(history), "history": list(history)})
 
 
@@ -87,6 +97,9 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         ValueError: The file is damaged, or belongs to another model or optimizer; the message names what differs.
     """
     tensors, metadata = read_tensors(path)
+    beside = path.with_name(TEXT_TOWER)
+    if beside.exists():
+        tensors |= read_tensors(beside)[0]
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     load_strictly(model, weights, str(path))
     moments: dict[int, dict[str, Tensor]] = {}

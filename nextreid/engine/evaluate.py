@@ -1,23 +1,23 @@
-"""Samples to embeddings, and a data set to its numbers under a protocol."""
+"""A data set to its numbers under a protocol."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nextreid.data import ReIDDataset, Sample
-from nextreid.data.loader import make_loader
-from nextreid.data.transforms import EvalTransform
+from nextreid.data.pictures import OnError
 from nextreid.models import ReIDModel
-from nextreid.retrieval import Identities, Protocol, RetrievalResult, get_protocol, rank
+from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, get_protocol, rank
 
+from . import distributed
 from .conditions import has_captions, hide_modalities
+from .embed import embed_samples
+from .origin import refuse_trained_on
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,17 @@ class EvaluationReport:
     """A retrieval result together with what it was measured on.
 
     Attributes:
-        result: The numbers and the protocol.
+        result: The numbers of every query and the protocol.
         text: Whether captions were read; False when none exist or the model reads none.
-        missing: Modalities that were hidden.
-        samples: Distinct samples that were embedded.
+        missing: Modalities that were hidden on both sides.
+        samples: Embeddings that were ranked: a sample counts once for each set of modalities that it shows.
         seconds: Duration of embedding and ranking.
+        dataset: Name of the data set.
+        digest: Its fingerprint; None if it was not taken.
+        trained_on: What the weights were trained on, as their checkpoint tells; None if it does not.
+        left_out: Queries and gallery entries that show none of the modalities and were not ranked; only in a matrix.
+        disjoint: Whether no feature is ever non-zero on both sides, as with embeddings that keep a part for each
+            modality and sides that share none. Then all distances are equal and the numbers say nothing.
     """
 
     result: RetrievalResult
@@ -37,16 +43,25 @@ class EvaluationReport:
     missing: tuple[str, ...]
     samples: int
     seconds: float
+    dataset: str
+    digest: str | None = None
+    trained_on: dict[str, Any] | None = None
+    left_out: int = 0
+    disjoint: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat dict for JSON: the result's entries, then the conditions."""
-        return {
+        row = {
             **self.result.to_dict(),
             "text": self.text,
             "missing": list(self.missing),
             "samples": self.samples,
             "seconds": round(self.seconds, 3),
+            "dataset": self.dataset,
         }
+        told = {"digest": self.digest, "trained_on": self.trained_on, "left_out": self.left_out or None}
+        told["disjoint"] = self.disjoint or None
+        return {**row, **{name: value for name, value in told.items() if value is not None}}
 
 
 def evaluate(
@@ -56,6 +71,9 @@ def evaluate(
     protocol: str | Protocol | None = None,
     text: bool = True,
     missing: Sequence[str] = (),
+    rerank: Rerank | None = None,
+    on_error: OnError = "raise",
+    allow_leak: bool = False,
     batch_size: int = 64,
     device: torch.device | str | None = None,
     workers: int = 0,
@@ -63,14 +81,20 @@ def evaluate(
 ) -> EvaluationReport:
     """Rank the gallery for every query and measure it.
 
-    A sample that is in both splits is embedded once. Embeddings are float32 whatever the training used.
+    Query and gallery show the modalities that the protocol gives to their side. A sample that is in both splits is
+    embedded once, or once for each set of modalities that it shows. Embeddings are float32 whatever the training used.
+    Several processes (``torchrun``) share the work, and all return the same report.
 
     Args:
         model: A model of the zoo; its modalities must be the data set's.
         dataset: Query and gallery come from here.
-        protocol: A name or a protocol; None takes the data set's own.
+        protocol: A name, such as ``"camera"`` or ``"camera:tir>rgb"``, or a protocol; None takes the data set's own.
         text: Whether captions are read, where the model reads captions and the data set has some.
-        missing: Modalities to hide, pictures and captions both.
+        missing: Modalities to hide on both sides, pictures and captions both.
+        rerank: Rank by k-reciprocal neighbours; None by the distance itself.
+        on_error: What to do about pictures that cannot be read: ``"raise"`` at the first one, or look at all before
+            and ``"skip"`` their samples or ``"mask"`` those modalities.
+        allow_leak: Whether to go on when the weights were trained on identities of this test set.
         batch_size: Samples of a forward pass.
         device: Where to compute; None stays where the model is, otherwise the model moves there.
         workers: Processes that load pictures.
@@ -80,101 +104,85 @@ def evaluate(
         The result and its conditions.
 
     Raises:
-        ValueError: A split is empty, no query has a valid match, a modality to hide is unknown or the last one, the
-            modalities differ, or one key names two different samples.
+        ValueError: A split is empty, no query has a valid match, a modality to hide or to show is unknown, a sample
+            has none to show, the modalities differ, one key names two different samples, or the weights have seen the
+            test identities.
     """
-    rule = get_protocol(protocol or dataset.protocol)
-    check_modalities(model, dataset)
-    for split in ("query", "gallery"):
-        if not getattr(dataset, split):
-            raise ValueError(f"data set {dataset.name!r} has no {split} samples; nothing can be ranked")
-    start = time.perf_counter()
-    samples = _distinct((*dataset.query, *dataset.gallery))
-    text = text and model.uses_text and has_captions(samples)
-    embeddings, keys = embed_samples(
+    refuse_trained_on(model, dataset, allow_leak)
+    dataset = screened(dataset, on_error)
+    report = measure(
         model,
-        samples,
+        dataset,
+        protocol=protocol,
         text=text,
         missing=missing,
-        after_neck=rule.feature == "after_neck",
+        rerank=rerank,
         batch_size=batch_size,
         device=device,
         workers=workers,
         progress=progress,
     )
-    rows = {key: row for row, key in enumerate(keys)}
-    query_keys, gallery_keys = ([sample.key for sample in split] for split in (dataset.query, dataset.gallery))
-    result = rank(
-        embeddings[[rows[key] for key in query_keys]],
-        embeddings[[rows[key] for key in gallery_keys]],
-        identities(dataset.query),
-        identities(dataset.gallery),
-        rule,
-        query_keys=query_keys,
-        gallery_keys=gallery_keys,
-    )
-    return EvaluationReport(result, text, tuple(missing), len(samples), time.perf_counter() - start)
+    return replace(report, digest=distributed.on_first(dataset.digest), trained_on=model.pretrained_cfg.trained_on)
 
 
-def embed_samples(
+def measure(
     model: ReIDModel,
-    samples: Sequence[Sample],
+    dataset: ReIDDataset,
     *,
+    protocol: str | Protocol | None = None,
     text: bool = True,
     missing: Sequence[str] = (),
-    after_neck: bool = False,
-    batch_size: int = 64,
-    device: torch.device | str | None = None,
-    workers: int = 0,
-    progress: bool = False,
-) -> tuple[Tensor, list[str]]:
-    """Embed samples in their order; the model is left in the mode it was in.
-
-    Args:
-        model: A model of the zoo.
-        samples: Any number of samples with pictures in the order of ``model.modalities``.
-        text: Whether captions are read, where there are some.
-        missing: Modalities to hide.
-        after_neck: Whether the embedding is taken after the batch-norm neck.
-        batch_size: Samples of a forward pass.
-        device: Where to compute; None stays where the model is, otherwise the model moves there.
-        workers: Processes that load pictures.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Embeddings ``(n, F)``, float32, on the CPU, not normalised, and the samples' keys.
-
-    Raises:
-        ValueError: There is no sample, a sample has no picture, or a picture cannot be read.
-    """
-    if not samples:
-        raise ValueError("there is no sample to embed")
-    visible = hide_modalities(samples, model.modalities, missing)
-    text = text and model.uses_text and has_captions(visible)
-    device = place(model, device)
-    config = model.pretrained_cfg
-    loader = make_loader(
-        visible,
-        EvalTransform(model.img_size, config.mean, config.std, config.interpolation),
-        model.modalities,
-        batch_size=batch_size,
-        workers=workers,
-        pin_memory=device.type == "cuda",
+    rerank: Rerank | None = None,
+    **embedding: Any,
+) -> EvaluationReport:
+    """Do what `evaluate` does without looking at where the weights and the data come from; for training's own use."""
+    rule = get_protocol(protocol or dataset.protocol)
+    check_modalities(model, dataset)
+    check_splits(dataset)
+    start = time.perf_counter()
+    query, gallery = (
+        hide_modalities(split, dataset.modalities, hidden)
+        for split, hidden in zip(
+            (dataset.query, dataset.gallery), hidden_by_side(rule, dataset.modalities, missing), strict=True
+        )
     )
-    parts, keys = [], []
-    with torch.no_grad(), _evaluating(model):
-        for batch in tqdm(loader, desc="embed", unit="batch", leave=False, disable=not progress):
-            batch = batch.to(device)
-            embedding = model.embed(
-                batch.images,
-                text=batch.captions if text else None,
-                present=batch.present,
-                camid=batch.camid,
-                after_neck=after_neck,
-            )
-            parts.append(embedding.float().cpu())
-            keys.extend(batch.keys)
-    return torch.cat(parts), keys
+    views, rows = _views(query, gallery)
+    text = text and model.uses_text and has_captions(views)
+    after_neck = rule.feature == "after_neck"
+    embeddings, _ = embed_samples(model, views, text=text, after_neck=after_neck, **embedding)
+    sides = embeddings[rows[0]], embeddings[rows[1]]
+    result = rank_splits(*sides, query, gallery, rule, rerank)
+    seconds = time.perf_counter() - start
+    report = EvaluationReport(result, text, tuple(missing), len(views), seconds, dataset.name)
+    return replace(report, disjoint=share_no_feature(*sides))
+
+
+def rank_splits(
+    query_emb: Tensor,
+    gallery_emb: Tensor,
+    query: Sequence[Sample],
+    gallery: Sequence[Sample],
+    rule: Protocol,
+    rerank: Rerank | None = None,
+) -> RetrievalResult:
+    """Rank, several processes a share of the queries each; see `nextreid.retrieval.rank`."""
+    result = rank(
+        query_emb,
+        gallery_emb,
+        identities(query),
+        identities(gallery),
+        rule,
+        query_keys=[sample.key for sample in query],
+        gallery_keys=[sample.key for sample in gallery],
+        rerank=rerank,
+        part=(distributed.rank(), distributed.world_size()) if distributed.world_size() > 1 else None,
+    )
+    return RetrievalResult.concat(distributed.gather_lists([result])) if distributed.world_size() > 1 else result
+
+
+def share_no_feature(query_emb: Tensor, gallery_emb: Tensor) -> bool:
+    """Whether every feature is zero on one side, so that all inner products are."""
+    return not bool(((query_emb != 0).any(0) & (gallery_emb != 0).any(0)).any())
 
 
 def identities(samples: Sequence[Sample]) -> Identities:
@@ -196,21 +204,66 @@ def check_modalities(model: ReIDModel, dataset: ReIDDataset) -> None:
         )
 
 
-def place(model: ReIDModel, device: torch.device | str | None) -> torch.device:
-    """Move the model to `device`, or find out where it is; return the device."""
-    if device is None:
-        return next(model.parameters()).device
-    model.to(device)
-    return torch.device(device)
-
-
-def _distinct(samples: Sequence[Sample]) -> list[Sample]:
+def check_splits(dataset: ReIDDataset) -> None:
+    """Raise ValueError if query or gallery is empty, or if one key names two different samples of them."""
+    for split in ("query", "gallery"):
+        if not getattr(dataset, split):
+            raise ValueError(f"data set {dataset.name!r} has no {split} samples; nothing can be ranked")
     by_key: dict[str, Sample] = {}
-    for sample in samples:
+    for sample in (*dataset.query, *dataset.gallery):
         known = by_key.setdefault(sample.key, sample)
         if known is not sample and not _same(known, sample):
             raise ValueError(f"key {sample.key!r} names two different samples of query and gallery; make keys unique")
-    return list(by_key.values())
+
+
+def screened(dataset: ReIDDataset, on_error: OnError) -> ReIDDataset:
+    """Apply a policy for unreadable pictures; ``"raise"`` looks at none, loading does."""
+    return dataset if on_error == "raise" else dataset.screened(on_error)
+
+
+def hidden_by_side(rule: Protocol, modalities: Sequence[str], missing: Sequence[str]) -> list[list[str]]:
+    """Return the modalities that are hidden in the query and in the gallery.
+
+    Raises:
+        ValueError: The protocol shows a modality that is none of `modalities`, or nothing is left to show.
+    """
+    sides = []
+    for side, shown in (("query", rule.query_modalities), ("gallery", rule.gallery_modalities)):
+        unknown = sorted(set(shown or ()) - set(modalities))
+        if unknown:
+            raise ValueError(
+                f"protocol {rule.name!r} shows {', '.join(map(repr, unknown))} on its {side} side; the data set has: "
+                f"{', '.join(modalities)}"
+            )
+        outside = [m for m in modalities if shown is not None and m not in shown]
+        hidden = [*missing, *(m for m in outside if m not in missing)]
+        if outside and set(hidden) >= set(modalities):
+            raise ValueError(
+                f"protocol {rule.name!r} shows {', '.join(shown or ())} on its {side} side, and without "
+                f"{', '.join(missing)} nothing is left of it"
+            )
+        sides.append(hidden)
+    return sides
+
+
+def _views(*sides: Sequence[Sample]) -> tuple[list[Sample], list[list[int]]]:
+    """Return the distinct samples of the sides, told apart by key and by what they show, and each side's rows."""
+    places: dict[tuple[Any, ...], int] = {}
+    views: list[Sample] = []
+    rows: list[list[int]] = []
+    for side in sides:
+        rows.append([])
+        for sample in side:
+            shows = (
+                sample.key,
+                tuple(image is not None for image in sample.images),
+                tuple(map(bool, sample.captions)),
+            )
+            if shows not in places:
+                places[shows] = len(views)
+                views.append(sample)
+            rows[-1].append(places[shows])
+    return views, rows
 
 
 def _same(a: Sample, b: Sample) -> bool:
@@ -222,15 +275,3 @@ def _same_image(a: object, b: object) -> bool:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return np.array_equal(a, b)
     return type(a) is type(b) and a == b
-
-
-@contextmanager
-def _evaluating(model: ReIDModel) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # Not model.train(): a part that the user keeps in evaluation mode stays there.
-        for module, mode in modes:
-            module.training = mode

@@ -1,6 +1,7 @@
 """Pictures to a file of embeddings and a table of what they belong to."""
 
 import csv
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from nextreid.data import Sample
-from nextreid.data.manifest import read_folder, read_manifest
+from nextreid.data import Sample, screen_pictures
+from nextreid.data.manifest import read_manifest
+from nextreid.data.pattern import read_folder
+from nextreid.data.pictures import OnError
 from nextreid.models import ReIDModel
 
 from .checkpoint import write_tensors, write_whole
 from .conditions import has_captions
-from .evaluate import embed_samples
+from .distributed import on_first
+from .embed import embed_samples
+
+_logger = logging.getLogger(__name__)
 
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "index.csv"
@@ -46,12 +52,15 @@ def extract(
     normalize: bool = True,
     after_neck: bool = False,
     overwrite: bool = False,
+    on_error: OnError = "raise",
     batch_size: int = 64,
     device: torch.device | str | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> Extraction:
     """Embed anybody's pictures and write the embeddings with an index.
+
+    Several processes (``torchrun``) share the embedding, and the first writes.
 
     Args:
         model: A model of the zoo.
@@ -61,6 +70,8 @@ def extract(
         normalize: Whether each embedding has length 1; the header says so.
         after_neck: Whether the embedding is taken after the batch-norm neck.
         overwrite: Whether embeddings that lie in `out` already may be replaced.
+        on_error: What to do about pictures that cannot be read: ``"raise"`` at the first one, or look at all before
+            and ``"skip"`` their samples or ``"mask"`` those modalities; what was done is logged.
         batch_size: Samples of a forward pass.
         device: Where to compute; None stays where the model is, otherwise the model moves there.
         workers: Processes that load pictures.
@@ -80,6 +91,10 @@ def extract(
             f"{folder / EMBEDDINGS} exists; take another folder, or replace them (overwrite=True, --overwrite)"
         )
     samples = _read(source, tuple(model.modalities)) if isinstance(source, str | Path) else list(source)
+    if on_error != "raise":
+        samples, notes = screen_pictures(samples, model.modalities, on_error)
+        for note in notes:
+            _logger.warning("%s", note)
     keys = [sample.key for sample in samples]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
@@ -103,11 +118,15 @@ def extract(
         "after_neck": after_neck,
         "samples": len(samples),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / INDEX, lambda path: _write_index(path, samples, model.modalities))
-    # The embeddings come last: where they are, the index is.
     tensors = {"embedding": F.normalize(embedding, dim=1) if normalize else embedding}
-    write_tensors(folder / EMBEDDINGS, tensors, metadata)
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / INDEX, lambda path: _write_index(path, samples, model.modalities))
+        # The embeddings come last: where they are, the index is.
+        write_tensors(folder / EMBEDDINGS, tensors, metadata)
+
+    on_first(write)
     return Extraction(folder / EMBEDDINGS, folder / INDEX, *embedding.shape)
 
 

@@ -1,10 +1,13 @@
 """The folder of a training run: what it holds, whose run it is, what came of it."""
 
 import hashlib
+import importlib.metadata
 import json
+import logging
+import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,16 @@ from nextreid.models import ReIDModel
 from nextreid.version import __version__
 
 from .checkpoint import write_json
+from .distributed import world_size
 from .recipe import Recipe
 
+_logger = logging.getLogger(__name__)
+
 RECIPE, METRICS, STATE, LAST, BEST = "recipe.json", "metrics.jsonl", "state.safetensors", "last", "best"
-_FREE = ("recipe.workers",)  # what a resumed run may change, because the result does not depend on it
+_PACKAGES = {"timm": "timm", "open_clip": "open_clip_torch", "numpy": "numpy"}
+# What a resumed run may change: its result does not depend on it, or is read from the state of the run.
+_FREE = ("recipe.workers", "start.", "dataset.notes", "dataset.source.")
+_TOLD = ("versions.", "hardware.")  # ... or should not, but for rounding: a change is logged
 
 
 @dataclass(frozen=True)
@@ -52,15 +61,18 @@ class TrainReport:
         return {"folder": str(self.folder), "epochs": len(self.history), "last": self.last, "best": self.best}
 
 
-def describe(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> dict[str, Any]:
-    """Return what ``recipe.json`` keeps: the recipe, the model, the data set and the versions of the software."""
-    learned = [(sample.key, int(sample.pid)) for sample in dataset.train]
+def describe(
+    model: ReIDModel, dataset: ReIDDataset, recipe: Recipe, source: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """Return what ``recipe.json`` keeps: the recipe, the model and its start, the data set, software and hardware."""
+    cfg = model.pretrained_cfg
     return {
         "recipe": recipe.to_dict(),
-        "model": {
-            **model.model_args,
-            "architecture": model.pretrained_cfg.architecture,
-            "num_classes": model.num_classes,
+        "model": {**model.model_args, "architecture": cfg.architecture, "num_classes": model.num_classes},
+        "start": {
+            "weights": cfg.file or cfg.hf_hub_id or cfg.clip,
+            "digest": _weights_digest(model),
+            "trained_on": cfg.trained_on,
         },
         "dataset": {
             "name": dataset.name,
@@ -69,14 +81,49 @@ def describe(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> dict[str
             "train": len(dataset.train),
             "query": len(dataset.query),
             "gallery": len(dataset.gallery),
-            "train_digest": hashlib.blake2b(json.dumps(learned).encode(), digest_size=8).hexdigest(),
+            "digest": dataset.digest(),
+            "notes": list(dataset.notes),
+            "source": {name: value if value is None else str(value) for name, value in source.items()},
         },
-        "versions": {"nextreid": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "nextreid": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: importlib.metadata.version(package) for name, package in _PACKAGES.items()},
+        },
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "processes": world_size(),
+            "device": device.type,
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
     }
 
 
-def open_run(folder: Path, described: dict[str, Any], resume: bool) -> None:
-    """Make the run folder, or check that the run in it is the one described.
+def _weights_digest(model: ReIDModel) -> str:
+    """Return a fingerprint of the weights: equal starts have equal ones."""
+    state = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []  # not Linux
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Make the run folder, or check that the run in it is the one described; return the description in the folder.
 
     Raises:
         FileExistsError: The folder has a run already and `resume` is False.
@@ -86,13 +133,18 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> None:
     if not resume and any((folder / name).exists() for name in (RECIPE, STATE, LAST, BEST)):
         raise FileExistsError(f"{folder} has a run already; continue it (resume=True, --resume) or take another folder")
     if path.exists():
-        before = _flatten(json.loads(path.read_text(encoding="utf-8")))
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        before = _flatten(kept)
         now = _flatten(json.loads(json.dumps(described)))
         changed = [
             f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name) and name not in _FREE and not name.startswith("versions.")
+            if before.get(name) != now.get(name) and not name.startswith(_FREE)
         ]
+        told = [change for change in changed if change.startswith(_TOLD)]
+        if told:
+            _logger.warning("%s continues under other conditions, so the last digits may differ: %s", folder, told)
+        changed = [change for change in changed if change not in told]
         if changed:
             raise ValueError(
                 f"cannot resume {folder}, it was made with something else: {'; '.join(changed)}. "
@@ -102,8 +154,10 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> None:
     for name in (LAST, BEST):
         for leftover in folder.glob(f".{name}.*"):  # of a run that was killed while it wrote
             shutil.rmtree(leftover, ignore_errors=True)
-    if not path.exists():
-        write_json(path, described)
+    if path.exists():
+        return kept
+    write_json(path, described)
+    return described
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

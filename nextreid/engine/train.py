@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nextreid.data import Batch, ReIDDataset, keyed_rng
 from nextreid.data.captions import draw_captions
 from nextreid.data.loader import make_loader
+from nextreid.data.pictures import OnError
 from nextreid.data.sampler import PKSampler
 from nextreid.data.transforms import TrainTransform
 from nextreid.losses import ReIDLoss
@@ -24,8 +25,21 @@ from nextreid.models import ReIDModel, save_model
 
 from .checkpoint import load_state, save_state, write_jsonl
 from .conditions import has_captions, with_caption_quality
-from .evaluate import check_modalities, evaluate, place
+from .distributed import (
+    from_first,
+    gather_lists,
+    gather_rows,
+    is_first,
+    on_first,
+    rank,
+    share_weights,
+    sum_gradients,
+    world_size,
+)
+from .embed import place
+from .evaluate import check_modalities, measure, screened
 from .optim import build_optimizer, lr_factor, set_lr
+from .origin import record_training, refuse_trained_on
 from .recipe import Recipe
 from .run_folder import BEST, LAST, METRICS, STATE, TrainReport, best_row, describe, open_run
 
@@ -39,10 +53,16 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
+    on_error: OnError = "raise",
+    allow_leak: bool = False,
+    source: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> TrainReport:
     """Train a model and keep the run in a folder.
+
+    Several processes that ``torchrun`` started share each batch and take the very steps of one process: identities are
+    spread over them, neck and losses see the whole batch. The first one writes the folder, which all must see.
 
     After every epoch the folder holds ``metrics.jsonl`` (one row an epoch), ``last/`` and ``best/`` (model folders for
     ``create_model("local-dir:...")``) and ``state.safetensors``, which ``resume=True`` continues from. On the CPU an
@@ -54,6 +74,10 @@ def train(
         recipe: How; see `get_recipe`.
         out: The run folder, made if there is none.
         resume: Continue the run in `out` after its last whole epoch, or start it if there is none yet.
+        on_error: What to do about pictures that cannot be read: ``"raise"`` at the first one, or look at all before
+            and ``"skip"`` their samples or ``"mask"`` those modalities.
+        allow_leak: Whether to start from weights that have seen identities of this test set.
+        source: What the caller knows of where the data come from, such as root and captions; kept in ``recipe.json``.
         device: Where to compute; None stays where the model is, otherwise the model moves there.
         progress: Whether to show a progress bar.
 
@@ -63,18 +87,29 @@ def train(
     Raises:
         FileExistsError: `out` has a run already and `resume` is False.
         ValueError: The data set has too few identities, its modalities are not the model's, the classifier has another
-            size, or the run to resume was made with something else.
+            size, the identities of a batch cannot be shared by the processes, or the run to resume was made with
+            something else.
         FloatingPointError: A loss or gradient is not finite; the files of the epoch before stay.
     """
     folder = Path(out)
-    pids = _train_pids(dataset)
+    _train_pids(dataset)
     check_modalities(model, dataset)
     if recipe.eval_every and not (dataset.query and dataset.gallery):
         raise ValueError(f"data set {dataset.name!r} has no query or no gallery to evaluate on; set eval_every=0")
-    sampler = PKSampler([sample.pid for sample in dataset.train], recipe.num_ids, recipe.num_instances, recipe.seed)
+    refuse_trained_on(model, dataset, allow_leak)
+    pictures = dataset = screened(dataset, on_error)
+    pids = _train_pids(dataset)
+    sampler = PKSampler(
+        [sample.pid for sample in dataset.train],
+        recipe.num_ids,
+        recipe.num_instances,
+        recipe.seed,
+        rank(),
+        world_size(),
+    )
     dataset = with_caption_quality(dataset, recipe.caption_quality, recipe.seed)
     text = recipe.text and model.uses_text and has_captions(dataset.train)
-    if recipe.text and not text:
+    if recipe.text and not text and is_first():
         _logger.info("training without text: the model reads none or data set %r has no captions", dataset.name)
     if not model.num_classes:
         with _seeded(torch.device("cpu"), "classifier", recipe.seed):
@@ -85,6 +120,7 @@ def train(
             "identities; create it with num_classes=0 and the classifier is made to fit"
         )
     device = place(model, device)
+    share_weights(model)
     optimizer = build_optimizer(model, recipe)
     loader = make_loader(
         dataset.train,
@@ -95,9 +131,11 @@ def train(
         workers=recipe.workers,
         pin_memory=device.type == "cuda",
     )
-    open_run(folder, describe(model, dataset, recipe), resume)
+    described = on_first(lambda: open_run(folder, describe(model, pictures, recipe, source or {}, device), resume))
     history = load_state(folder / STATE, model, optimizer) if (folder / STATE).exists() else []
-    if history:
+    if len(history) != from_first(len(history)):
+        raise ValueError(f"process {rank()} does not see the run of the first one in {folder}: put it on a shared disk")
+    if history and is_first():
         _logger.info("continuing %s after epoch %d", folder, len(history))
     loop = _Epoch(model, optimizer, recipe, loader, {pid: i for i, pid in enumerate(pids)}, text, device, progress)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
@@ -105,24 +143,44 @@ def train(
         sampler.set_epoch(epoch)
         row = {"epoch": epoch, **loop.run(epoch)}
         row["train_seconds"] = round(time.perf_counter() - start, 3)
-        if recipe.eval_every and (epoch % recipe.eval_every == 0 or epoch == recipe.epochs):
-            row["evaluation"] = evaluate(
-                model,
-                dataset,
-                text=text,
-                batch_size=recipe.eval_batch_size,
-                workers=recipe.workers,
-                progress=progress,
-            ).to_dict()
-        history.append(row)
-        _logger.info("%s: %s", folder.name, row)
-        if best_row(history) is row:
-            save_model(model, folder / BEST)
-        save_model(model, folder / LAST)
-        write_jsonl(folder / METRICS, history)
-        # The state comes last: a run that dies before it repeats the epoch and writes the same files again.
-        save_state(folder / STATE, model, optimizer, history)
+        row |= _evaluations(model, dataset, recipe, epoch, text, progress)
+        history.append(from_first(row))
+        told = {name: described["dataset"][name] for name in ("digest", "protocol")}
+        told |= {"recipe": recipe.name, "seed": recipe.seed, "epoch": epoch, "epochs": recipe.epochs}
+        record_training(model, {"dataset": dataset.name, **told}, described["start"]["trained_on"])
+        on_first(lambda: _save(folder, model, optimizer, history))
     return TrainReport(folder, tuple(history))
+
+
+def _evaluations(
+    model: ReIDModel, dataset: ReIDDataset, recipe: Recipe, epoch: int, text: bool, progress: bool
+) -> dict[str, Any]:
+    """Return the numbers of an epoch that is due; after the last one those without captions, too."""
+    last = epoch == recipe.epochs
+    if not recipe.eval_every or (epoch % recipe.eval_every and not last):
+        return {}
+    settings = {"evaluation": text, **({"evaluation_without_text": False} if last and text else {})}
+    return {
+        name: measure(
+            model,
+            dataset,
+            text=reads,
+            batch_size=recipe.eval_batch_size,
+            workers=recipe.workers,
+            progress=progress,
+        ).to_dict()
+        for name, reads in settings.items()
+    }
+
+
+def _save(folder: Path, model: ReIDModel, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
+    _logger.info("%s: %s", folder.name, history[-1])
+    if best_row(history) is history[-1]:
+        save_model(model, folder / BEST)
+    save_model(model, folder / LAST)
+    write_jsonl(folder / METRICS, history)
+    # The state comes last: a run that dies before it repeats the epoch and writes the same files again.
+    save_state(folder / STATE, model, optimizer, history)
 
 
 @dataclass(frozen=True)
@@ -146,8 +204,10 @@ class _Epoch:
         sums: dict[str, float] = {}
         steps = 0
         self.model.train()
-        bar = tqdm(self.loader, f"epoch {epoch}/{recipe.epochs}", unit="batch", disable=not self.progress, leave=False)
-        with _seeded(self.device, "epoch", recipe.seed, epoch), bar:
+        shown = self.progress and is_first()
+        bar = tqdm(self.loader, f"epoch {epoch}/{recipe.epochs}", unit="batch", disable=not shown, leave=False)
+        other = [rank()] if rank() else []  # processes drop other features; the first draws what a single one does
+        with _seeded(self.device, "epoch", recipe.seed, epoch, *other), bar:
             for steps, batch in enumerate(bar, start=1):
                 losses = self._step(batch.to(self.device), criterion, f"epoch {epoch}, step {steps}")
                 for name, value in losses.items():
@@ -160,23 +220,51 @@ class _Epoch:
         return {"loss": {name: value / steps for name, value in sums.items()}, "lr": rates, "steps": steps}
 
     def _step(self, batch: Batch, criterion: ReIDLoss, where: str) -> dict[str, float]:
-        pid = torch.tensor([self.classes[int(p)] for p in batch.pid], device=self.device)
+        pid = gather_rows(torch.tensor([self.classes[int(p)] for p in batch.pid], device=self.device))
         # Outside of autocast: features of the frozen tower are cached, and the evaluation reads the same cache.
         text = self._draw_text(batch) if self.text else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
-            output = self.model(batch.images, text=text, present=batch.present, camid=batch.camid)
-        losses = criterion(output.embedding.float(), output.logits.float(), pid)
+            embedding, logits = self._forward(batch, text)
+        losses = criterion(embedding.float(), logits.float(), pid)
         values = {name: loss.item() for name, loss in losses.items()}
-        _require_finite(losses["total"], f"loss ({', '.join(f'{n} {v:.4g}' for n, v in values.items())})", where)
+        if not torch.isfinite(losses["total"]):
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self._refuse(f"loss ({numbers})", where, batch, embedding)
         self.model.zero_grad(set_to_none=True)
         losses["total"].backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # Each process has the whole gradient of the neck, and of the rest what its own samples give.
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        sum_gradients(trained, list(self.model.get_classifier().parameters()))
+        parameters = [p for p in trained if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters])
-        _require_finite(norm, "gradient", where)
+        if not torch.isfinite(norm):
+            self._refuse("gradient", where, batch, embedding)
         if self.recipe.grad_clip is not None:
             clip_grads_with_norm_(parameters, self.recipe.grad_clip, norm)
         self.optimizer.step()
         return values
+
+    def _forward(self, batch: Batch, text: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return embedding and logits of the whole batch, whichever processes hold its samples."""
+        inputs = (batch.images, text, batch.present, batch.camid)
+        if world_size() == 1:
+            output = self.model(inputs[0], text=inputs[1], present=inputs[2], camid=inputs[3])
+            return output.embedding, output.logits
+        own = self.model.forward_head(self.model.forward_features(*inputs), pre_logits=True)
+        assert isinstance(own, Tensor)  # without logits it is
+        embedding = gather_rows(own)
+        return embedding, self.model.get_classifier()(embedding)
+
+    def _refuse(self, what: str, where: str, batch: Batch, embedding: Tensor) -> None:
+        """Raise in all processes alike, naming the samples whose embedding is bad, or else the batch."""
+        keys = gather_lists(batch.keys)
+        bad = [key for key, fine in zip(keys, embedding.isfinite().all(1).tolist(), strict=True) if not fine]
+        shown = ", ".join(map(repr, (bad or keys)[:4])) + (", ..." if len(bad or keys) > 4 else "")
+        whose = f"the embeddings of {len(bad)} of its samples are not: {shown}" if bad else f"its samples: {shown}"
+        raise FloatingPointError(
+            f"the {what} is not finite in {where} ({whose}); the files of the epoch before are as they were. "
+            "Lower lr_new or lr_image_tower, set grad_clip, or set amp='off'"
+        )
 
     def _draw_text(self, batch: Batch) -> Tensor:
         experts = self.model.num_semantic_experts
@@ -209,14 +297,6 @@ def _train_transform(model: ReIDModel, recipe: Recipe) -> TrainTransform:
         geometry=recipe.geometry,
         interpolation=config.interpolation,
     )
-
-
-def _require_finite(value: Tensor, what: str, where: str) -> None:
-    if not torch.isfinite(value):
-        raise FloatingPointError(
-            f"the {what} is not finite in {where}; the files of the epoch before are as they were. "
-            "Lower lr_new or lr_image_tower, set grad_clip, or set amp='off'"
-        )
 
 
 @contextmanager

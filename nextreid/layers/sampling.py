@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-SAMPLINGS = ("dynamic", "fixed", "topk", "all")
+SAMPLINGS = ("dynamic", "fixed", "topk", "all", "random")
 
 
 def straight_through_mask(score: Tensor, threshold: Tensor | float, temperature: float = 1.0) -> Tensor:
@@ -45,3 +45,18 @@ def topk_threshold(score: Tensor, keep: float) -> Tensor:
     if kept == count:
         return ranked[..., -1:] - 1.0
     return (ranked[..., kept - 1 : kept] + ranked[..., kept : kept + 1]) / 2
+
+
+def random_mask(score: Tensor, keep: float) -> Tensor:
+    """Mask of the ``ceil(keep * N)`` largest of the last axis' N scores, which are random numbers; no gradient.
+
+    The control of the learned masks: as many tokens stay, but neither picture nor caption says which.
+
+    Args:
+        score: Distinct random numbers ``(..., N)``.
+        keep: Share of the tokens to keep, in (0, 1].
+
+    Returns:
+        A mask of zeros and ones with the shape and dtype of ``score``.
+    """
+    return (score > topk_threshold(score, keep)).to(score.dtype)

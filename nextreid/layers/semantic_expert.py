@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ._registry import register_layer
 from .expert import Expert
 from .router import Router
-from .sampling import SAMPLINGS, straight_through_mask, topk_threshold
+from .sampling import SAMPLINGS, random_mask, straight_through_mask, topk_threshold
 from .text_modulation import TextModulation
 
 
@@ -19,8 +19,8 @@ class SampledTokens(NamedTuple):
     Attributes:
         tokens: Expert outputs times the mask, modalities concatenated, ``(B, M*N, D)`` (Eq. 7).
         mask: Sampling mask of zeros and ones ``(B, M, N)``.
-        gamma: Modulated routing scores ``(B, M, N)``; None with ``sampling="all"``.
-        sigma: Thresholds ``(B, M, 1)``; None with ``sampling="all"``.
+        gamma: Modulated routing scores ``(B, M, N)``; None with ``sampling="all"`` or ``"random"``.
+        sigma: Thresholds ``(B, M, 1)``; None with ``sampling="all"`` or ``"random"``.
         beta: Caption-to-patch cosines ``(B, M, N)``; None without captions.
     """
 
@@ -46,19 +46,23 @@ class SemanticSamplingExpert(nn.Module):
         drop: Dropout of the expert.
         routing: ``"specific"`` routers per modality (the paper's choice) or one ``"shared"`` router (Table 4).
         sampling: ``"dynamic"`` learned threshold (the paper's choice), ``"fixed"`` threshold, ``"topk"`` share of the
-            tokens, or ``"all"`` tokens, without routers and without text (Table 8).
+            tokens, or ``"all"`` tokens (Table 8); or ``"random"``, the control of the learned masks: a share of the
+            tokens drawn anew in every training step (torch's generator), and in evaluation by a pattern that was
+            drawn once and is part of the weights. The last two have no routers and no text.
         threshold: The threshold of ``"fixed"``.
-        keep: The share that ``"topk"`` keeps.
+        keep: The share that ``"topk"`` and ``"random"`` keep.
         temperature: Of the straight-through gradient.
         text: Build the text modulation; False makes ``gamma = alpha`` always.
         router_hidden: Hidden width of the routers; by default ``dim // 4``.
         modulation_scope: See `TextModulation`.
         modulation_hidden: See `TextModulation`.
-        num_tokens: Patch tokens per modality, needed by ``modulation_scope="map"`` only.
+        num_tokens: Patch tokens per modality, needed by ``modulation_scope="map"`` and ``sampling="random"`` only.
 
     Raises:
-        ValueError: If ``sampling`` is unknown or ``keep`` is outside (0, 1].
+        ValueError: If ``sampling`` is unknown, ``keep`` is outside (0, 1], or ``"random"`` lacks ``num_tokens``.
     """
+
+    pattern: Tensor
 
     def __init__(
         self,
@@ -81,18 +85,22 @@ class SemanticSamplingExpert(nn.Module):
         if sampling not in SAMPLINGS:
             raise ValueError(f"unknown sampling {sampling!r}; allowed: {', '.join(SAMPLINGS)}")
         if not 0 < keep <= 1:
-            raise ValueError(f"keep is the share of tokens that topk sampling keeps, in (0, 1]; got {keep}")
+            raise ValueError(f"keep is the share of tokens that topk or random sampling keeps, in (0, 1]; got {keep}")
+        if sampling == "random" and num_tokens is None:
+            raise ValueError("sampling 'random' needs num_tokens, the number of patch tokens of one modality")
         self.sampling = sampling
         self.threshold = threshold
         self.keep = keep
         self.temperature = temperature
         self.expert = Expert(dim, mlp_ratio, drop)
-        routed = sampling != "all"
+        routed = sampling not in ("random", "all")
         self.score = Router(dim, num_modalities, router_hidden, routing) if routed else None
         self.limit = Router(dim, num_modalities, router_hidden, routing) if sampling == "dynamic" else None
         self.modulation = (
             TextModulation(num_modalities, modulation_hidden, modulation_scope, num_tokens) if routed and text else None
         )
+        if sampling == "random":
+            self.register_buffer("pattern", _random_order(num_modalities, num_tokens or 0))
 
     def forward(
         self, cls: Tensor, tokens: Tensor, text: Tensor | None = None, present: Tensor | None = None
@@ -109,7 +117,10 @@ class SemanticSamplingExpert(nn.Module):
             Sampled tokens, mask, scores, thresholds and similarities.
         """
         gamma = sigma = beta = None
-        if self.score is None:
+        if self.sampling == "random":
+            order = _random_order(*tokens.shape[:3], device=tokens.device) if self.training else self.pattern
+            mask = random_mask(order, self.keep).to(tokens.dtype).expand(tokens.shape[:3])
+        elif self.score is None:
             mask = tokens.new_ones(tokens.shape[:3])
         else:
             gamma = self.score(tokens)
@@ -182,3 +193,8 @@ class SemanticSamplingExperts(nn.Module):
 def _stack(parts: list[Tensor | None]) -> Tensor | None:
     tensors = [part for part in parts if part is not None]
     return torch.stack(tensors, dim=1) if tensors else None
+
+
+def _random_order(*size: int, device: torch.device | None = None) -> Tensor:
+    """Random permutations of the last axis' positions, which never tie, not even in half precision."""
+    return torch.rand(size, device=device).argsort(-1).float()

@@ -120,7 +120,10 @@ def load_checkpoint(model: ReIDModel, path: str) -> None:
     state = read_weights(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if (folder / CONFIG).is_file():
-        state = _adapt(model, load_config(folder), state, path)
+        config = load_config(folder)
+        state = _adapt(model, config, state, path)
+        trained_on = config.get("pretrained_cfg", {}).get("trained_on")
+        model.pretrained_cfg = model.pretrained_cfg.replace(trained_on=trained_on)
     own = model.state_dict()
     saved = {key for key in state if key.startswith("neck.")}
     wanted = {key for key in own if key.startswith("neck.")}

@@ -29,6 +29,8 @@ class PretrainedCfg:
         classifier: Name of the classifier.
         protocol: Evaluation protocol of ``metrics``.
         metrics: Measured results, such as ``{"mAP": 0.7}``.
+        trained_on: What training told of itself: ``dataset``, ``digest``, ``protocol``, ``recipe``, ``seed``,
+            ``epoch``, ``epochs``, and under ``start`` the same of the weights that it started from.
         license: Of the weights.
         paper_ids: Such as ``arXiv:2505.20001``.
         notes: Anything else a user must know.
@@ -51,6 +53,7 @@ class PretrainedCfg:
     classifier: str = "neck.classifiers.0"
     protocol: str | None = None
     metrics: dict[str, float] | None = None
+    trained_on: dict[str, Any] | None = None
     license: str | None = None
     paper_ids: str | None = "arXiv:2505.20001"
     notes: str | None = None

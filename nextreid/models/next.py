@@ -43,9 +43,9 @@ class NEXT(ReIDModel):
         mlp_ratio: Hidden width of the experts as a multiple of D (Eq. 1).
         drop: Dropout of the experts (Eq. 1).
         semantic_routing: ``"specific"`` or ``"shared"`` (Table 4).
-        sampling: ``"dynamic"``, ``"fixed"``, ``"topk"`` or ``"all"`` (Table 8).
+        sampling: ``"dynamic"``, ``"fixed"``, ``"topk"``, ``"all"`` (Table 8) or ``"random"``, their control.
         sampling_threshold: Threshold of ``"fixed"``.
-        sampling_keep: Share that ``"topk"`` keeps.
+        sampling_keep: Share that ``"topk"`` and ``"random"`` keep.
         modulation_scope: ``"position"`` or ``"map"``; see `TextModulation` (Eq. 6).
         text_modulation: Build the modulation; None builds it when there is a text tower.
         masked_tokens: Sampled-out tokens stay in the attention as ``"zero"`` tokens (Eq. 7) or ``"drop"`` out of it.

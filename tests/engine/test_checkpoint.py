@@ -33,6 +33,25 @@ def test_a_loaded_state_steps_as_the_saved_one_would(build, pair, tmp_path):
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
+def test_the_text_tower_is_written_once_and_comes_back(build, tmp_path):
+    model, other = build(num_classes=4), build(seed=1, num_classes=4)
+    optimizers = [build_optimizer(m, get_recipe("tiny")) for m in (model, other)]
+    state, tower = tmp_path / "state.safetensors", tmp_path / "text_tower.safetensors"
+    save_state(state, other, optimizers[1], [])
+    state.unlink()  # an attempt that died; its tower must not count
+    save_state(state, model, optimizers[0], [])
+    written = tower.stat().st_mtime_ns, tower.stat().st_ino
+    save_state(state, model, optimizers[0], [{"epoch": 1}])
+    assert (tower.stat().st_mtime_ns, tower.stat().st_ino) == written
+    assert not any("text_tower" in name for name in read_tensors(state)[0])
+    load_state(state, other, optimizers[1])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    tower.unlink()
+    with pytest.raises(ValueError, match=r"missing text_tower\."):
+        load_state(state, other, optimizers[1])
+
+
 def test_a_damaged_or_foreign_state_is_refused(build, pair, tmp_path):
     model, optimizer = pair
     step(model, optimizer, 0)

@@ -1,10 +1,9 @@
 import json
-import signal
-import subprocess
+import logging
 import sys
 from dataclasses import replace
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,8 @@ from safetensors.torch import load_file
 from nextreid.data.captions import draw_captions
 from nextreid.data.sampler import PKSampler
 from nextreid.engine import evaluate, get_recipe, train
+from nextreid.engine.origin import trained_sets
 from nextreid.models import create_model
-
-HERE = Path(__file__).parent
 
 
 def weights(folder):
@@ -30,8 +28,8 @@ def without_times(history):
     rows = []
     for row in history:
         row = {key: value for key, value in row.items() if key != "train_seconds"}
-        if "evaluation" in row:
-            row["evaluation"] = {key: value for key, value in row["evaluation"].items() if key != "seconds"}
+        for name in row.keys() & {"evaluation", "evaluation_without_text"}:
+            row[name] = {key: value for key, value in row[name].items() if key != "seconds"}
         rows.append(row)
     return rows
 
@@ -65,6 +63,7 @@ def test_a_run_leaves_its_folder(build, dataset, recipe, tmp_path):
         "metrics.jsonl",
         "recipe.json",
         "state.safetensors",
+        "text_tower.safetensors",
     ]
     rows = [json.loads(line) for line in (report.folder / "metrics.jsonl").read_text().splitlines()]
     assert rows == list(report.history) and [row["epoch"] for row in rows] == [1, 2]
@@ -200,38 +199,6 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(build, dataset, recipe,
     assert done.history == parts.history  # nothing was left to do
 
 
-CHILD = """
-import importlib.util, os, signal, sys, torch
-from nextreid.engine import get_recipe, train
-from nextreid.models import create_model
-spec = importlib.util.spec_from_file_location("conftest", sys.argv[1])
-data = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(data)
-torch.manual_seed(0)
-torch.set_num_threads(int(sys.argv[3]))
-model, steps = create_model("next_tiny"), []
-def kill(module, args, output):
-    steps.append(module.training)
-    if sum(steps) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-model.register_forward_hook(kill)
-recipe = get_recipe("tiny", epochs=3, num_ids=3, warmup_epochs=1, eval_every=1)
-train(model, data.make_dataset(), recipe, sys.argv[2], progress=False)
-"""
-
-
-def test_a_killed_process_loses_its_epoch_and_nothing_else(build, dataset, recipe, tmp_path, whole):
-    arguments = [sys.executable, "-c", CHILD, str(HERE / "conftest.py"), str(tmp_path / "killed")]
-    child = subprocess.run([*arguments, str(torch.get_num_threads())], cwd=HERE.parents[1], capture_output=True)
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
-    assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == 1
-    (tmp_path / "killed" / ".last.half").mkdir()  # what a kill while writing leaves
-    resumed = train(build(), dataset, replace(recipe, epochs=3), tmp_path / "killed", resume=True, progress=False)
-    assert without_times(resumed.history) == without_times(whole.history)
-    assert same(weights(resumed.folder), weights(whole.folder))
-    assert not list((tmp_path / "killed").glob(".*"))
-
-
 def test_a_kill_before_the_state_is_written_repeats_the_epoch(build, dataset, recipe, tmp_path, whole, monkeypatch):
     module, calls = sys.modules[train.__module__], []
     recipe, real = replace(recipe, epochs=3), module.save_state
@@ -309,7 +276,11 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_epoch(buil
         return output
 
     hook = model.register_forward_hook(spoil)
-    with pytest.raises(FloatingPointError, match=rf"{where}.*epoch 2, step 2.*lr_new"):
+    sampler = PKSampler([sample.pid for sample in dataset.train], recipe.num_ids, recipe.num_instances)
+    sampler.set_epoch(2)
+    named = [dataset.train[index].key for index, *_ in list(sampler)[1]]
+    keys = ", ".join(f"'{key}'" for key in named[:4])
+    with pytest.raises(FloatingPointError, match=rf"{where}.*epoch 2, step 2 .*samples.*{keys}.*lr_new"):
         train(model, dataset, recipe, tmp_path / "run", progress=False)
     hook.remove()
     assert all(bool(tensor.isfinite().all()) for tensor in weights(tmp_path / "run").values())
@@ -330,9 +301,113 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(build, dataset, r
         train(build(), dataset, recipe, tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"model\.drop_path: None -> 0\.1"):
         train(build("baseline_tiny", drop_path=0.1), dataset, recipe, tmp_path, resume=True)
-    with pytest.raises(ValueError, match=r"dataset\.train: 24 -> 23; dataset\.train_digest"):
+    with pytest.raises(ValueError, match=r"dataset\.digest: .*; dataset\.train: 24 -> 23"):
         train(build("baseline_tiny"), replace(dataset, train=dataset.train[1:]), recipe, tmp_path, resume=True)
     assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_the_samples_whose_embedding_is_bad_are_named(build, dataset, recipe, tmp_path):
+    model = build("baseline_tiny")
+
+    def spoil(module, args, output):
+        bad = output.embedding.clone()
+        bad[5] = float("inf")
+        return output._replace(embedding=bad)
+
+    model.register_forward_hook(spoil)
+    sampler = PKSampler([sample.pid for sample in dataset.train], recipe.num_ids, recipe.num_instances)
+    sampler.set_epoch(1)
+    key = dataset.train[next(iter(sampler))[5][0]].key
+    with pytest.raises(FloatingPointError, match=rf"embeddings of 1 of its samples are not: '{key}'\)"):
+        train(model, dataset, recipe, tmp_path / "run", progress=False)
+
+
+def test_the_folder_says_what_was_trained_where_and_from_what(build, dataset, recipe, tmp_path, caplog):
+    recipe = replace(recipe, epochs=1)
+    data = replace(dataset, notes=("two pictures are missing",))
+    source = {"captions": tmp_path / "captions", "root": None}
+    report = train(build("baseline_tiny"), data, recipe, tmp_path / "a", source=source, progress=False)
+    run = json.loads((tmp_path / "a" / "recipe.json").read_text())
+    assert run["dataset"]["digest"] == dataset.digest() and run["dataset"]["notes"] == list(data.notes)
+    assert run["dataset"]["source"] == {"captions": str(tmp_path / "captions"), "root": None}
+    assert run["versions"].keys() == {"nextreid", "python", "torch", "timm", "open_clip", "numpy"}
+    assert run["versions"]["numpy"] == np.__version__ and run["hardware"]["processes"] == 1
+    assert run["hardware"]["threads"] == torch.get_num_threads() and run["hardware"]["device"] == "cpu"
+    assert run["start"]["trained_on"] is None
+    first = {
+        "dataset": "tints", "digest": dataset.digest(), "protocol": "camera", "recipe": "tiny", "seed": 0,
+        "epoch": 1, "epochs": 1,
+    }  # fmt: skip
+    model = create_model(f"local-dir:{report.folder / 'last'}")
+    assert model.pretrained_cfg.trained_on == first
+    assert evaluate(model, dataset).to_dict()["trained_on"] == first
+
+    # A second training on top of it; the chain stays, also when it is resumed with the model that it has changed.
+    other = replace(dataset, name="others")
+    recipe = replace(recipe, epochs=2)
+    hook = stop_in_step(model, 3)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, other, recipe, tmp_path / "b", progress=False)
+    hook.remove()
+    changed = json.loads((tmp_path / "b" / "recipe.json").read_text())
+    assert changed["start"]["trained_on"] == first and changed["start"]["digest"] != run["start"]["digest"]
+    changed["versions"]["torch"], changed["hardware"]["cpu"] = "1.0", "abacus"
+    (tmp_path / "b" / "recipe.json").write_text(json.dumps(changed))
+    with caplog.at_level(logging.WARNING):
+        train(model, other, recipe, tmp_path / "b", resume=True, progress=False)
+    assert "versions.torch: '1.0'" in caplog.text and "hardware.cpu: 'abacus'" in caplog.text
+    second = model.pretrained_cfg.trained_on
+    assert (second["dataset"], second["epoch"], second["start"]) == ("others", 2, first)
+    assert trained_sets(model) == ["others", "tints"]
+
+
+def test_weights_that_know_the_test_set_are_not_trained_on(build, dataset, recipe, tmp_path):
+    model = build("baseline_tiny")
+    model.pretrained_cfg = model.pretrained_cfg.replace(trained_on={"dataset": "wmveid863"})
+    data = replace(dataset, name="msvr310")
+    with pytest.raises(ValueError, match=r"wmveid863.*--allow-leak"):
+        train(model, data, recipe, tmp_path / "run", progress=False)
+    with pytest.raises(ValueError, match=r"wmveid863.*--allow-leak"):
+        evaluate(model, data)
+    assert not (tmp_path / "run").exists()
+    train(model, data, replace(recipe, epochs=1), tmp_path / "run", allow_leak=True, progress=False)
+    assert evaluate(model, data, allow_leak=True).result.num_valid
+
+
+@pytest.mark.parametrize("eval_every", [1, 2])
+def test_the_last_epoch_is_measured_with_captions_and_without(build, dataset, recipe, tmp_path, eval_every):
+    model = build()
+    report = train(model, dataset, replace(recipe, eval_every=eval_every), tmp_path / "run", progress=False)
+    assert [row.keys() & {"evaluation", "evaluation_without_text"} for row in report.history] == [
+        {"evaluation"} if eval_every == 1 else set(),
+        {"evaluation", "evaluation_without_text"},
+    ]
+    for name, text in (("evaluation", True), ("evaluation_without_text", False)):
+        told = report.last[name]
+        again = evaluate(model, dataset, text=text)
+        assert told["text"] is text and told["mAP"] == again.result.mAP
+        assert told["protocol_details"] == again.result.protocol.to_dict()
+
+
+def test_pictures_that_cannot_be_read_follow_the_policy(build, dataset, recipe, tmp_path):
+    recipe = replace(recipe, epochs=1)
+    (tmp_path / "bad.png").write_bytes(b"torn")
+
+    def spoilt(sample):
+        return replace(sample, images=(sample.images[0], tmp_path / "bad.png", sample.images[2]))
+
+    bad = replace(dataset, train=(spoilt(dataset.train[0]), *dataset.train[1:]))
+    bad = replace(bad, query=(spoilt(dataset.query[0]), *dataset.query[1:]), gallery=dataset.gallery[1:])
+    with pytest.raises(ValueError, match=r"bad\.png.*nir"):
+        evaluate(build("baseline_tiny"), bad)
+    for policy, samples in (("skip", 23), ("mask", 24)):
+        report = train(build("baseline_tiny"), bad, recipe, tmp_path / policy, on_error=policy, progress=False)
+        run = json.loads((report.folder / "recipe.json").read_text())
+        assert run["dataset"]["train"] == samples and run["dataset"]["notes"]
+        done = evaluate(build("baseline_tiny"), bad, on_error=policy)
+        assert done.result.num_query == report.last["evaluation"]["queries"] == len(dataset.query) - (policy == "skip")
+    with pytest.raises(ValueError, match="raise, skip, mask"):
+        train(build("baseline_tiny"), bad, recipe, tmp_path / "odd", on_error="ignore", progress=False)
 
 
 def test_resume_starts_what_has_not_begun(build, dataset, recipe, tmp_path):

@@ -1,0 +1,166 @@
+"""``nextreid data``: check a data set, show its card, list what can be loaded."""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .arguments import pairs
+
+_STATUS = """\
+exit status: 0 usable (there may be warnings and notes), 1 errors were found, 2 it could not be read at all
+
+examples:
+  nextreid data check rgbnt201 --root data --captions captions/RGBNT201
+  nextreid data check my/list.csv --protocol none
+  nextreid data check my/list.csv --dataset-arg train=0.5          a list without a column split
+  nextreid data check my/pictures --pattern '{split}/{modality}/{pid}_c{camid}_{*}.jpg'
+  nextreid data check my/pictures          folders rgb, nir, tir of pictures without labels"""
+
+
+def add(command: Any) -> None:
+    """Add the group to the parser."""
+    data = command.group("data", "Check data sets, and see what is known about the published ones.")
+    check = data("check", run_check, "Say what is wrong with a data set and what to do about it.", epilog=_STATUS)
+    check.add_argument(
+        "target", metavar="DATASET", help="a name of 'nextreid data list', a CSV or parquet file, a folder"
+    )
+    check.add_argument("--root", type=Path, default=None, help="folder of a named data set, or the one that holds it")
+    check.add_argument("--captions", type=Path, default=None, help="folder with {train,test}_{RGB,NI,TI}.json")
+    check.add_argument("--pattern", default=None, help="how the files of a folder are named")
+    check.add_argument("--protocol", default=None, help="the evaluation to come (default: the data set's own)")
+    check.add_argument("--num-ids", type=int, default=8, help="identities of a training batch (default: %(default)s)")
+    check.add_argument("--quick", action="store_true", help="do not open the pictures")
+    check.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the report here")
+    check.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="threads that open pictures (default: one a processor)"
+    )
+    check.add_argument(
+        "--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="further arguments of it"
+    )
+    card = data("card", run_card, "Show what is known about a data set: where to get it, its terms, its defects.")
+    card.add_argument("name", metavar="DATASET", help="a name of 'nextreid data list'")
+    data("list", run_list, "List the data sets that can be loaded by name.")
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Run ``nextreid data check``."""
+    from tqdm import tqdm
+
+    from nextreid.captions.text import clip_token_counter
+    from nextreid.data.check import check_dataset
+    from nextreid.retrieval import get_protocol
+
+    if args.protocol is not None:
+        get_protocol(args.protocol)  # a wrong name should not wait for the pictures
+    with _quiet("nextreid.data", args.verbose):
+        dataset = _load(args)
+    with tqdm(unit="sample", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        report = check_dataset(
+            dataset,
+            protocol=args.protocol,
+            pictures=not args.quick,
+            count_tokens=clip_token_counter(),
+            num_ids=args.num_ids,
+            workers=args.workers,
+            progress=progress,
+        )
+    print(report)
+    if args.quick:
+        print("the pictures were not opened (--quick)")
+    if args.json:
+        from nextreid.engine import write_json
+
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.json, report.to_dict())
+    return 0 if report.ok else 1
+
+
+def run_card(args: argparse.Namespace) -> None:
+    """Run ``nextreid data card``."""
+    from nextreid.data.card import data_card
+
+    print(data_card(args.name))
+
+
+def run_list(args: argparse.Namespace) -> None:
+    """Run ``nextreid data list``."""
+    from nextreid.data import list_datasets
+    from nextreid.data.card import data_card, list_cards
+
+    names, cards = list_datasets(), list_cards()
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:{width}}  {data_card(name).what if name in cards else _OWN.get(name, '')}".rstrip())
+
+
+_OWN = {
+    "manifest": "your own pictures, from a CSV or parquet file with one row per sample",
+    "pattern": "your own pictures, from folders with labels in the names",
+}
+
+
+@contextlib.contextmanager
+def _quiet(name: str, verbose: int) -> Iterator[None]:
+    """Keep readers from logging what the report says anyway."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(level if verbose else logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _load(args: argparse.Namespace) -> Any:
+    """Load what `target` names: a data set, a manifest, or a folder."""
+    from nextreid.data import list_datasets, load_dataset
+
+    options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions", "pattern"))
+    path = Path(args.target).expanduser()
+    if args.target in list_datasets():
+        if args.pattern is not None:
+            options["pattern"] = args.pattern
+        return load_dataset(args.target, args.root, captions=args.captions, **options)
+    if args.root is not None:
+        raise ValueError(f"--root goes with the name of a data set; {args.target!r} is none of {_names()}")
+    if path.is_file():
+        return load_dataset("manifest", path, captions=args.captions, **options)
+    if path.is_dir() and args.pattern is not None:
+        return load_dataset("pattern", path, captions=args.captions, pattern=args.pattern, **options)
+    if path.is_dir():
+        return _unlabelled(path, args, options)
+    raise FileNotFoundError(f"{args.target!r} is no file, no folder, and no data set; data sets are {_names()}")
+
+
+def _unlabelled(folder: Path, args: argparse.Namespace, options: dict[str, Any]) -> Any:
+    from nextreid.data import MODALITIES, ReIDDataset, read_folder
+    from nextreid.data.card import list_cards
+
+    modalities = tuple(options.pop("modalities", MODALITIES))
+    if options or args.captions:
+        raise ValueError(f"{folder} is read as unlabelled pictures, which take no captions and no {sorted(options)}")
+    try:
+        samples = tuple(read_folder(folder, modalities))
+    except FileNotFoundError as error:
+        published = f"a published set (nextreid data check NAME --root {folder}; names are {', '.join(list_cards())})"
+        raise FileNotFoundError(
+            f"{error}. Say what the folder is: {published}, or your own with its file names "
+            "(--pattern '{modality}/{pid}_c{camid}_{*}.jpg')"
+        ) from error
+    return ReIDDataset(folder.name, modalities, "object", args.protocol or "none", (), (), samples)
+
+
+def _names() -> str:
+    from nextreid.data import list_datasets
+
+    return ", ".join(list_datasets())

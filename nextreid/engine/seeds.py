@@ -1,0 +1,109 @@
+"""One run over several seeds: a number with its spread."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from nextreid.data import ReIDDataset
+from nextreid.models import ReIDModel
+
+from .checkpoint import write_json
+from .distributed import on_first
+from .recipe import Recipe
+from .run_folder import RECIPE, TrainReport
+from .train import train
+
+SUMMARY = "summary.json"
+MEASURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
+
+
+@dataclass(frozen=True)
+class SeedsReport:
+    """What several seeds came to.
+
+    Attributes:
+        folder: Folder of the runs, ``seed{n}`` each, and of ``summary.json``.
+        runs: The report of each seed.
+    """
+
+    folder: Path
+    runs: dict[int, TrainReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return mean, standard deviation and the values by seed, of the last and of the best epoch apart.
+
+        ``last`` holds the numbers to report; ``best`` is chosen by the numbers that it shows. The deviation is that of
+        a sample (n - 1), None for one seed. ``last_without_text`` is there where the runs read captions.
+        """
+        rows = {
+            "last": ("last", "evaluation"),
+            "last_without_text": ("last", "evaluation_without_text"),
+            "best": ("best", "evaluation"),
+        }
+        table = {name: self._spread(which, field) for name, (which, field) in rows.items()}
+        return {"seeds": list(self.runs), **{name: spread for name, spread in table.items() if spread}}
+
+    def _spread(self, which: str, field: str) -> dict[str, Any]:
+        rows = {seed: getattr(report, which) or {} for seed, report in self.runs.items()}
+        if not all(field in row for row in rows.values()):
+            return {}
+        spread: dict[str, Any] = {}
+        for measure in MEASURES:
+            values = {str(seed): row[field][measure] for seed, row in rows.items()}
+            numbers = list(values.values())
+            deviation = stdev(numbers) if len(numbers) > 1 else None
+            spread[measure] = {"mean": mean(numbers), "std": deviation, "values": values}
+        first = next(iter(rows.values()))[field]
+        return {**spread, "protocol": first["protocol"], "text": first["text"]}
+
+
+def train_seeds(
+    make_model: Callable[[], ReIDModel],
+    dataset: ReIDDataset,
+    recipe: Recipe,
+    out: str | Path,
+    seeds: int,
+    *,
+    resume: bool = False,
+    **options: Any,
+) -> SeedsReport:
+    """Train with the seeds ``recipe.seed``, ``recipe.seed + 1``, ... and summarise.
+
+    Args:
+        make_model: Makes a fresh model; called under torch's generator set to the run's seed.
+        dataset: See `train`.
+        recipe: See `train`; its seed is the first one.
+        out: Each run is in ``out/seed{n}``, the summary of those that are finished in ``out/summary.json``.
+        seeds: How many.
+        resume: Continue: finished runs are read, an interrupted one is taken up, the rest is started.
+        **options: Further arguments of `train`.
+
+    Returns:
+        The reports of all runs.
+
+    Raises:
+        FileExistsError: A run is there already and `resume` is False.
+        ValueError: `seeds` is below 1, or as `train`.
+    """
+    if seeds < 1:
+        raise ValueError(f"the number of seeds must be at least 1, got {seeds}")
+    folder = Path(out)
+    numbers = range(recipe.seed, recipe.seed + seeds)
+    present = [n for n in numbers if (folder / f"seed{n}" / RECIPE).exists()]
+    if present and not resume:
+        raise FileExistsError(
+            f"{folder} has runs already (seed {', '.join(map(str, present))}); "
+            "continue them (resume=True, --resume) or take another folder"
+        )
+    runs: dict[int, TrainReport] = {}
+    for seed in numbers:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model = make_model()
+        runs[seed] = train(model, dataset, replace(recipe, seed=seed), folder / f"seed{seed}", resume=resume, **options)
+        on_first(lambda: write_json(folder / SUMMARY, SeedsReport(folder, runs).to_dict()))
+    return SeedsReport(folder, runs)

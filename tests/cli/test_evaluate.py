@@ -1,0 +1,144 @@
+"""``nextreid eval``: sides, matrices, intervals, queries, leaks."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from nextreid.cli import main
+from nextreid.retrieval import load_result
+
+DATA = ("--dataset", "synthetic-persons", "--dataset-arg", "num_train=4", "num_test=6", "frames_per_visit=3")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of one epoch, made once; do not write into it."""
+    out = tmp_path_factory.mktemp("eval") / "run"
+    fields = ("num_ids=4", "num_instances=2", "epochs=1", "eval_every=0")
+    line = ("train", "--model", "next_tiny", *DATA, "--set", *fields, "--out", out, "--no-progress", "--device", "cpu")
+    assert main([str(word) for word in line]) == 0
+    return out
+
+
+@pytest.fixture
+def run(trained, capsys):
+    def run(*more, checkpoint=trained / "last"):
+        capsys.readouterr()
+        line = ("eval", checkpoint, *DATA, "--device", "cpu", *more)
+        status = main([str(word) for word in line])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_sides_of_a_protocol(run, tmp_path):
+    file = tmp_path / "results.json"
+    status, out, _ = run("--protocol", "camera:tir>rgb", "--json", file, "--no-text")
+    told = json.loads(file.read_text())
+    (row,) = told["results"]
+    assert status == 0 and "[protocol camera:tir>rgb, no captions at test" in out
+    assert row["protocol_details"]["query_modalities"] == ["tir"]
+    assert row["protocol_details"]["gallery_modalities"] == ["rgb"]
+    assert row["disjoint"] and "share no feature" in out
+    assert told["trained_on"]["dataset"] == "synthetic-persons" == row["trained_on"]["dataset"]
+    assert re.fullmatch("[0-9a-f]{16}", row["digest"]) and told["trained_on"]["digest"] == row["digest"]
+
+
+def test_all_subsets(run, tmp_path):
+    file = tmp_path / "results.json"
+    status, out, _ = run("--missing", "all", "--json", file)
+    lines = out.splitlines()
+    assert status == 0 and len(lines) == 2 * 9
+    assert lines[0] == "protocol synthetic-persons, with captions at test"
+    assert lines[9] == "protocol synthetic-persons, no captions at test"
+    assert lines[1].split() == ["shown", "mAP", "rank-1", "rank-5", "rank-10", "mINP", "queries"]
+    assert [line.split()[0] for line in lines[2:9]] == [
+        "rgb", "nir", "tir", "rgb+nir", "rgb+tir", "nir+tir", "rgb+nir+tir",
+    ]  # fmt: skip
+    rows = json.loads(file.read_text())["results"]
+    assert len(rows) == 14 and [row["text"] for row in rows] == [True] * 7 + [False] * 7
+    for line, row in zip(lines[2:9] + lines[11:], rows, strict=True):
+        assert line.split()[1] == f"{100 * row['mAP']:.1f}" and line.endswith(f"of {row['queries']}")
+
+
+def test_every_subset_against_every_one(run, tmp_path):
+    file = tmp_path / "results.json"
+    status, out, _ = run("--cross", "--no-text", "--json", file)
+    title, *lines = out.splitlines()
+    rows = {row["protocol"]: row for row in json.loads(file.read_text())["results"]}
+    assert (
+        status == 0
+        and len(rows) == 49
+        and len(lines) == 17
+        and lines.pop().startswith("-: ")
+        and title.endswith("no captions at test")
+    )
+    columns = lines[0].split()[3:]
+    assert lines[0].startswith("mAP, query down") and lines[8].startswith("rank-1, query down") and len(columns) == 7
+    for table, measure in ((lines[1:8], "mAP"), (lines[9:], "rank-1")):
+        for line in table:
+            query, *numbers = line.split()
+            for number, gallery in zip(numbers, columns, strict=True):
+                cell = rows[f"synthetic-persons:{query}>{gallery}"]
+                apart = not set(query.split("+")) & set(gallery.split("+"))
+                assert cell.get("disjoint", False) == apart  # NEXT keeps a part for each modality
+                assert number == ("-" if apart else f"{100 * cell[measure]:.1f}")
+
+
+def test_interval_queries_and_reranking(run, tmp_path):
+    files = ("--save-queries", tmp_path / "q", "--json", tmp_path / "r.json")
+    status, out, _ = run("--bootstrap", "50", "--rerank", *files)
+    assert status == 0 and out.count("re-ranked") == 2
+    rows = json.loads((tmp_path / "r.json").read_text())["results"]
+    intervals = re.findall(r"(\S+) between (\S+) and (\S+) in 95 % of 50 draws of identities", out)
+    assert [name for name, *_ in intervals] == ["mAP", "rank-1", "mINP"] * 2
+    for row, (_, low, high) in zip(rows, intervals[::3], strict=True):
+        told = row["bootstrap"]["mAP"]
+        assert (low, high) == (f"{100 * told['low']:.1f}", f"{100 * told['high']:.1f}")
+        assert told["low"] <= row["mAP"] <= told["high"] and row["rerank"]["k1"] == 20
+        queries = load_result(row["queries_file"])
+        assert queries.mAP == row["mAP"] and len(queries.keys) == row["queries"]
+    assert sorted(p.name for p in (tmp_path / "q").iterdir()) == [
+        "synthetic-persons_no-text.safetensors",
+        "synthetic-persons_text.safetensors",
+    ]
+
+
+def test_weights_that_know_the_test_set_are_refused(run, trained, tmp_path):
+    for leaf in ("last",):
+        shutil.copytree(trained / leaf, tmp_path / leaf)
+    file = tmp_path / "last" / "config.json"
+    config = json.loads(file.read_text())
+    config["pretrained_cfg"]["trained_on"] = {"dataset": "own", "start": {"dataset": "elsewhere"}}
+    file.write_text(json.dumps(config))
+    asked = []
+
+    def refuse(names, test, allow=False):
+        asked.append((list(names), test, allow))
+        if not allow:
+            raise ValueError("these weights know the test set")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nextreid.engine.origin.refuse_leak", refuse)
+        status, _, err = run(checkpoint=tmp_path / "last")
+        assert status == 2 and "these weights know the test set" in err
+        assert run("--allow-leak", "--missing", "all", "--no-text", checkpoint=tmp_path / "last")[0] == 0
+    assert asked == [(["own", "elsewhere"], "synthetic-persons", allow) for allow in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--missing", "all", "rgb"), "'all'"),
+        (("--cross", "--missing", "rgb"), "with --cross"),
+        (("--bootstrap", "-3"), "got -3"),
+        (("--cross", "--protocol", "camera:rgb>tir"), "says already"),
+        (("--protocol", "camera:rgb"), "cannot read"),
+        (("--missing", "uv"), "'uv'"),
+    ],
+)
+def test_mistakes(run, more, message):
+    status, out, err = run(*more)
+    assert (status, out) == (2, "") and message in err and "Traceback" not in err

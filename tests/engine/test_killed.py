@@ -1,0 +1,95 @@
+"""Runs that are killed, or whose disk is full, and end as if nothing had happened."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import nextreid.engine.checkpoint as checkpoint
+from nextreid.engine import get_recipe, train
+from nextreid.models import create_model
+
+HERE = Path(__file__).parent
+
+
+def losses(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["epoch"], row["loss"], row["evaluation"]["mAP"]) for row in rows]
+
+
+def killed(out, kills):
+    """Run with kills; return the exit statuses of the attempts."""
+    words = [sys.executable, str(HERE / "killed.py"), str(HERE / "conftest.py"), str(out), json.dumps(kills)]
+    done = subprocess.run(words, cwd=HERE.parents[1], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """The same run, undisturbed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = create_model("baseline_tiny")
+    recipe = get_recipe("tiny", epochs=3, num_ids=3, warmup_epochs=1, eval_every=1)
+    report = train(model, dataset, recipe, tmp_path_factory.mktemp("whole") / "run", progress=False)
+    return report.folder
+
+
+def check(folder, whole, kills):
+    statuses, errors = killed(folder, kills)
+    assert statuses == [-9] * len(kills) + [0], errors
+    assert losses(folder) == losses(whole)
+    ours, theirs = (load_file(run / "last" / "model.safetensors") for run in (folder, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def test_a_run_killed_in_its_writes_ends_as_the_undisturbed_one(whole, tmp_path):
+    """Files of an epoch: best, last, metrics, state; a folder takes two renames where one is there already."""
+    kills = [["model", 2], ["state", 1], ["replace", 7], ["replace", 3], ["state", 2]]
+    check(tmp_path / "run", whole, kills)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_at_any_moment_ends_as_the_undisturbed_one(whole, tmp_path, seed):
+    moments = np.random.default_rng(seed).uniform(0.02, 0.5, 4)
+    statuses, errors = killed(tmp_path / "run", [["seconds", float(moment)] for moment in moments])
+    assert statuses[-1] == 0 and set(statuses[:-1]) <= {-9, 0}, errors  # 0: it was done before
+    assert losses(tmp_path / "run") == losses(whole)
+
+
+@pytest.mark.parametrize("cut", ["state", "metrics"])
+def test_a_full_disk_leaves_the_state_before(build, dataset, recipe, tmp_path, monkeypatch, cut):
+    run = tmp_path / "run"
+    train(build("baseline_tiny"), dataset, recipe, tmp_path / "whole", progress=False)
+    real_save, real_text, written = checkpoint.save_file, Path.write_text, []
+
+    def save_file(tensors, path, metadata):
+        written.append(path)
+        if len(written) == 2 and cut == "state":
+            Path(path).write_bytes(b"half a file")
+            raise OSError(28, "No space left on device")
+        real_save(tensors, path, metadata)
+
+    def write_text(path, text, **kwargs):
+        if path.name == ".metrics.jsonl.tmp" and written and cut == "metrics":
+            real_text(path, text[:10], **kwargs)
+            raise OSError(28, "No space left on device")
+        return real_text(path, text, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    monkeypatch.setattr(Path, "write_text", write_text)
+    with pytest.raises(OSError, match="No space left"):
+        train(build("baseline_tiny"), dataset, recipe, run, progress=False)
+    monkeypatch.undo()
+    _, metadata = checkpoint.read_tensors(run / "state.safetensors")
+    assert metadata["epoch"] == 1 and not list(run.glob(".*tmp"))
+    train(build("baseline_tiny", seed=9), dataset, recipe, run, resume=True, progress=False)
+    assert losses(run) == losses(tmp_path / "whole")
