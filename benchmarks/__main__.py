@@ -5,7 +5,7 @@ import importlib
 
 from .harness import record
 
-GOALS = ("models", "imports", "synthetic", "train_step", "demo")
+GOALS = ("models", "imports", "synthetic", "train_step", "demo", "retrieval", "caption_merge", "captions")
 
 
 def main() -> None:

@@ -217,3 +217,28 @@ def test_every_file_system_gives_the_same(name: str, tmp_path: Path, monkeypatch
         monkeypatch.setattr(Path, "iterdir", shuffled(seed))
         found: ReIDDataset = load_dataset(name, tmp_path)
         assert found == expected and found.digest() == expected.digest()
+
+
+def test_captions_from_the_table_of_a_run(tmp_path: Path) -> None:
+    """The table that a captioning run writes reads like the published files that it writes beside it."""
+    from nextreid.captions import get_schema
+    from nextreid.captions.export import Description, write_captions, write_table
+
+    strips(tmp_path / "RGBNT100", 3)
+    told = [
+        Description(split, key, modality, (f"{modality} of {key}.", "A car."), {})
+        for split, names in (("train", STRIP_TRAIN), ("test", STRIP_TEST[:3]))
+        for key in names
+        for modality in ("rgb", "tir")
+    ]
+    table = write_table(tmp_path / "attributes.parquet", told, get_schema("vehicle"))
+    write_captions(tmp_path / "published", told)
+    from_table, from_files = (load_dataset("rgbnt100", tmp_path, captions=c) for c in (table, tmp_path / "published"))
+    for split in ("train", "query", "gallery"):
+        assert [s.captions for s in getattr(from_table, split)] == [s.captions for s in getattr(from_files, split)]
+    assert from_table.train[0].captions == (
+        (f"rgb of {STRIP_TRAIN[0]}.", "A car."),
+        (),
+        (f"tir of {STRIP_TRAIN[0]}.", "A car."),
+    )
+    assert sum(map(bool, (s.captions for s in from_table.gallery))) == len(STRIP_TEST)

@@ -1,4 +1,4 @@
-"""The published caption files: found, and joined to the pictures by name."""
+"""Caption files, published or of an own run: found, and joined to the pictures by name."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ CAPTION_NAMES = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 def caption_home(folder: str | Path | None, names: Sequence[str], modalities: Sequence[str]) -> Path | None:
     """Return the folder that holds ``{train,test}_{RGB,NI,TI}.json``, None if `folder` is None.
 
-    That is `folder`, or its subfolder ``text``, or a subfolder with a name of the set (NEXT publishes ``201/``, IDEA
+    A file ``*.parquet`` is returned as it is: ``nextreid captions run`` writes its captions so, too. Else that is `folder`, or its subfolder ``text``, or a subfolder with a name of the set (NEXT publishes ``201/``, IDEA
     ``RGBNT201/text/``) or the ``text`` in it: the first that has at least one of the files.
 
     Args:
@@ -28,6 +28,8 @@ def caption_home(folder: str | Path | None, names: Sequence[str], modalities: Se
     if folder is None:
         return None
     folder = Path(folder).expanduser()
+    if folder.suffix == ".parquet" and folder.is_file():
+        return folder
     files = [_file_name(split, modality) for split in ("train", "test") for modality in modalities]
     places = [home / text for home in (folder, *(folder / name for name in names)) for text in ("", "text")]
     for place in places:
@@ -44,13 +46,13 @@ def caption_home(folder: str | Path | None, names: Sequence[str], modalities: Se
 def add_captions(
     samples: Sequence[Sample], home: Path | None, split: str, modalities: Sequence[str], notes: list[str]
 ) -> list[Sample]:
-    """Return the samples with the sentences of ``{split}_{RGB,NI,TI}.json``, joined by key.
+    """Return the samples with the sentences of ``{split}_{RGB,NI,TI}.json`` or of a table, joined by key.
 
     A caption goes to the picture of its own modality only. A file that is not there leaves its modality without.
 
     Args:
         samples: Samples whose key is the ``item`` of their captions.
-        home: Folder of the caption files, None for no captions.
+        home: What `caption_home` returned.
         split: "train" or "test".
         modalities: Order of the pictures.
         notes: Extended by the captions without a picture and the pictures without a caption.
@@ -64,7 +66,8 @@ def add_captions(
     for index, modality in enumerate(modalities):
         # a sample of query and gallery is one picture
         names = list(dict.fromkeys(sample.key for sample in samples if sample.images[index] is not None))
-        columns.append(_read_column(home / _file_name(split, modality), names, split, modality, notes))
+        path = home if home.is_file() else home / _file_name(split, modality)
+        columns.append(_read_column(path, names, split, modality, notes))
     if not any(columns):
         return list(samples)
     return [replace(s, captions=tuple(column.get(s.key, ()) for column in columns)) for s in samples]
@@ -77,7 +80,7 @@ def _read_column(
     if not path.is_file():
         notes.append(f"{split}: no caption file {path.name}, so 0 of {len(names)} {modality} pictures have a caption")
         return {}
-    captions = read_captions(path)
+    captions = _read_table(path, split, modality) if path.suffix == ".parquet" else read_captions(path)
     joined = {name: split_sentences(captions[name]) for name in names if name in captions}
     if captions and names and not joined:
         raise ValueError(
@@ -92,6 +95,13 @@ def _read_column(
         if count:
             notes.append(f"{split}: {count} {what}")
     return joined
+
+
+def _read_table(path: Path, split: str, modality: str) -> dict[str, str]:
+    from ...captions.export import read_table
+
+    told, _ = read_table(path)
+    return {entry.key: entry.caption for entry in told if (entry.split, entry.modality) == (split, modality)}
 
 
 def _file_name(split: str, modality: str) -> str:

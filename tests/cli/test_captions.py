@@ -1,0 +1,121 @@
+"""``nextreid captions`` end to end against a server on the loopback."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.caption_server import Behaviour, CaptionServer
+from nextreid.captions import read_captions
+from nextreid.cli import main
+
+
+@pytest.fixture
+def server():
+    with CaptionServer(Behaviour()).running() as running:
+        yield running
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for modality in ("rgb", "ni", "ti"):
+        (tmp_path / "pictures" / modality).mkdir(parents=True)
+        for n in range(3):
+            pixels = rng.integers(0, 255, (16, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / modality / f"000{n}_cam1_0_00.png")
+    (tmp_path / "pictures" / "ti" / "0002_cam1_0_00.png").unlink()  # a missing modality
+    return tmp_path
+
+
+def run(folder, server, *more):
+    command = ["captions", "run", str(folder / "pictures"), "--server", server.url, "--out", str(folder / "out")]
+    return main([*command, "--schema", "person", *more])
+
+
+def test_from_a_folder_to_captions_that_train(folder, server, capsys):
+    out = folder / "out"
+    assert run(folder, server, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "8 pictures, 0 calls are stored, 8 are missing" in said and "assumed" in said and not server.paid
+    assert not out.exists()
+    assert run(folder, server, "--max-calls", "3", "--price", "0.15,0.60") == 1
+    assert "5 calls are left: --max-calls is reached; run again" in capsys.readouterr().out
+    assert run(folder, server, "--dry-run", "--price", "0.15,0.60", "--budget", "0.0001") == 0
+    assert "measured on 3 calls" in (said := capsys.readouterr().out) and "is not enough" in said
+    assert run(folder, server) == 0
+    assert "5 calls in" in capsys.readouterr().out and set(server.paid.values()) == {1}
+    names = sorted(f.name for f in out.iterdir())
+    files = ["all_NI.json", "all_RGB.json", "all_TI.json", "attributes.parquet", "calls.jsonl", "run.json"]
+    assert names == files
+    captions = {code: read_captions(out / f"all_{code}.json") for code in ("RGB", "NI", "TI")}
+    assert {code: len(table) for code, table in captions.items()} == {"RGB": 3, "NI": 3, "TI": 2}
+    assert main(["captions", "export", str(out), "--to", str(folder / "again")]) == 0
+    for code in captions:
+        assert (folder / "again" / f"all_{code}.json").read_bytes() == (out / f"all_{code}.json").read_bytes()
+    assert main(["captions", "export", str(out), "--to", str(folder / "apart"), "--complement"]) == 0
+    assert (
+        main(["captions", "compose", str(out / "attributes.parquet"), "--out", str(folder / "short"), "--compact"]) == 0
+    )
+    short = read_captions(folder / "short" / "all_RGB.json")
+    assert short.keys() == captions["RGB"].keys() and all(len(short[k]) <= len(captions["RGB"][k]) for k in short)
+    capsys.readouterr()
+    assert main(["captions", "audit", str(out), "--out", str(folder / "audit")]) == 0
+    assert capsys.readouterr().out and list((folder / "audit").glob("*.html"))
+
+
+def test_several_models_and_a_writer(folder, server, capsys):
+    models = ["--model", "a", "--model", f"b@{server.url}", "--compose-model", "writer"]
+    assert run(folder, server, *models, "--compact") == 0
+    assert len(server.paid) == 8 * 2 + 8
+    assert {body["model"] for body in server.bodies} == {"a", "b", "writer"}
+    assert run(folder, server, *models, "--compact") == 0
+    assert set(server.paid.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--server", "https://models.example.com", "--model", "m"], "sent to models.example.com"),
+        (["--key-env", "NO_SUCH_VARIABLE"], "set the environment variable NO_SUCH_VARIABLE"),
+        (["--server", "http://127.0.0.1:9", "--model", "m"], "no server answers at http://127.0.0.1:9/v1"),
+        (["--server", "http://127.0.0.1:9"], "say --model NAME"),
+        (["--budget", "3", "--model", "m"], "say --price IN,OUT"),
+        (["--price", "3", "--model", "m"], "--price takes IN,OUT"),
+        (["--schema", "tree", "--model", "m"], "unknown schema 'tree'"),
+        (["--in-flight", "0", "--model", "m"], "concurrency"),
+    ],
+)
+def test_mistakes_are_explained(folder, server, capsys, monkeypatch, more, says):
+    import nextreid.captions.probe as probe
+
+    monkeypatch.setattr(probe, "_TRIES", 1)
+    assert run(folder, server, *more) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_key_goes_to_its_own_host_only(folder, server, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another-program")
+    monkeypatch.setenv("MINE", "sk-mine")
+    assert run(folder, server, "--model", "m") == 0
+    assert "sk-of-another-program" not in json.dumps(server.headers)
+    server.behaviour.key = "sk-mine"
+    assert run(folder, server, "--model", "n", "--key-env", "127.0.0.1=MINE") == 0
+    remote = ["--model", "m", "--model", "n@https://models.example.com", "--send-pictures-to-host", "--key-env", "MINE"]
+    assert run(folder, server, *remote) == 2
+    assert "say whose key it is" in capsys.readouterr().err
+    kept = b"".join(f.read_bytes() for f in (folder / "out").iterdir())
+    assert b"sk-" not in kept
+
+
+def test_an_own_schema_and_what_is_unreadable(folder, server, capsys):
+    schema = {"name": "dog", "version": "1", "fields": [{"name": "breed", "values": ["pug", "poodle"]}]}
+    (folder / "dog.json").write_text(json.dumps(schema))
+    (folder / "pictures" / "rgb" / "0001_cam1_0_00.png").write_bytes(b"nothing")
+    own = ["--schema", str(folder / "dog.json"), "--model", "m"]
+    assert run(folder, server, *own) == 2
+    assert "1 pictures cannot be read" in capsys.readouterr().err and not server.paid
+    assert run(folder, server, *own, "--on-error", "skip") == 0
+    captions = read_captions(folder / "out" / "all_RGB.json")
+    assert len(captions) == 2 and all("breed is" in text for text in captions.values())
