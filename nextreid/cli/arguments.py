@@ -111,6 +111,7 @@ def numbers_line(row: dict[str, Any]) -> str:
     numbers = "  ".join(f"{name} {100 * row[name]:.1f}" for name in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"))
     missing = f", without {', '.join(row['missing'])}" if row.get("missing") else ""
     reranked = ", re-ranked" if row.get("rerank") else ""
+    reranked += ", modality parts averaged" if row.get("folded") else ""
     text = "with" if row["text"] else "no"
     return (
         f"{numbers}  [protocol {row['protocol']}, {text} captions at test{missing}{reranked}, "

@@ -16,11 +16,6 @@ from .arguments import (
     run_arguments,
 )
 
-_DISJOINT = (
-    "-: the embeddings of the two sides share no feature, as those of other modalities do in a model that keeps a part "
-    "for each; all distances are equal and a ranking says nothing"
-)
-
 
 def add(command: Any) -> None:
     """Add the command to the parser."""
@@ -131,8 +126,6 @@ def _row(report: Any, draws: int, folder: Path | None) -> dict[str, Any]:
 
 def _line(row: dict[str, Any]) -> str:
     line = numbers_line(row)
-    if row.get("disjoint"):
-        line += f"\n  {_DISJOINT}"
     if "bootstrap" in row:
         for name, interval in row["bootstrap"].items():
             low, high = 100 * interval["low"], 100 * interval["high"]
@@ -168,11 +161,10 @@ def _cross_table(cells: Sequence[Any]) -> list[str]:
             line = f"{q:{width}}"
             for g in galleries:
                 cell = numbers.get((q, g))
-                value = "" if cell is None else "-" if cell.disjoint else f"{100 * getattr(cell.result, measure):.1f}"
+                value = "" if cell is None else f"{100 * getattr(cell.result, measure):.1f}"
                 line += f"  {value:>{max(6, len(g))}}"
             lines.append(line)
-    if any(cell.disjoint for cell in cells):
-        lines.append(_DISJOINT)
+    lines.append("cells off the diagonal: the modalities' parts of the embeddings are averaged")
     return lines
 
 

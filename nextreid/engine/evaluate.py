@@ -34,8 +34,8 @@ class EvaluationReport:
         digest: Its fingerprint; None if it was not taken.
         trained_on: What the weights were trained on, as their checkpoint tells; None if it does not.
         left_out: Queries and gallery entries that show none of the modalities and were not ranked; only in a matrix.
-        disjoint: Whether no feature is ever non-zero on both sides, as with embeddings that keep a part for each
-            modality and sides that share none. Then all distances are equal and the numbers say nothing.
+        folded: Whether the modalities' parts of the embeddings were averaged, see `ReIDModel.fold_modalities`: so where
+            the protocol shows other modalities in the query than in the gallery.
     """
 
     result: RetrievalResult
@@ -47,7 +47,7 @@ class EvaluationReport:
     digest: str | None = None
     trained_on: dict[str, Any] | None = None
     left_out: int = 0
-    disjoint: bool = False
+    folded: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat dict for JSON: the result's entries, then the conditions."""
@@ -60,7 +60,7 @@ class EvaluationReport:
             "dataset": self.dataset,
         }
         told = {"digest": self.digest, "trained_on": self.trained_on, "left_out": self.left_out or None}
-        told["disjoint"] = self.disjoint or None
+        told["folded"] = self.folded or None
         return {**row, **{name: value for name, value in told.items() if value is not None}}
 
 
@@ -81,7 +81,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Rank the gallery for every query and measure it.
 
-    Query and gallery show the modalities that the protocol gives to their side. A sample that is in both splits is
+    Query and gallery show the modalities that the protocol gives to their side; where these differ, the modalities'
+    parts of each embedding are averaged first. A sample that is in both splits is
     embedded once, or once for each set of modalities that it shows. Embeddings are float32 whatever the training used.
     Several processes (``torchrun``) share the work, and all return the same report.
 
@@ -150,11 +151,12 @@ def measure(
     text = text and model.uses_text and has_captions(views)
     after_neck = rule.feature == "after_neck"
     embeddings, _ = embed_samples(model, views, text=text, after_neck=after_neck, **embedding)
-    sides = embeddings[rows[0]], embeddings[rows[1]]
-    result = rank_splits(*sides, query, gallery, rule, rerank)
+    folded = folds(rule)
+    if folded:
+        embeddings = model.fold_modalities(embeddings)
+    result = rank_splits(embeddings[rows[0]], embeddings[rows[1]], query, gallery, rule, rerank)
     seconds = time.perf_counter() - start
-    report = EvaluationReport(result, text, tuple(missing), len(views), seconds, dataset.name)
-    return replace(report, disjoint=share_no_feature(*sides))
+    return EvaluationReport(result, text, tuple(missing), len(views), seconds, dataset.name, folded=folded)
 
 
 def rank_splits(
@@ -180,9 +182,20 @@ def rank_splits(
     return RetrievalResult.concat(distributed.gather_lists([result])) if distributed.world_size() > 1 else result
 
 
-def share_no_feature(query_emb: Tensor, gallery_emb: Tensor) -> bool:
-    """Whether every feature is zero on one side, so that all inner products are."""
-    return not bool(((query_emb != 0).any(0) & (gallery_emb != 0).any(0)).any())
+def folds(rule: Protocol) -> bool:
+    """Whether the sides show different modalities, and so are compared by the mean of their modalities' parts.
+
+    Raises:
+        ValueError: The protocol compares such sides behind the neck, where absent parts are no longer zero.
+    """
+    if rule.query_modalities == rule.gallery_modalities:
+        return False
+    if rule.feature == "after_neck":
+        raise ValueError(
+            f"protocol {rule.name!r} compares different modalities behind the neck, where an absent modality leaves "
+            'its mark; take feature="before_neck"'
+        )
+    return True
 
 
 def identities(samples: Sequence[Sample]) -> Identities:

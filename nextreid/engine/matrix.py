@@ -15,7 +15,7 @@ from nextreid.retrieval import Protocol, Rerank, get_protocol
 from .conditions import has_captions
 from .distributed import on_first
 from .embed import embed_subsets
-from .evaluate import EvaluationReport, check_modalities, check_splits, rank_splits, screened, share_no_feature
+from .evaluate import EvaluationReport, check_modalities, check_splits, folds, rank_splits, screened
 from .origin import refuse_trained_on
 
 _logger = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ def modality_matrix(
 
     Returns:
         One report a cell, query subsets outermost. A cell with equal sides reports what `evaluate` does with
-        ``missing``; with `cross`, every cell has its own protocol, such as ``"camera:tir>rgb+nir"``.
+        ``missing``; with `cross`, every cell has its own protocol, such as ``"camera:tir>rgb+nir"``, and those with
+        different sides compare the mean of the modalities' parts.
 
     Raises:
         ValueError: As `evaluate`, or the protocol says already which modalities are shown.
@@ -97,10 +98,13 @@ def modality_matrix(
             _logger.warning("%s is left out: no sample of one side shows these modalities", name)
             continue
         cell = replace(rule, name=name, query_modalities=of_query, gallery_modalities=of_gallery) if cross else rule
+        folded = folds(cell)
         sides = (
             embedded[of_query][[rows[sample.key] for sample in query]],
             embedded[of_gallery][[rows[sample.key] for sample in gallery]],
         )
+        if folded:
+            sides = model.fold_modalities(sides[0]), model.fold_modalities(sides[1])
         result = rank_splits(*sides, query, gallery, cell, rerank)
         missing = () if cross else tuple(m for m in dataset.modalities if m not in of_query)
         reports.append(
@@ -114,7 +118,7 @@ def modality_matrix(
                 digest,
                 model.pretrained_cfg.trained_on,
                 left_out,
-                share_no_feature(*sides),
+                folded,
             )
         )
     return reports

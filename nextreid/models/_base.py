@@ -259,6 +259,22 @@ class ReIDModel(nn.Module):
             raise ValueError("a model with num_classes=0 has no neck; use the feature before the neck")
         return self.neck.get_submodule("norm")(embedding)
 
+    def fold_modalities(self, embedding: Tensor) -> Tensor:
+        """Average the modalities' parts of embeddings, so that samples without a modality in common can be compared.
+
+        An embedding keeps D numbers for each modality in each of its G groups, zero where the modality is absent:
+        a thermal and a colour sample have the inner product 0. All parts lie in one space, which the towers share.
+
+        Args:
+            embedding: ``(n, G*M*D)``, in front of the neck.
+
+        Returns:
+            ``(n, G*D)``: in each group the mean of the parts that are not zero.
+        """
+        parts = embedding.unflatten(-1, (-1, len(self.modalities), self.embed_dim))
+        present = (parts != 0).any(dim=-1, keepdim=True).sum(dim=-2)
+        return (parts.sum(dim=-2) / present.clamp_min(1)).flatten(-2)
+
     def get_classifier(self) -> nn.Module:
         """The neck with the identity classifiers, or an identity."""
         return self.neck

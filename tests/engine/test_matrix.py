@@ -93,6 +93,10 @@ def test_sides_show_what_the_protocol_gives_them(build, dataset):
     report = evaluate(model, dataset, protocol="camera:tir>rgb+nir", batch_size=9)
     query, _ = embed_samples(model, dataset.query, missing=("rgb", "nir"), batch_size=9)
     gallery, _ = embed_samples(model, dataset.gallery, missing=("tir",), batch_size=9)
+    size = model.embed_dim  # groups outermost, then rgb, nir, tir
+    thermal = [row.view(-1, 3, size)[:, 2].flatten() for row in query]
+    colour = [(row.view(-1, 3, size)[:, 0] + row.view(-1, 3, size)[:, 1]).flatten() / 2 for row in gallery]
+    query, gallery = torch.stack(thermal), torch.stack(colour)
     query, gallery = (torch.nn.functional.normalize(side.double(), dim=1) for side in (query, gallery))
     precisions = []
     for i, q in enumerate(dataset.query):
@@ -101,9 +105,11 @@ def test_sides_show_what_the_protocol_gives_them(build, dataset):
         at = [rank for rank, hit in enumerate(hits, 1) if hit]
         precisions.append(sum(n / rank for n, rank in enumerate(at, 1)) / len(at))
     assert report.result.mAP == pytest.approx(sum(precisions) / len(precisions), abs=1e-6)
-    assert report.samples == 2 * len(dataset.query) and report.disjoint
-    shared = evaluate(model, dataset, protocol="camera:tir>rgb+tir")
-    assert not shared.disjoint and "disjoint" not in shared.to_dict()
+    assert report.samples == 2 * len(dataset.query) and report.to_dict()["folded"]
+    alike = evaluate(model, dataset, protocol="camera:tir>tir")
+    assert not alike.folded and "folded" not in alike.to_dict()
+    with pytest.raises(ValueError, match="behind the neck"):
+        evaluate(model, dataset, protocol=replace(report.result.protocol, feature="after_neck"))
     assert report.to_dict()["protocol"] == "camera:tir>rgb+nir"
 
 
