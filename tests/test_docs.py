@@ -21,7 +21,7 @@ from nextreid.retrieval import get_protocol, list_protocols
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-COMMANDS = {"demo", "train", "eval", "extract", "models"}
+COMMANDS = {"demo", "train", "eval", "extract", "models", "data", "bench", "captions"}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 

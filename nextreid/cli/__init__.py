@@ -1,7 +1,6 @@
 """The command line: parse, call the rooms, print."""
 
 import argparse
-import importlib
 import logging
 import os
 import sys
@@ -9,6 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nextreid.version import __version__
+
+from . import bench, captions, data, demo, evaluate, extract, models, train
 
 # Rooms are imported inside the commands, so that each loads what it needs.
 
@@ -77,10 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for tracebacks")
     commands = Commands(parser, "command", common)
-    for name in ("demo", "train", "evaluate", "extract", "models", "data", "bench", "captions"):
-        try:
-            module = importlib.import_module(f"{__name__}.{name}")
-        except ModuleNotFoundError:
-            continue
+    for module in (demo, train, evaluate, extract, models, data, bench, captions):
         module.add(commands)
     return parser

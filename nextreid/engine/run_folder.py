@@ -94,7 +94,7 @@ def describe(
         "hardware": {
             "machine": platform.machine(),
             "system": platform.system(),
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "processes": world_size(),
@@ -113,7 +113,8 @@ def _weights_digest(model: ReIDModel) -> str:
     return state.hexdigest()
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Name of the processor, as well as the system tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -14,8 +14,9 @@ CAPTION_NAMES = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 def caption_home(folder: str | Path | None, names: Sequence[str], modalities: Sequence[str]) -> Path | None:
     """Return the folder that holds ``{train,test}_{RGB,NI,TI}.json``, None if `folder` is None.
 
-    A file ``*.parquet`` is returned as it is: ``nextreid captions run`` writes its captions so, too. Else that is `folder`, or its subfolder ``text``, or a subfolder with a name of the set (NEXT publishes ``201/``, IDEA
-    ``RGBNT201/text/``) or the ``text`` in it: the first that has at least one of the files.
+    A file ``*.parquet``, as ``nextreid captions run`` writes, is returned as it is. Else that is `folder`, or its
+    subfolder ``text``, or a subfolder with a name of the set (NEXT publishes ``201/``, IDEA ``RGBNT201/text/``) or the
+    ``text`` in it: the first that has at least one of the files.
 
     Args:
         folder: What the user named.
