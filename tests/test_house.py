@@ -12,13 +12,14 @@ import nextreid
 
 ROOT = Path(nextreid.__file__).parent
 MAY_IMPORT = {
-    "layers": set(),
+    "ops": set(),
+    "layers": {"ops"},
     "losses": set(),
     "retrieval": set(),
     "captions": {"retrieval"},
-    "data": {"captions", "retrieval"},
-    "towers": {"layers"},
-    "models": {"layers", "towers", "version"},
+    "data": {"captions", "retrieval", "version"},
+    "towers": {"layers", "version"},
+    "models": {"layers", "ops", "towers", "version"},
     "viz": {"data", "retrieval", "version"},
     "engine": {"captions", "data", "layers", "losses", "models", "retrieval", "towers", "viz", "version"},
     "cli": {"captions", "data", "engine", "losses", "models", "retrieval", "viz", "version"},

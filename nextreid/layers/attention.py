@@ -1,5 +1,6 @@
 """Cross-attention of a few queries over many tokens, with keys that may be absent."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -53,3 +54,33 @@ class CrossAttention(nn.Module):
         if some is not None:
             context = context * some[:, None, None, None].to(context.dtype)
         return self.proj(rearrange(context, "b h q d -> b q (h d)"))
+
+    def absorb(self, query: Tensor) -> Tensor:
+        """Move the key projection to the queries: ``(B, Q, D)`` to ``(B, Q*heads, D)``.
+
+        The product of a row with a token is the logit of that query, head and token, scale included, so that keys need
+        not be formed.
+        """
+        q = rearrange(self.q(query), "b q (h e) -> h (b q) e", h=self.num_heads)
+        k = self.k.weight.unflatten(0, (self.num_heads, -1))  # (h, e, d)
+        rows = torch.bmm(q * q.shape[-1] ** -0.5, k)
+        return rearrange(rows, "h (b q) d -> b (q h) d", b=query.shape[0])
+
+    def release(self, context: Tensor, some: Tensor | None = None) -> Tensor:
+        """Apply the value projection behind the weighted sums of tokens, then the last one.
+
+        Args:
+            context: Weighted sums of the tokens for the rows of `absorb`, ``(E, B, Q*heads, D)``.
+            some: Which samples have any key, bool ``(E, B)`` or ``(B,)``; None for all. As in `forward`, the others
+                have no value, not even the projection's bias.
+
+        Returns:
+            ``(E, B, Q, D)``.
+        """
+        sets, batch = context.shape[:2]
+        heads = rearrange(context, "e b (q h) d -> h (e b q) d", h=self.num_heads)
+        v = self.v.weight.unflatten(0, (self.num_heads, -1)).mT  # (h, d, e)
+        value = rearrange(torch.bmm(heads, v), "h (e b q) d -> e b q (h d)", e=sets, b=batch) + self.v.bias
+        if some is not None:
+            value = value * some[..., None, None].to(value.dtype)
+        return self.proj(value)

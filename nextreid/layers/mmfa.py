@@ -57,6 +57,10 @@ class Aggregator(nn.Module):
             mixed = self.attention(cls, tokens, key_mask)
         else:
             mixed = self._mean(tokens, key_mask, cls.shape[1])
+        return self.finish(mixed, cls)
+
+    def finish(self, mixed: Tensor, cls: Tensor) -> Tensor:
+        """Apply what follows the attention to its output ``(..., B, M, D)``; `cls` is ``(B, M, D)``."""
         if self.residual:
             mixed = mixed + cls
         out = self.ffn(self.norm(mixed))

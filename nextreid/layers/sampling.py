@@ -1,31 +1,12 @@
 """Which tokens an expert keeps: hard masks with a straight-through gradient (Eq. 3, Table 8)."""
 
-import torch
 from torch import Tensor
 
+from ..ops import straight_through_mask
+
+__all__ = ["SAMPLINGS", "random_mask", "straight_through_mask", "topk_threshold"]
+
 SAMPLINGS = ("dynamic", "fixed", "topk", "all", "random")
-
-
-def straight_through_mask(score: Tensor, threshold: Tensor | float, temperature: float = 1.0) -> Tensor:
-    """Hard mask ``1[score > threshold]`` whose gradient is that of a sigmoid (NEXT, Eq. 3).
-
-    The paper asks for a hard choice "while keeping the operation differentiable" and names no estimator; this is
-    the straight-through one: the forward value is exactly 0 or 1, the backward pass is that of
-    ``sigmoid((score - threshold) / temperature)``, for the score and for the threshold.
-
-    Args:
-        score: Routing scores, any shape.
-        threshold: A number or a tensor that broadcasts against ``score``.
-        temperature: Width of the sigmoid in the backward pass, in units of the score.
-
-    Returns:
-        A mask of zeros and ones with the shape and dtype of ``score``.
-    """
-    margin = score - threshold
-    soft = torch.sigmoid(margin / temperature)
-    hard = (margin > 0).to(score.dtype)
-    # (soft - soft) is exactly zero, which ``hard + soft - soft.detach()`` is not once it is rounded.
-    return hard + (soft - soft.detach())
 
 
 def topk_threshold(score: Tensor, keep: float) -> Tensor:

@@ -117,11 +117,8 @@ class SemanticSamplingExpert(nn.Module):
             Sampled tokens, mask, scores, thresholds and similarities.
         """
         gamma = sigma = beta = None
-        if self.sampling == "random":
-            order = _random_order(*tokens.shape[:3], device=tokens.device) if self.training else self.pattern
-            mask = random_mask(order, self.keep).to(tokens.dtype).expand(tokens.shape[:3])
-        elif self.score is None:
-            mask = tokens.new_ones(tokens.shape[:3])
+        if self.score is None:
+            mask = self.unrouted_mask(tokens)
         else:
             gamma = self.score(tokens)
             if self.modulation is not None:
@@ -132,6 +129,13 @@ class SemanticSamplingExpert(nn.Module):
             mask = mask * present[..., None].to(mask.dtype)
         sampled = rearrange(self.expert(tokens) * mask[..., None], "b m n d -> b (m n) d")
         return SampledTokens(sampled, mask, gamma, sigma, beta)
+
+    def unrouted_mask(self, tokens: Tensor) -> Tensor:
+        """Mask ``(B, M, N)`` of an expert without a router: all tokens ``(B, M, N, D)``, or random ones."""
+        if self.sampling != "random":
+            return tokens.new_ones(tokens.shape[:3])
+        order = _random_order(*tokens.shape[:3], device=tokens.device) if self.training else self.pattern
+        return random_mask(order, self.keep).to(tokens.dtype).expand(tokens.shape[:3])
 
     def _threshold(self, cls: Tensor, gamma: Tensor) -> Tensor:
         if self.limit is not None:
@@ -175,11 +179,9 @@ class SemanticSamplingExperts(nn.Module):
             `SampledTokens` with ``tokens (B, E_t, M*N, D)``, ``mask (B, E_t, M, N)`` and so on.
 
         Raises:
-            ValueError: If ``text`` has another number of experts.
+            ValueError: If ``text`` has another shape.
         """
-        if text is not None and (text.dim() != 4 or text.shape[1] != len(self.experts)):
-            count = len(self.experts)
-            raise ValueError(f"caption features have shape {tuple(text.shape)}, expected (B, {count}, M, D)")
+        self.check_text(text, tokens)
         outputs = [
             expert(cls, tokens, None if text is None else text[:, e], present) for e, expert in enumerate(self.experts)
         ]
@@ -188,6 +190,13 @@ class SemanticSamplingExperts(nn.Module):
             torch.stack([out.mask for out in outputs], dim=1),
             *(_stack([getattr(out, name) for out in outputs]) for name in ("gamma", "sigma", "beta")),
         )
+
+    def check_text(self, text: Tensor | None, tokens: Tensor) -> None:
+        """Raise ValueError unless there are caption features for each expert and token axis, or none at all."""
+        batch, modalities, _, dim = tokens.shape
+        expected = (batch, len(self.experts), modalities, dim)
+        if text is not None and text.shape != expected:
+            raise ValueError(f"caption features have shape {tuple(text.shape)}, expected (B, E_t, M, D) = {expected}")
 
 
 def _stack(parts: list[Tensor | None]) -> Tensor | None:

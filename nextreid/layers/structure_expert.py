@@ -93,19 +93,23 @@ class StructureExperts(nn.Module):
         Returns:
             Token sets and routing weights.
         """
-        if self.routing == "shared":
-            logits = self.routers[0](tokens)
-        else:
-            logits = torch.stack([router(tokens[:, m]) for m, router in enumerate(self.routers)], dim=1)
-        if self.grain == "sample":
-            logits = self._pool(logits, present)
-        weights = logits.softmax(-1)
+        weights = self.weigh(tokens, present)
         sets = torch.stack([weights[..., e, None] * expert(tokens) for e, expert in enumerate(self.experts)], dim=1)
         if self.output == "sum":
             sets = sets.sum(1, keepdim=True)
         if present is not None:
             sets = sets * present[:, None, :, None, None].to(sets.dtype)
         return StructureTokens(rearrange(sets, "b s m n d -> b s (m n) d"), rearrange(weights, "b m n e -> b (m n) e"))
+
+    def weigh(self, tokens: Tensor, present: Tensor | None = None) -> Tensor:
+        """Soft routing weights ``(B, M, N, E_c)`` of patch tokens ``(B, M, N, D)`` (Eq. 8)."""
+        if self.routing == "shared":
+            logits = self.routers[0](tokens)
+        else:
+            logits = torch.stack([router(tokens[:, m]) for m, router in enumerate(self.routers)], dim=1)
+        if self.grain == "sample":
+            logits = self._pool(logits, present)
+        return logits.softmax(-1)
 
     @staticmethod
     def _pool(logits: Tensor, present: Tensor | None) -> Tensor:

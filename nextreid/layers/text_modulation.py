@@ -1,5 +1,6 @@
 """A caption's say in which patches are sampled (Eq. 5 and 6, Fig. 3 (c))."""
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -70,18 +71,25 @@ class TextModulation(nn.Module):
         captioned = text.detach().abs().amax(-1) > 0
         if present is not None:
             captioned = captioned & present
-        # In float32, and by a product and a sum that autocast leaves alone: half precision moves the cosine by more
-        # than the margins between scores.
-        unit_tokens, unit_text = F.normalize(tokens.float(), dim=-1), F.normalize(text.float(), dim=-1)
+        # In float32 at least, and by a product and a sum that autocast leaves alone: half precision moves the cosine by
+        # more than the margins between scores.
+        kind = torch.promote_types(tokens.dtype, torch.float32)
+        unit_tokens, unit_text = F.normalize(tokens.to(kind), dim=-1), F.normalize(text.to(kind), dim=-1)
         beta = (unit_tokens * unit_text[:, :, None]).sum(-1)
         beta = (beta * captioned[..., None]).to(alpha.dtype)
+        return alpha + self.shift(beta) * captioned.any(1)[:, None, None], beta
+
+    def shift(self, beta: Tensor) -> Tensor:
+        """What the similarities ``(B, M, N)`` add to the scores.
+
+        Raises:
+            ValueError: If the modulation reads maps of another size.
+        """
         if self.scope == "position":
-            shift = rearrange(self.mix(rearrange(beta, "b m n -> b n m")), "b n m -> b m n")
-        else:
-            if beta.shape[-1] != self.num_tokens:
-                raise ValueError(
-                    f"modulation over the map was built for {self.num_tokens} tokens, got {beta.shape[-1]}; "
-                    "use scope='position' for other grids"
-                )
-            shift = self.mix(beta.flatten(1)).view_as(beta)
-        return alpha + shift * captioned.any(1)[:, None, None], beta
+            return rearrange(self.mix(rearrange(beta, "b m n -> b n m")), "b n m -> b m n")
+        if beta.shape[-1] != self.num_tokens:
+            raise ValueError(
+                f"modulation over the map was built for {self.num_tokens} tokens, got {beta.shape[-1]}; "
+                "use scope='position' for other grids"
+            )
+        return self.mix(beta.flatten(1)).view_as(beta)

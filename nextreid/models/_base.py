@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..layers.neck import BNNeck
-from ..towers import ImageTower, TextTower, load_pretrained_clip, pack_sentences
+from ..towers import ImageTower, TextTower, load_pretrained_clip
 from ._pretrained import PretrainedCfg
 
 Captions = Sequence[Sequence[Sequence[str] | str | None]]
@@ -108,7 +108,7 @@ class ReIDModel(nn.Module):
         """Encode the pictures of all modalities.
 
         Args:
-            images: ``(B, M, 3, H, W)``, normalised.
+            images: ``(B, M, 3, H, W)``, normalised, of any floating type.
             present: Which modalities exist, bool ``(B, M)``; None for all.
             camid: Cameras ``(B,)``, negative where unknown; None for all unknown.
 
@@ -119,6 +119,7 @@ class ReIDModel(nn.Module):
             ValueError: If the pictures' or the mask's shape is not the model's.
         """
         self._check(images, present)
+        images = images.to(next(self.image_tower.parameters()).dtype)  # half, where the weights are
         if present is not None:
             # Whatever stands in for an absent picture, NaN included, must not reach the sample.
             images = images.masked_fill(~present[:, :, None, None, None], 0.0)
@@ -177,9 +178,7 @@ class ReIDModel(nn.Module):
                 raise ValueError(
                     f"captions row {i} has {len(row)} entries, expected one per modality {self.modalities}"
                 )
-            for caption in row:
-                sentences = [caption] if isinstance(caption, str) else list(caption or ())
-                windows.append(pack_sentences(sentences, self.text_tower.count_tokens))
+            windows += [self.text_tower.windows(caption) for caption in row]
         return rearrange(self.text_tower.encode(windows), "(r m) d -> r m d", m=count)
 
     def forward_features(
@@ -195,6 +194,13 @@ class ReIDModel(nn.Module):
     def _pool(self, features: Features) -> Tensor:
         raise NotImplementedError
 
+    def _embed(
+        self, images: Tensor, text: Tensor | Captions | None, present: Tensor | None, camid: Tensor | None
+    ) -> tuple[Tensor, Features]:
+        """The embedding before the neck and the named parts that were formed on the way to it."""
+        features = self.forward_features(images, text, present, camid)
+        return self._pool(features), features
+
     def forward_head(self, features: Features, pre_logits: bool = False) -> Tensor | ReIDOutput:
         """Pool the parts into the embedding and classify it.
 
@@ -206,9 +212,10 @@ class ReIDModel(nn.Module):
             The embedding ``(B, F)``, not normalised; with a classifier, a `ReIDOutput`.
         """
         embedding = self._pool(features)
-        if pre_logits or self.num_classes == 0:
-            return embedding
-        return ReIDOutput(embedding, self.neck(embedding), features)
+        return embedding if pre_logits else self._classified(embedding, features)
+
+    def _classified(self, embedding: Tensor, features: Features) -> Tensor | ReIDOutput:
+        return embedding if self.num_classes == 0 else ReIDOutput(embedding, self.neck(embedding), features)
 
     def forward(
         self,
@@ -230,7 +237,7 @@ class ReIDModel(nn.Module):
         Returns:
             The embedding ``(B, F)`` with ``num_classes=0``, else a `ReIDOutput`.
         """
-        return self.forward_head(self.forward_features(images, text, present, camid))
+        return self._classified(*self._embed(images, text, present, camid))
 
     def embed(
         self,
@@ -252,7 +259,7 @@ class ReIDModel(nn.Module):
         Raises:
             ValueError: If ``after_neck`` is asked of a model without a classifier.
         """
-        embedding = self._pool(self.forward_features(images, text, present, camid))
+        embedding, _ = self._embed(images, text, present, camid)
         if not after_neck:
             return embedding
         if self.num_classes == 0:

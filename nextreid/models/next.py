@@ -6,8 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from ..layers import MMFA, SemanticSamplingExperts, StructureExperts
+from ..layers.fused import fused_head, is_fusible
 from ..layers.mmfa import AGGREGATIONS
 from ..layers.neck import HEADS
+from ..ops import get_backend
 from ..towers import TextTower
 from ._base import Captions, Features, ReIDModel
 from ._builder import build_model_with_cfg
@@ -183,6 +185,25 @@ class NEXT(ReIDModel):
         elif self.semantic_experts is None:
             features["structure"] = tokens.flatten(1, 2)[:, None]
         return features
+
+    def _embed(
+        self, images: Tensor, text: Tensor | Captions | None, present: Tensor | None, camid: Tensor | None
+    ) -> tuple[Tensor, Features]:
+        blocks = (self.semantic_experts, self.structure_experts, self.mmfa)
+        if self.mmfa is None or get_backend() == "reference" or not is_fusible(*blocks):
+            return super()._embed(images, text, present, camid)
+        cls, tokens = self.encode_images(images, present, camid)
+        head = fused_head(
+            cls,
+            tokens,
+            self._text_features(text, tokens),
+            present,
+            semantic=self.semantic_experts,
+            structure=self.structure_experts,
+            mmfa=self.mmfa,
+            drop_masked=self.masked_tokens == "drop",
+        )
+        return head.groups.flatten(1), {"cls": cls, "tokens": tokens, "present": present, **head.parts}
 
     def _text_features(self, text: Tensor | Captions | None, tokens: Tensor) -> Tensor | None:
         if text is None or not self.uses_text:

@@ -1,7 +1,11 @@
 """Captions to features: open_clip's text transformer and tokenizer, frozen."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import chain
 from typing import Any
 
 import open_clip
@@ -10,26 +14,50 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
+from ..version import __version__
+from .packing import pack_sentences
+from .text_table import TextTable, digest
+
 CONTEXT = 77
-_LENGTHS = (16, 32, 48, 64, CONTEXT)
-_ROWS = 32
+Caption = Sequence[str] | str | None
+# The last bits of a product depend on the shapes of its factors, so that a text is always computed in one shape: of so
+# many texts and a multiple of so many tokens. On a CPU that is the text alone, and no token behind its end; another
+# device would spend its time on starting kernels, so that texts of about one length go together, and copies with them.
+_SHAPES = {"cpu": (1, 1)}
+_SHAPE = (32, 16)
+_CAPTIONS = 256
+_WARM = 4096
+_MEMO = 100_000
+
+_logger = logging.getLogger(__name__)
+
+
+@cache
+def _tokenizer() -> open_clip.SimpleTokenizer:
+    return open_clip.SimpleTokenizer(context_length=CONTEXT)
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer, frozen, with a cache by content.
+    """CLIP's text transformer, frozen, and a table of what it has encoded.
+
+    Each distinct text is encoded once, as long as the table has room and the weights stay as they are. A feature from
+    the table equals a fresh one to the last bit on the same device.
 
     Args:
         name: An open_clip model whose text side is an own transformer, such as ``ViT-B-16-quickgelu``, or a table of
             its settings (``{"width": 64, "heads": 2, "layers": 2}``).
         embed_dim: Width D of the features; None takes the named model's.
-        cache_size: Features to keep, by text; the oldest go first. 0 keeps none.
+        table_bytes: Most bytes of features to keep, on the tower's device; the oldest go first. 0 keeps none.
 
     Raises:
         ValueError: If open_clip has no such model, or its text side is not a plain CLIP transformer.
     """
 
     def __init__(
-        self, name: str | dict[str, Any] = "ViT-B-16-quickgelu", embed_dim: int | None = None, cache_size: int = 200_000
+        self,
+        name: str | dict[str, Any] = "ViT-B-16-quickgelu",
+        embed_dim: int | None = None,
+        table_bytes: int = 512 * 2**20,
     ) -> None:
         super().__init__()
         if isinstance(name, str):
@@ -56,24 +84,33 @@ class TextTower(nn.Module):
         if self.transformer.pool_type != "argmax" or self.transformer.attn_mask is None:
             raise ValueError(f"the text side of {name!r} does not read its feature at the end token as CLIP does")
         self.embed_dim: int = width
-        self.cache_size = cache_size
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._tokenizer: open_clip.SimpleTokenizer | None = None
+        self.table = TextTable(table_bytes)
+        self._settings = {"quick_gelu": quick, "embed_dim": width, **own}
+        self._identity: str | None = None
+        self._weights_seen: tuple[tuple[int, torch.dtype, int], ...] | None = None
         self._words: dict[str, list[int]] = {}
+        self._packed: dict[tuple[str, ...], tuple[str, ...]] = {}
         self.requires_grad_(False)
-        self.register_load_state_dict_post_hook(lambda module, _: module.clear_cache())
 
     def train(self, mode: bool = True) -> "TextTower":
         """Stay in evaluation mode: the tower is frozen."""
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TextTower":
-        self.clear_cache()
-        return super()._apply(fn, recurse)
+        before = self._weights()
+        super()._apply(fn, recurse)
+        if self._weights() != before:
+            self.clear_cache()
+        return self
 
     def clear_cache(self) -> None:
-        """Forget every encoded text; called when weights are loaded, moved or cast."""
-        self._cache.clear()
+        """Forget every encoded text.
+
+        This happens by itself when weights are loaded, moved, cast or changed in place; only an optimiser's fused step
+        cannot be seen. While a weight requires a gradient, nothing is kept.
+        """
+        self.table.clear()
+        self._identity = None
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """CLIP's byte-pair tokens ``(n, 77)``, start and end included, zero after the end.
@@ -81,35 +118,32 @@ class TextTower(nn.Module):
         Raises:
             ValueError: If a text does not fit; pack its sentences into windows first.
         """
-        tokens = torch.zeros(len(texts), CONTEXT, dtype=torch.long)
-        for row, text in zip(tokens, texts, strict=True):
-            ids = self._ids(text)
+        start, end, rows = _tokenizer().sot_token_id, _tokenizer().eot_token_id, []
+        for text in texts:
+            ids = [start, *chain.from_iterable(self._pieces(text)), end]
             if len(ids) > CONTEXT:
                 raise ValueError(
                     f"a text of {len(ids)} tokens does not fit CLIP's window of {CONTEXT}: {text[:80]!r}..."
                 )
-            row[: len(ids)] = torch.tensor(ids)
-        return tokens
+            rows.append(ids + [0] * (CONTEXT - len(ids)))
+        return torch.tensor(rows, dtype=torch.long).view(len(texts), CONTEXT)
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, the start and the end token included, uncut."""
-        return len(self._ids(text))
+        return 2 + sum(map(len, self._pieces(text)))
 
-    def _ids(self, text: str) -> list[int]:
-        tokenizer = self._tokenizer = self._tokenizer or open_clip.SimpleTokenizer(context_length=CONTEXT)
+    def _pieces(self, text: str) -> list[list[int]]:
         # No token spans white space, so that the words of a text are tokenised alone, each once. What the tokenizer
         # repairs first (broken Unicode, HTML entities, control characters) may span words and is not plain ASCII.
-        if text.isascii() and text.isprintable() and "&" not in text:
-            ids = []
-            for word in text.split():
-                if word not in self._words:
-                    if len(self._words) >= max(1, self.cache_size):
-                        self._words.clear()
-                    self._words[word] = tokenizer.encode(word)
-                ids += self._words[word]
-        else:
-            ids = tokenizer.encode(text)
-        return [tokenizer.sot_token_id, *ids, tokenizer.eot_token_id]
+        if not (text.isascii() and text.isprintable() and "&" not in text):
+            return [_tokenizer().encode(text)]
+        known, words = self._words, text.split()
+        if len(known) >= _MEMO:
+            known.clear()
+        for word in words:
+            if word not in known:
+                known[word] = _tokenizer().encode(word)
+        return [known[word] for word in words]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode token ids ``(n, L)``, L up to 77, to features ``(n, D)``, not normalised.
@@ -127,43 +161,158 @@ class TextTower(nn.Module):
         x = tower.ln_final(x)
         return x[torch.arange(len(x), device=x.device), tokens.argmax(-1)] @ tower.text_projection
 
+    def windows(self, caption: Caption) -> tuple[str, ...]:
+        """Pack a caption into as few texts as fit the tower, nothing cut off; see `pack_sentences`.
+
+        Args:
+            caption: Its sentences, one string, or None.
+        """
+        sentences = (caption,) if isinstance(caption, str) else tuple(caption or ())
+        found = self._packed.get(sentences)
+        if found is None:
+            if len(self._packed) >= _MEMO:
+                self._packed.clear()
+            found = self._packed[sentences] = tuple(pack_sentences(sentences, self.count_tokens))
+        return found
+
     @torch.no_grad()
     def encode(self, windows: Sequence[Sequence[str]]) -> Tensor:
         """Encode captions given as windows of text that each fit the tower.
 
-        A text's feature does not depend on the texts beside it: every batch that the transformer sees has one of a
-        few fixed shapes, chosen by the text's own length. So a cached feature equals a fresh one.
+        A caption's feature does not depend on the captions beside it, nor on what was encoded before.
 
         Args:
             windows: For each of n captions its windows, at most 77 tokens each; none for an absent caption.
 
         Returns:
             ``(n, D)``: the mean of a caption's unit window features, made unit again; zero for an absent caption.
+
+        Raises:
+            ValueError: If a text does not fit.
         """
-        weight = self.transformer.token_embedding.weight
-        features = self._encode_texts(sorted({text for row in windows for text in row}))
-        out = torch.zeros(len(windows), self.embed_dim, device=weight.device, dtype=weight.dtype)
-        for i, row in enumerate(windows):
-            if row:
-                out[i] = F.normalize(torch.stack([features[text] for text in row]).mean(0), dim=-1)
+        weight = self._ready()
+        out = weight.new_zeros(len(windows), self.embed_dim)
+        texts = list(dict.fromkeys(text for row in windows for text in row))
+        if not texts:
+            return out
+        at, features = self._look_up(texts)
+        for count in sorted({len(row) for row in windows} - {0}):
+            captions = [i for i, row in enumerate(windows) if len(row) == count]
+            for start in range(0, len(captions), _CAPTIONS):
+                chunk = captions[start : start + _CAPTIONS]
+                rows = [at[text] for i in chunk for text in windows[i]]
+                rows += rows[:count] * (_CAPTIONS - len(chunk))
+                parts = features.index_select(0, torch.tensor(rows, device=weight.device))
+                mean = parts.unflatten(0, (_CAPTIONS, count)).mean(1)
+                out[torch.tensor(chunk, device=weight.device)] = F.normalize(mean, dim=-1)[: len(chunk)]
         return out
 
-    def _encode_texts(self, texts: list[str]) -> dict[str, Tensor]:
-        known = {text: self._cache[text] for text in texts if text in self._cache}
-        device = self.transformer.token_embedding.weight.device
-        for length in _LENGTHS:
-            fits = [text for text in texts if text not in known and self.count_tokens(text) <= length]
-            for start in range(0, len(fits), _ROWS):
-                chunk = fits[start : start + _ROWS]
-                rows = chunk + chunk[:1] * (_ROWS - len(chunk))
-                features = F.normalize(self._forward(self.tokenize(rows)[:, :length].to(device)), dim=-1)
-                fresh = dict(zip(chunk, features.clone().unbind(), strict=False))
-                known |= fresh
-                if self.cache_size:
-                    self._cache |= fresh
-        while len(self._cache) > self.cache_size:
-            self._cache.popitem(last=False)
-        for text in texts:
-            if text not in known:
-                self.tokenize([text])  # names the text that does not fit
-        return known
+    @torch.no_grad()
+    def warm(self, captions: Iterable[Caption]) -> int:
+        """Encode captions ahead, so that `encode` finds them; a log line tells how far it is.
+
+        Args:
+            captions: Any number of captions, each its sentences, one string, or None. Those that the table has no room
+                for are left out.
+
+        Returns:
+            Number of texts that were encoded.
+        """
+        weight = self._ready()
+        texts = dict.fromkeys(text for caption in captions for text in self.windows(caption))
+        room = self.table.limit(self.embed_dim * weight.element_size())
+        if len(texts) > room:
+            _logger.warning("the text table has room for %d of %d texts: give it more table_bytes", room, len(texts))
+        new = sorted([text for text in texts if text not in self.table][:room], key=self.count_tokens)
+        for start in range(0, len(new), _WARM):
+            chunk = new[start : start + _WARM]
+            self.table.add(chunk, self._encode(chunk))
+            _logger.info("text tower: %d of %d texts encoded", start + len(chunk), len(new))
+        return len(new)
+
+    def open_table(self, path: str | os.PathLike[str]) -> None:
+        """Let a file keep the table from run to run.
+
+        It is read when it is first needed, and written by `save_table`. A file that is damaged, or of another tower,
+        device or library, is not used: a warning says so, and the next `save_table` replaces it.
+
+        Args:
+            path: A ``.safetensors`` file, there or not.
+
+        Raises:
+            ValueError: If the path cannot be that of a table, or another file lies there.
+        """
+        self.table.open(path)
+
+    def save_table(self) -> bool:
+        """Write the table to the file of `open_table`, together with what other processes wrote there.
+
+        Returns:
+            Whether the file holds the whole table now. If it cannot be written (a full disk, say), a warning is logged.
+
+        Raises:
+            ValueError: If no file was opened.
+        """
+        self._ready()
+        return self.table.save(self._origin)
+
+    def _weights(self) -> tuple[tuple[int, torch.dtype, int], ...] | None:
+        """What tells that a weight was replaced or written to; None while any is being trained."""
+        weights = list(self.parameters())
+        if any(p.requires_grad for p in weights):
+            return None
+        return tuple((p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in weights)
+
+    def _ready(self) -> Tensor:
+        """Bring the table up to date; return a weight, for its device and type."""
+        weights = self._weights()
+        if weights is None or weights != self._weights_seen:
+            self.clear_cache()
+            self._weights_seen = weights
+        weight = self.transformer.token_embedding.weight
+        self.table.load(self._origin, weight.device)
+        return weight
+
+    def _origin(self) -> dict[str, str]:
+        """What features depend on besides the text, to the last bit."""
+        self._identity = self._identity or digest(self._settings, self.state_dict())
+        weight = self.transformer.token_embedding.weight
+        device = weight.device.type
+        if device == "cuda":
+            device = torch.cuda.get_device_name(weight.device)
+        elif device == "cpu":
+            device = (
+                f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+            )
+        return {
+            "tower": self._identity,
+            "dtype": str(weight.dtype),
+            "device": device,
+            "float32 products": torch.get_float32_matmul_precision(),
+            "library": f"nextreid {__version__}, torch {torch.__version__}, open_clip {open_clip.__version__}",
+        }
+
+    def _look_up(self, texts: Sequence[str]) -> tuple[dict[str, int], Tensor]:
+        """Unit features of distinct texts, and which row is whose."""
+        known = [text for text in texts if text in self.table]
+        new = [text for text in texts if text not in self.table]
+        parts = [self.table.look_up(known)] if known else []
+        if new:
+            parts.append(self._encode(new))
+            self.table.add(new, parts[-1])
+        return {text: row for row, text in enumerate(known + new)}, torch.cat(parts)
+
+    def _encode(self, texts: Sequence[str]) -> Tensor:
+        """Compute the unit features ``(n, D)`` of texts."""
+        weight = self.transformer.token_embedding.weight
+        tokens = self.tokenize(list(texts))
+        rows, step = _SHAPES.get(weight.device.type, _SHAPE)
+        lengths = ((tokens.argmax(-1) // step + 1) * step).clamp(max=CONTEXT)
+        out = weight.new_empty(len(texts), self.embed_dim)
+        with torch.autocast(weight.device.type, enabled=False):
+            for length in lengths.unique().tolist():
+                for chunk in (lengths == length).nonzero()[:, 0].split(rows):
+                    batch = torch.cat([chunk, chunk[:1].expand(rows - len(chunk))])
+                    features = self._forward(tokens[batch, :length].to(weight.device))
+                    out[chunk.to(weight.device)] = F.normalize(features, dim=-1)[: len(chunk)]
+        return out

@@ -213,7 +213,7 @@ def test_bad_settings_are_named(build, named):
 
 def test_bad_shapes_are_named():
     cls, tokens, text = tensors()
-    with pytest.raises(ValueError, match=r"expected \(B, 2, M, D\)"):
+    with pytest.raises(ValueError, match=r"expected \(B, E_t, M, D\) = \(3, 2"):
         SemanticSamplingExperts(D, 2)(cls, tokens, text[:, None])
     with pytest.raises(ValueError, match="caption features"):
         TextModulation()(tokens[..., 0], tokens, text[..., :4])

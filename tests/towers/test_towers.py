@@ -218,12 +218,6 @@ def test_a_text_is_encoded_the_same_to_the_last_bit_in_any_company(text_tower):
         assert torch.equal(text_tower.encode([[texts[i]]])[0], together[i])
 
 
-def test_the_cache_is_bounded():
-    tower = TextTower({"width": 32, "heads": 2, "layers": 1}, 16, cache_size=3)
-    tower.encode([[f"text {i}"] for i in range(8)])
-    assert len(tower._cache) == 3
-
-
 def test_several_windows_are_the_unit_mean_of_unit_windows(text_tower):
     one, two, both = text_tower.encode([["first part"], ["second part"], ["first part", "second part"]])
     torch.testing.assert_close(both, F.normalize((one + two) / 2, dim=0))

@@ -1,0 +1,107 @@
+"""Which form of an operation runs: the equations as written, the exact cheaper form, or the Triton kernel."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "reference", "torch", "triton")
+VARIABLE = "NEXTREID_OPS"
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+# Plain module state, which torch.compile can read and guard on.
+_chosen: str | None = None
+_has_triton = importlib.util.find_spec("triton") is not None
+
+
+def get_backend() -> str:
+    """Name of the backend in force: what `set_backend` or `use_backend` chose, else ``NEXTREID_OPS``, else ``auto``.
+
+    Raises:
+        ValueError: If the environment variable names no backend.
+    """
+    return _chosen or _known(os.environ.get(VARIABLE) or "auto", f"the environment variable {VARIABLE}")
+
+
+def set_backend(name: str | None) -> None:
+    """Choose a backend for this process; None returns the choice to the environment.
+
+    Args:
+        name: ``"auto"`` (Triton on a GPU, else PyTorch), ``"reference"`` (the paper's equations as they are written),
+            ``"torch"`` (the exact cheaper form in PyTorch), ``"triton"`` (the kernels).
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    global _chosen
+    _chosen = None if name is None else _known(name, "set_backend")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose a backend inside a ``with`` block; see `set_backend`."""
+    before = _chosen
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+def resolve(*tensors: Tensor | None) -> str:
+    """Name of the form that serves these tensors: ``"reference"``, ``"torch"`` or ``"triton"``.
+
+    ``auto`` takes the kernels where all tensors are on a GPU, none is in double precision and Triton is there.
+
+    Raises:
+        ValueError: If ``triton`` was asked for and cannot serve them; the message says why.
+    """
+    name = get_backend()
+    if name in ("reference", "torch"):
+        return name
+    given = [tensor for tensor in tensors if tensor is not None]
+    obstacle = _obstacle(given)
+    if obstacle is None:
+        return "triton"
+    if name == "triton":
+        raise ValueError(f"the backend 'triton' cannot serve this call: {obstacle}; use 'auto' or 'torch'")
+    return "torch"
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on the CPU (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _obstacle(tensors: list[Tensor]) -> str | None:
+    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    if not kinds <= set(_KERNEL_DTYPES):
+        names = ", ".join(sorted(str(kind) for kind in kinds - set(_KERNEL_DTYPES)))
+        return f"it has tensors of {names}, and the kernels take float32, float16 and bfloat16"
+    devices = {tensor.device.type for tensor in tensors}
+    explicit = get_backend() == "triton"
+    # Meta tensors stand for those of any device: what is asked for is counted on them.
+    simulated = explicit and (devices == {"meta"} or (devices == {"cpu"} and interpreted()))
+    if devices != {"cuda"} and not simulated:
+        return (
+            f"its tensors are on {', '.join(sorted(devices))}; the kernels need a GPU, or TRITON_INTERPRET=1 on a CPU"
+        )
+    if not _has_triton:
+        return "Triton is not installed"
+    return None
+
+
+def _known(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} names the backend {name!r}; allowed: {', '.join(BACKENDS)}")
+    return name
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The type that autocast gives products of this tensor; None where autocast is off or its device knows none."""
+    kind = tensor.device.type
+    known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if known else None
