@@ -27,7 +27,28 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of embedding: batch size, workers, device."""
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load pictures (default: %(default)s)")
+    text_table_argument(parser)
     parser.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
+
+
+def text_table_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that keeps encoded captions in a file."""
+    parser.add_argument(
+        "--text-table", type=Path, default=None, metavar="FILE", help="keep encoded captions here for later runs"
+    )
+
+
+def open_text_table(model: Any, path: Path | None) -> None:
+    """Open the file of `text_table_argument` for a model.
+
+    Raises:
+        ValueError: If the model reads no captions.
+    """
+    if path is None:
+        return
+    if model.text_tower is None:
+        raise ValueError(f"--text-table: {model.pretrained_cfg.architecture} has no text tower; leave the option out")
+    model.text_tower.open_table(path)
 
 
 def policy_arguments(parser: argparse.ArgumentParser, *, leak: bool = True) -> None:

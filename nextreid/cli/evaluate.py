@@ -11,6 +11,7 @@ from .arguments import (
     dataset_of,
     load_model,
     numbers_line,
+    open_text_table,
     pick_device,
     policy_arguments,
     run_arguments,
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> None:
         if args.on_error != "raise":
             dataset = dataset.screened(args.on_error)
         model = load_model(args.checkpoint)
+        open_text_table(model, args.text_table)
         reports = []
         for text in (False,) if args.no_text or not model.uses_text else (True, False):
             cells = _evaluate(args, model, dataset, text, matrix, device)

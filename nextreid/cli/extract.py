@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import load_model, pick_device, policy_arguments, run_arguments
+from .arguments import load_model, open_text_table, pick_device, policy_arguments, run_arguments
 
 
 def add(command: Any) -> None:
@@ -32,8 +32,10 @@ def run(args: argparse.Namespace) -> None:
 
     device = pick_device(args.device)
     with process_group(device):
+        model = load_model(args.checkpoint)
+        open_text_table(model, args.text_table)
         done = extract(
-            load_model(args.checkpoint),
+            model,
             args.source,
             args.out,
             text=not args.no_text,

@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import dataset_arguments, dataset_of, numbers_line, pairs, pick_device, policy_arguments
+from .arguments import (
+    dataset_arguments,
+    dataset_of,
+    numbers_line,
+    open_text_table,
+    pairs,
+    pick_device,
+    policy_arguments,
+    text_table_argument,
+)
 
 
 def add(command: Any) -> None:
@@ -33,6 +42,7 @@ def add(command: Any) -> None:
         "--seeds", type=int, default=None, metavar="N", help="N runs, in OUT/seed0 and so on, and their mean and spread"
     )
     policy_arguments(train)
+    text_table_argument(train)
     train.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
     train.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -49,7 +59,9 @@ def run(args: argparse.Namespace) -> None:
     device = pick_device(args.device)
 
     def make_model() -> Any:
-        return nextreid.create_model(args.model, pretrained=args.pretrained, **arguments)
+        model = nextreid.create_model(args.model, pretrained=args.pretrained, **arguments)
+        open_text_table(model, args.text_table)
+        return model
 
     with process_group(device):
         seed = changes.get("seed", 0)

@@ -1,5 +1,6 @@
 """Files to batches: samples, readers, captions, transforms, samplers, loaders."""
 
+from .augment import augment_batch
 from .captions import draw_captions, draw_sentences, keep_quality, read_captions, split_sentences
 from .card import DataCard, data_card, list_cards, list_overlaps, refuse_leak
 from .check import Finding, Report, check_dataset
@@ -12,6 +13,7 @@ from .pictures import Image, PictureFile, open_picture, picture_path, screen_pic
 from .sample import MODALITIES, Batch, ReIDDataset, Sample
 from .sampler import PKSampler
 from .split import split_identities
+from .store import PictureStore
 from .synthetic import PersonsConfig, SyntheticPersons, synthetic_persons
 from .transforms import EvalTransform, TrainTransform
 
@@ -25,12 +27,14 @@ __all__ = [
     "PKSampler",
     "PersonsConfig",
     "PictureFile",
+    "PictureStore",
     "ReIDDataset",
     "Report",
     "Sample",
     "SampleDataset",
     "SyntheticPersons",
     "TrainTransform",
+    "augment_batch",
     "check_dataset",
     "collate",
     "data_card",

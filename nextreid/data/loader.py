@@ -1,23 +1,25 @@
 """Samples to batches, the same for any number of worker processes."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from PIL import Image as PILImage
 from torch.utils.data import DataLoader, Dataset
 
 from .keyed import keyed_rng
 from .pictures import open_pictures
-from .sample import MODALITIES, Batch, Sample
+from .sample import MODALITIES, Batch, Sample, check_counts
 from .sampler import PKSampler
+from .store import PictureStore
+from .transforms import EvalTransform, Move, Picture
 
-Transform = Callable[[list[PILImage.Image | None], np.random.Generator], torch.Tensor]
+Transform = Callable[[list[Picture | None], np.random.Generator], torch.Tensor]
+Augment = Literal["cpu", "device"]
 
 
 class Item(NamedTuple):
-    """One transformed sample: a row of a `Batch`."""
+    """One sample, transformed or (uint8) left to the device: a row of a `Batch`."""
 
     images: torch.Tensor
     present: tuple[bool, ...]
@@ -27,6 +29,7 @@ class Item(NamedTuple):
     sceneid: int
     key: str
     draw: tuple[int, int]
+    moves: list[Move] | None = None
 
 
 class SampleDataset(Dataset[Item]):
@@ -38,9 +41,14 @@ class SampleDataset(Dataset[Item]):
             ``("augment", seed, epoch, slot, key)``; returns ``(M, 3, H, W)``.
         modalities: Names of the pictures, in their order.
         seed: Seed of the run.
+        store: Where the pictures are read from, instead of their files; the result is the same to the bit.
+        augment: ``"cpu"`` transforms; ``"device"`` only resizes and draws, and leaves uint8 pictures to
+            `augment_batch`.
 
     Raises:
-        ValueError: If a sample has another number of pictures or captions than there are modalities.
+        ValueError: If a sample has another number of pictures or captions than there are modalities, or a store or
+            ``"device"`` meets a transform that is none of this library's or not the one of the store.
+        KeyError: If a picture is not in the store.
     """
 
     def __init__(
@@ -49,18 +57,26 @@ class SampleDataset(Dataset[Item]):
         transform: Transform,
         modalities: Sequence[str] = MODALITIES,
         seed: int = 0,
+        *,
+        store: PictureStore | None = None,
+        augment: Augment = "cpu",
     ) -> None:
         self.samples = samples
         self.transform = transform
         self.modalities = tuple(modalities)
         self.seed = seed
-        for sample in samples:
-            for what, given in (("images", sample.images), ("captions", sample.captions)):
-                if len(given) != len(self.modalities) and (what == "images" or given):
-                    raise ValueError(
-                        f"sample {sample.key!r} has {len(given)} {what}, expected one for each of "
-                        f"{self.modalities}: load the data set with modalities={self.modalities!r}"
-                    )
+        self.store = store
+        self.augment = augment
+        check_counts(samples, self.modalities)
+        if augment not in get_args(Augment):
+            raise ValueError(f"augment must be one of {get_args(Augment)}, got {augment!r}")
+        if (store is not None or augment == "device") and not isinstance(transform, EvalTransform):
+            raise ValueError(
+                f"a store and augment='device' need an EvalTransform or TrainTransform, got {type(transform).__name__}"
+            )
+        if store is not None:
+            store.check(transform)  # type: ignore[arg-type]
+            self._rows = store.rows(samples, self.modalities)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -72,25 +88,71 @@ class SampleDataset(Dataset[Item]):
         Raises:
             ValueError: If a picture cannot be read; names the file, the sample and the modality.
         """
-        index, epoch, slot = item if isinstance(item, tuple) else (item, 0, item)
+        return self._item(item)
+
+    def __getitems__(self, items: Sequence[int | tuple[int, int, int]]) -> Batch:
+        """Return a batch (called by the loader)."""
+        if not isinstance(self.transform, EvalTransform):
+            return collate([self._item(item) for item in items])
+        images = self._room(len(items), self.transform)
+        return collate([self._item(item, own) for item, own in zip(items, images, strict=True)], images)
+
+    def _room(self, count: int, transform: EvalTransform) -> torch.Tensor:
+        # NumPy allots large arrays in huge pages, which are four times faster to fill
+        shape = (count, len(self.modalities), 3, *transform.img_size)
+        return torch.from_numpy(np.empty(shape, np.float32 if self.augment == "cpu" else np.uint8))
+
+    def _item(self, item: int | tuple[int, int, int], out: torch.Tensor | None = None) -> Item:
+        """Return one sample, with its pictures in `out` if it is given."""
+        index, epoch, slot = _numbers(item)
         sample = self.samples[index]
-        pictures = open_pictures(sample.images, sample.key, self.modalities)
+        rng = keyed_rng("augment", self.seed, epoch, slot, sample.key)
+        moves = None
+        if not isinstance(self.transform, EvalTransform):
+            images = self.transform(self._pictures(index), rng)
+        else:
+            images = self._room(1, self.transform)[0] if out is None else out
+            if self.augment == "cpu":
+                self.transform(self._pictures(index), rng, images)
+            else:
+                self._fill(images.numpy(), index, self.transform)
+                moves = self.transform.draw(len(self.modalities), rng)
         return Item(
-            images=self.transform(pictures, keyed_rng("augment", self.seed, epoch, slot, sample.key)),
-            present=tuple(picture is not None for picture in pictures),
-            captions=list(sample.captions) or [()] * len(pictures),
+            images=images,
+            present=tuple(image is not None for image in sample.images),
+            captions=list(sample.captions) or [()] * len(self.modalities),
             pid=sample.pid,
             camid=sample.camid,
             sceneid=sample.sceneid,
             key=sample.key,
             draw=(epoch, slot),
+            moves=moves,
         )
 
+    def _pictures(self, index: int) -> list[Picture | None]:
+        if self.store is not None:
+            return [None if row < 0 else self.store.pixels[row] for row in self._rows[index]]
+        sample = self.samples[index]
+        return [*open_pictures(sample.images, sample.key, self.modalities)]
 
-def collate(items: Sequence[Item]) -> Batch:
-    """Stack B items into a batch."""
+    def _fill(self, out: np.ndarray, index: int, transform: EvalTransform) -> None:
+        """Put the pictures of a sample at the input size into `out`, ``(M, 3, H, W)`` uint8, zeros for missing ones."""
+        if self.store is not None:
+            self.store.take(self._rows[index], out)
+            return
+        for target, picture in zip(out, self._pictures(index), strict=True):
+            target[:] = 0 if picture is None else transform.pixels(picture)
+
+
+def _numbers(item: int | tuple[int, int, int]) -> tuple[int, int, int]:
+    return item if isinstance(item, tuple) else (item, 0, item)
+
+
+def collate(items: Sequence[Item], images: torch.Tensor | None = None) -> Batch:
+    """Stack B items into a batch; `images` are theirs if they lie side by side already."""
+    moves = [item.moves for item in items]
     return Batch(
-        images=torch.stack([item.images for item in items]),
+        images=torch.stack([item.images for item in items]) if images is None else images,
         present=torch.tensor([item.present for item in items], dtype=torch.bool),
         captions=[item.captions for item in items],
         pid=torch.tensor([item.pid for item in items], dtype=torch.int64),
@@ -98,7 +160,12 @@ def collate(items: Sequence[Item]) -> Batch:
         sceneid=torch.tensor([item.sceneid for item in items], dtype=torch.int64),
         keys=[item.key for item in items],
         draws=[item.draw for item in items],
+        moves=None if None in moves else torch.tensor(moves, dtype=torch.int32),
     )
+
+
+def _as_made(batch: Batch) -> Batch:
+    return batch
 
 
 def make_loader(
@@ -111,10 +178,12 @@ def make_loader(
     seed: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
+    store: PictureStore | None = None,
+    augment: Augment = "cpu",
 ) -> DataLoader[Batch]:
     """Return a loader of batches, in the samples' order or as a sampler draws them.
 
-    Neither the number of workers nor the global random generators change a byte of what it yields.
+    Neither the number of workers, nor a store, nor the global random generators change a byte of what it yields.
 
     Args:
         samples: Samples with one picture per modality.
@@ -126,16 +195,20 @@ def make_loader(
         seed: Seed of the augmentation.
         workers: Number of worker processes; 0 loads in this process.
         pin_memory: Whether to place batches in page-locked memory.
+        store: See `SampleDataset`.
+        augment: See `SampleDataset`; with ``"device"`` each batch is finished by `augment_batch`.
 
     Returns:
         The loader.
 
     Raises:
-        ValueError: If there are no samples, or `batch_size` is missing, below 1, or not the sampler's.
+        ValueError: If there are no samples, `batch_size` is missing, below 1, or not the sampler's, or `SampleDataset`
+            refuses.
+        KeyError: If a picture is not in the store.
     """
     if not samples:
         raise ValueError("there are no samples to load")
-    dataset = SampleDataset(samples, transform, modalities, seed)
+    dataset = SampleDataset(samples, transform, modalities, seed, store=store, augment=augment)
     if sampler is None:
         if batch_size is None or batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 where there is no sampler, got {batch_size}")
@@ -150,7 +223,7 @@ def make_loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_as_made,  # type: ignore[arg-type]
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         # without one of its own the loader would draw from, and so advance, torch's global generator

@@ -226,7 +226,8 @@ def _decode(path: Path) -> PILImage.Image:
         if file.mode in ("RGB", "RGBA", "LA") and any(re.search(";16[BLN]", str(tile[3])) for tile in file.tile):
             raise ValueError("it has 16 bits in each of several channels, which no window maps: save it with 8 bits")
         file.load()
-        return ImageOps.exif_transpose(file)
+        ImageOps.exif_transpose(file, in_place=True)  # else it would be copied where there is nothing to turn
+        return file
 
 
 def _cut(picture: PILImage.Image, file: PictureFile) -> PILImage.Image:

@@ -38,12 +38,24 @@ class Sample:
     truth: Mapping[str, Any] | None = None
 
 
+def check_counts(samples: Sequence[Sample], modalities: Sequence[str]) -> None:
+    """Raise ValueError if a sample has another number of pictures or captions than there are modalities."""
+    for sample in samples:
+        for what, given in (("images", sample.images), ("captions", sample.captions)):
+            if len(given) != len(modalities) and (what == "images" or given):
+                raise ValueError(
+                    f"sample {sample.key!r} has {len(given)} {what}, expected one for each of {tuple(modalities)}: "
+                    f"load the data set with modalities={tuple(modalities)!r}"
+                )
+
+
 @dataclass(slots=True)
 class Batch:
     """B samples, collated.
 
     Attributes:
-        images: ``(B, M, 3, H, W)`` float32, zeros where a modality is missing.
+        images: ``(B, M, 3, H, W)`` float32, zeros where a modality is missing; uint8 where the device is still to
+            finish them, see `augment_batch`.
         present: ``(B, M)`` bool, False where a modality is missing.
         captions: ``[B][M]`` tuples of sentences.
         pid: ``(B,)`` int64.
@@ -51,6 +63,8 @@ class Batch:
         sceneid: ``(B,)`` int64.
         keys: The samples' keys.
         draws: ``(epoch, slot)`` of each sample; ``(0, index)`` in evaluation.
+        moves: ``(B, M, 7)`` int32, the `Move` of each picture that is still to be done to uint8 pictures; None where
+            there is nothing to do.
     """
 
     images: torch.Tensor
@@ -61,6 +75,7 @@ class Batch:
     sceneid: torch.Tensor
     keys: list[str]
     draws: list[tuple[int, int]]
+    moves: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of samples B."""
@@ -82,6 +97,7 @@ class Batch:
             pid=change(self.pid),
             camid=change(self.camid),
             sceneid=change(self.sceneid),
+            moves=None if self.moves is None else change(self.moves),
         )
 
 

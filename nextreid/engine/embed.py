@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from nextreid.data import Batch, Sample
-from nextreid.data.loader import make_loader
+from nextreid.data import Batch, PictureStore, Sample, augment_batch
+from nextreid.data.loader import Augment, make_loader
 from nextreid.data.transforms import EvalTransform
 from nextreid.models import ReIDModel
 
@@ -27,6 +27,8 @@ def embed_samples(
     device: torch.device | str | None = None,
     workers: int = 0,
     progress: bool = False,
+    store: PictureStore | None = None,
+    augment: Augment = "cpu",
 ) -> tuple[Tensor, list[str]]:
     """Embed samples in their order; the model is left in the mode it was in.
 
@@ -43,6 +45,8 @@ def embed_samples(
         device: Where to compute; None stays where the model is, otherwise the model moves there.
         workers: Processes that load pictures.
         progress: Whether to show a progress bar.
+        store: Where the pictures are read from, instead of their files.
+        augment: Where they are normalised, in the loading processes or on the device; the numbers are the same.
 
     Returns:
         Embeddings ``(n, F)``, float32, on the CPU, not normalised, and the samples' keys.
@@ -63,6 +67,8 @@ def embed_samples(
         device=device,
         workers=workers,
         progress=progress,
+        store=store,
+        augment=augment,
     )
     return embeddings, [sample.key for sample in samples]
 
@@ -78,6 +84,8 @@ def embed_subsets(
     device: torch.device | str | None = None,
     workers: int = 0,
     progress: bool = False,
+    store: PictureStore | None = None,
+    augment: Augment = "cpu",
 ) -> list[Tensor]:
     """Embed samples once for each subset of the modalities; every picture is decoded once.
 
@@ -93,31 +101,50 @@ def embed_subsets(
         device: See `embed_samples`.
         workers: See `embed_samples`.
         progress: See `embed_samples`.
+        store: See `embed_samples`.
+        augment: See `embed_samples`.
 
     Returns:
         For each subset the embeddings ``(n, F)``, float32, on the CPU, not normalised.
     """
     text = text and model.uses_text and has_captions(samples)
     device = place(model, device)
-    config = model.pretrained_cfg
+    transform = eval_transform(model)
     own = _own_rows(len(samples), batch_size, rank())
     parts: list[list[Tensor]] = [[torch.empty(0, model.num_features)] for _ in subsets]
     if own:
         loader = make_loader(
             [samples[row] for row in own],
-            EvalTransform(model.img_size, config.mean, config.std, config.interpolation),
+            transform,
             model.modalities,
             batch_size=batch_size,
             workers=workers,
             pin_memory=device.type == "cuda",
+            store=store,
+            augment=augment,
         )
         bar = tqdm(loader, desc="embed", unit="batch", leave=False, disable=not (progress and is_first()))
         with torch.no_grad(), _evaluating(model), bar:
             for batch in bar:
                 batch = batch.to(device)
+                if augment == "device":
+                    batch = augment_batch(batch, transform)
                 for part, subset in zip(parts, subsets, strict=True):
                     part.append(_forward(model, batch, subset, text, after_neck).float().cpu())
+    keep_texts(model)
     return [_joined(torch.cat(part), len(samples), batch_size) for part in parts]
+
+
+def keep_texts(model: ReIDModel) -> None:
+    """Write the text table of a model to the file that was opened for it, if one was."""
+    if model.text_tower is not None:
+        model.text_tower.save_table()
+
+
+def eval_transform(model: ReIDModel) -> EvalTransform:
+    """Return what turns pictures into the model's input."""
+    config = model.pretrained_cfg
+    return EvalTransform(model.img_size, config.mean, config.std, config.interpolation)
 
 
 def place(model: ReIDModel, device: torch.device | str | None) -> torch.device:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
+from nextreid.data.store import SUFFIX
+
 # What must hold for a number: (lowest, highest, whether the lowest itself is allowed). None is allowed where it is the
 # type's other half.
 _RANGES: dict[str, tuple[float, float, bool]] = {
@@ -75,10 +77,15 @@ class Recipe:
             sentences uniformly.
         caption_quality: Share of the sentences that exist at all, in training and at test (Table 5).
         amp: ``"bf16"`` autocasts the forward pass of the training; evaluation is always in float32.
+        compile: Whether the training step runs through ``torch.compile``; it then rounds and drops features otherwise.
         eval_every: Epochs between evaluations, the last epoch included always (peers: 1); 0 never evaluates.
         eval_batch_size: Samples of a batch in the evaluation.
         seed: Key of every random draw: sampling, augmentation, captions, dropout, the new classifier.
         workers: Processes that load pictures; the result does not depend on it.
+        store: ``"off"`` decodes each picture every time it is drawn, ``"memory"`` once before the first epoch, and a
+            file name that ends in ``.store`` once and for all runs; the result does not depend on it.
+        augment: ``"cpu"`` augments in the loading processes; ``"device"`` leaves it to the device, which draws other
+            noise for erased boxes.
     """
 
     name: str = "next"
@@ -109,14 +116,20 @@ class Recipe:
     caption_keep: float | None = None
     caption_quality: float = 1.0
     amp: Literal["off", "bf16"] = "bf16"
+    compile: bool = False
     eval_every: int = 1
     eval_batch_size: int = 64
     seed: int = 0
     workers: int = 4
+    store: str = "off"
+    augment: Literal["cpu", "device"] = "cpu"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check(field.name, field.type, getattr(self, field.name))
+        if self.store not in ("off", "memory") and not self.store.endswith(SUFFIX):
+            allowed = f"'off', 'memory', or the name of a file that ends in {SUFFIX}"
+            raise ValueError(f"recipe field 'store' is {self.store!r}; allowed: {allowed}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict that ``json.dumps`` takes and `from_dict` reads back."""

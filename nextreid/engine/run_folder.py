@@ -27,7 +27,7 @@ _logger = logging.getLogger(__name__)
 RECIPE, METRICS, STATE, LAST, BEST = "recipe.json", "metrics.jsonl", "state.safetensors", "last", "best"
 _PACKAGES = {"timm": "timm", "open_clip": "open_clip_torch", "numpy": "numpy"}
 # What a resumed run may change: its result does not depend on it, or is read from the state of the run.
-_FREE = ("recipe.workers", "start.", "dataset.notes", "dataset.source.")
+_FREE = ("recipe.workers", "recipe.store", "start.", "dataset.notes", "dataset.source.")
 _TOLD = ("versions.", "hardware.")  # ... or should not, but for rounding: a change is logged
 
 
@@ -135,7 +135,8 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str,
         raise FileExistsError(f"{folder} has a run already; continue it (resume=True, --resume) or take another folder")
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
-        before = _flatten(kept)
+        # a run of a version that had fewer fields was made with what are their defaults now
+        before = _flatten({**kept, "recipe": Recipe.from_dict(kept["recipe"]).to_dict()})
         now = _flatten(json.loads(json.dumps(described)))
         changed = [
             f"{name}: {before.get(name)!r} -> {now.get(name)!r}"

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from nextreid.data import Batch, ReIDDataset, keyed_rng
+from nextreid.data import Batch, PictureStore, ReIDDataset, augment_batch, keyed_rng
 from nextreid.data.captions import draw_captions
 from nextreid.data.loader import make_loader
 from nextreid.data.pictures import OnError
@@ -36,7 +36,7 @@ from .distributed import (
     sum_gradients,
     world_size,
 )
-from .embed import place
+from .embed import eval_transform, keep_texts, place
 from .evaluate import check_modalities, measure, screened
 from .optim import build_optimizer, lr_factor, set_lr
 from .origin import record_training, refuse_trained_on
@@ -122,28 +122,36 @@ def train(
     device = place(model, device)
     share_weights(model)
     optimizer = build_optimizer(model, recipe)
-    loader = make_loader(
-        dataset.train,
-        _train_transform(model, recipe),
-        dataset.modalities,
-        sampler=sampler,
-        seed=recipe.seed,
-        workers=recipe.workers,
-        pin_memory=device.type == "cuda",
-    )
     described = on_first(lambda: open_run(folder, describe(model, pictures, recipe, source or {}, device), resume))
     history = load_state(folder / STATE, model, optimizer) if (folder / STATE).exists() else []
     if len(history) != from_first(len(history)):
         raise ValueError(f"process {rank()} does not see the run of the first one in {folder}: put it on a shared disk")
     if history and is_first():
         _logger.info("continuing %s after epoch %d", folder, len(history))
-    loop = _Epoch(model, optimizer, recipe, loader, {pid: i for i, pid in enumerate(pids)}, text, device, progress)
+    store = _open_store(model, dataset, recipe)
+    transform = _train_transform(model, recipe)
+    loader = make_loader(
+        dataset.train,
+        transform,
+        dataset.modalities,
+        sampler=sampler,
+        seed=recipe.seed,
+        workers=recipe.workers,
+        pin_memory=device.type == "cuda",
+        store=store,
+        augment=recipe.augment,
+    )
+    classes = {pid: i for i, pid in enumerate(pids)}
+    forward = model if world_size() == 1 else model.embed
+    if recipe.compile:
+        forward = torch.compile(forward)
+    loop = _Epoch(model, forward, optimizer, recipe, loader, transform, classes, text, device, progress)
     for epoch in range(len(history) + 1, recipe.epochs + 1):
         start = time.perf_counter()
         sampler.set_epoch(epoch)
         row = {"epoch": epoch, **loop.run(epoch)}
         row["train_seconds"] = round(time.perf_counter() - start, 3)
-        row |= _evaluations(model, dataset, recipe, epoch, text, progress)
+        row |= _evaluations(model, dataset, recipe, epoch, text, progress, store)
         history.append(from_first(row))
         told = {name: described["dataset"][name] for name in ("digest", "protocol")}
         told |= {"recipe": recipe.name, "seed": recipe.seed, "epoch": epoch, "epochs": recipe.epochs}
@@ -152,8 +160,27 @@ def train(
     return TrainReport(folder, tuple(history))
 
 
+def _open_store(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> PictureStore | None:
+    """Return the store of all pictures that the run looks at; None if its recipe wants none."""
+    if recipe.store == "off":
+        return None
+    samples = (*dataset.train, *((*dataset.query, *dataset.gallery) if recipe.eval_every else ()))
+    file = None if recipe.store == "memory" else recipe.store
+
+    def build() -> PictureStore:
+        return PictureStore.build(samples, dataset.modalities, eval_transform(model), file=file)
+
+    return build() if file is None else on_first(build)  # one process writes the file, and all read it
+
+
 def _evaluations(
-    model: ReIDModel, dataset: ReIDDataset, recipe: Recipe, epoch: int, text: bool, progress: bool
+    model: ReIDModel,
+    dataset: ReIDDataset,
+    recipe: Recipe,
+    epoch: int,
+    text: bool,
+    progress: bool,
+    store: PictureStore | None,
 ) -> dict[str, Any]:
     """Return the numbers of an epoch that is due; after the last one those without captions, too."""
     last = epoch == recipe.epochs
@@ -168,6 +195,8 @@ def _evaluations(
             batch_size=recipe.eval_batch_size,
             workers=recipe.workers,
             progress=progress,
+            store=store,
+            augment=recipe.augment,
         ).to_dict()
         for name, reads in settings.items()
     }
@@ -178,6 +207,7 @@ def _save(folder: Path, model: ReIDModel, optimizer: torch.optim.Optimizer, hist
     if best_row(history) is history[-1]:
         save_model(model, folder / BEST)
     save_model(model, folder / LAST)
+    keep_texts(model)
     write_jsonl(folder / METRICS, history)
     # The state comes last: a run that dies before it repeats the epoch and writes the same files again.
     save_state(folder / STATE, model, optimizer, history)
@@ -188,9 +218,11 @@ class _Epoch:
     """One pass over the training data."""
 
     model: ReIDModel
+    forward: Callable[..., Any]
     optimizer: torch.optim.Optimizer
     recipe: Recipe
     loader: DataLoader
+    transform: TrainTransform
     classes: dict[int, int]
     text: bool
     device: torch.device
@@ -209,7 +241,7 @@ class _Epoch:
         other = [rank()] if rank() else []  # processes drop other features; the first draws what a single one does
         with _seeded(self.device, "epoch", recipe.seed, epoch, *other), bar:
             for steps, batch in enumerate(bar, start=1):
-                losses = self._step(batch.to(self.device), criterion, f"epoch {epoch}, step {steps}")
+                losses = self._step(self._on_device(batch, epoch, steps), criterion, f"epoch {epoch}, step {steps}")
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value
                 done = steps / len(self.loader)
@@ -219,8 +251,16 @@ class _Epoch:
             raise ValueError(f"the sampler gave no batch of {recipe.num_ids} identities in epoch {epoch}")
         return {"loss": {name: value / steps for name, value in sums.items()}, "lr": rates, "steps": steps}
 
+    def _on_device(self, batch: Batch, epoch: int, step: int) -> Batch:
+        batch = batch.to(self.device)
+        if self.recipe.augment == "cpu":
+            return batch
+        generator = torch.Generator(self.device)
+        generator.manual_seed(int(keyed_rng("erase", self.recipe.seed, epoch, step).integers(2**63)))
+        return augment_batch(batch, self.transform, generator, (rank(), world_size()))
+
     def _step(self, batch: Batch, criterion: ReIDLoss, where: str) -> dict[str, float]:
-        pid = gather_rows(torch.tensor([self.classes[int(p)] for p in batch.pid], device=self.device))
+        pid = gather_rows(torch.tensor([self.classes[p] for p in batch.pid.tolist()], device=self.device))
         # Outside of autocast: features of the frozen tower are cached, and the evaluation reads the same cache.
         text = self._draw_text(batch) if self.text else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
@@ -246,13 +286,10 @@ class _Epoch:
 
     def _forward(self, batch: Batch, text: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return embedding and logits of the whole batch, whichever processes hold its samples."""
-        inputs = (batch.images, text, batch.present, batch.camid)
+        output = self.forward(batch.images, text=text, present=batch.present, camid=batch.camid)
         if world_size() == 1:
-            output = self.model(inputs[0], text=inputs[1], present=inputs[2], camid=inputs[3])
             return output.embedding, output.logits
-        own = self.model.forward_head(self.model.forward_features(*inputs), pre_logits=True)
-        assert isinstance(own, Tensor)  # without logits it is
-        embedding = gather_rows(own)
+        embedding = gather_rows(output)
         return embedding, self.model.get_classifier()(embedding)
 
     def _refuse(self, what: str, where: str, batch: Batch, embedding: Tensor) -> None:

@@ -57,6 +57,9 @@ def save_model(model: ReIDModel, folder: str | Path) -> Path:
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         tensors = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt", "nextreid": __version__})
+        for name in (CONFIG, WEIGHTS):
+            with (fresh / name).open("rb+") as file:
+                os.fsync(file.fileno())  # the new names must not reach the disk before the new bytes
         swap_folder(fresh, target)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -248,10 +248,8 @@ class TextTower(nn.Module):
         """Write the table to the file of `open_table`, together with what other processes wrote there.
 
         Returns:
-            Whether the file holds the whole table now. If it cannot be written (a full disk, say), a warning is logged.
-
-        Raises:
-            ValueError: If no file was opened.
+            Whether the file holds the whole table now; False if none was opened. If it cannot be written (a full disk,
+            say), a warning is logged.
         """
         self._ready()
         return self.table.save(self._origin)

@@ -133,13 +133,11 @@ class TextTable:
         """Write the rows to the file, with those that it got meanwhile, if there are any new ones.
 
         Returns:
-            Whether the file holds all rows now. If it cannot be written, a warning is logged and what was there stays.
-
-        Raises:
-            ValueError: If no file was opened.
+            Whether the file holds all rows now; False without a file. If it cannot be written, a warning is logged and
+            what was there stays.
         """
         if self._path is None:
-            raise ValueError("the text table has no file: open one first")
+            return False
         if not self._news or self._rows is None:
             return True
         told, own = origin(), self.texts

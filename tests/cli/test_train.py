@@ -156,3 +156,11 @@ def test_torchrun_ends_when_one_process_cannot_go_on(tmp_path):
         timeout=120,
     )
     assert done.returncode != 0 and "nextreid train: cannot read that.jpg" in done.stderr
+
+
+def test_a_text_table_needs_a_text_tower(run, tmp_path):
+    path = str(tmp_path / "texts.safetensors")
+    status, _, error = run(*words(tmp_path / "run", model="baseline_tiny", epochs=1), "--text-table", path)
+    assert status != 0 and "baseline_tiny has no text tower" in error
+    status, _, _ = run(*words(tmp_path / "run", model="next_tiny", epochs=1), "--text-table", path)
+    assert status == 0 and (tmp_path / "texts.safetensors").is_file()

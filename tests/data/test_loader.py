@@ -12,6 +12,7 @@ from nextreid.data import (
     Sample,
     SampleDataset,
     TrainTransform,
+    collate,
     make_loader,
 )
 
@@ -100,6 +101,32 @@ def test_augmentation_depends_on_seed_epoch_and_slot_only() -> None:
     assert not torch.equal(base, data[5, 2, 8].images)
     assert not torch.equal(base, data[5, 3, 7].images)
     assert not torch.equal(base, SampleDataset(given, transform, seed=2)[5, 2, 7].images)
+
+
+def test_any_callable_transforms() -> None:
+    def transform(pictures: list[Image.Image | None], rng: np.random.Generator) -> torch.Tensor:
+        shown = [0 if picture is None else int(np.asarray(picture).sum()) for picture in pictures]
+        return torch.tensor(shown)[:, None] + int(rng.integers(5))
+
+    given = samples()
+    (batch,) = make_loader(given, transform, batch_size=12, seed=2)
+    assert batch.images.dtype == torch.int64 and batch.images.shape == (12, 3, 1)
+    assert batch.images[:, 0, 0].tolist() == [
+        int(SampleDataset(given, transform, seed=2)[i].images[0]) for i in range(12)
+    ]
+    with pytest.raises(ValueError, match="EvalTransform or TrainTransform, got function"):
+        make_loader(given, transform, batch_size=2, augment="device")
+
+
+def test_one_sample_is_the_row_of_its_batch() -> None:
+    given, transform = samples(), TrainTransform(SIZE, pad=2)
+    sampler = PKSampler([s.pid for s in given], 2, 2)
+    (items, *_) = list(sampler)
+    for augment in ("cpu", "device"):
+        (batch, *_) = make_loader(given, transform, sampler=sampler, augment=augment)
+        rows = [SampleDataset(given, transform, augment=augment)[item] for item in items]
+        assert_same(batch, collate(rows))
+        assert (augment == "cpu") == (rows[0].moves is None)
 
 
 def test_files_and_arrays_give_the_same(tmp_path: Path) -> None:

@@ -181,7 +181,9 @@ def test_one_picture_may_be_query_and_gallery_but_not_twice_in_one(write: Callab
 def test_a_manifest_without_splits_is_split_by_identity(write: Callable[[Rows], Path]) -> None:
     rows: Rows = [{"key": f"{p}{c}", "pid": p, "camid": c, "rgb": "pictures/a.jpg"} for p in range(6) for c in (0, 1)]
     path = write(rows)
-    expected = r"manifest.csv has no column 'split'.*train=0\.5, as split_identities\(read_manifest\('.*\), modalities="
+    expected = (
+        r"manifest.csv has no column 'split'.*train=0\.5 .*, as split_identities\(read_manifest\('.*\), modalities="
+    )
     with pytest.raises(ValueError, match=expected):
         load_dataset("manifest", path)
     data = load_dataset("manifest", path, train=0.5, seed=3)

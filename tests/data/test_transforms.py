@@ -1,3 +1,4 @@
+import hashlib
 import math
 from collections import Counter
 from typing import Any
@@ -39,6 +40,17 @@ def test_means_and_deviations_are_per_channel() -> None:
     for channel in range(3):
         expected = normalised(image(), mean[channel], std[channel])[channel]
         torch.testing.assert_close(out[channel], expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(100, 61), (20, 40), (31, 15)])
+def test_torch_resizes_as_pillow_to_one_level(interpolation: str, size: tuple[int, int]) -> None:
+    pillow, torch_ = (EvalTransform(SIZE, interpolation=interpolation, resize=by) for by in ("pillow", "torch"))
+    a, b = (by.pixels(image(3, size)).astype(int) for by in (pillow, torch_))
+    assert a.shape == b.shape == (3, *SIZE) and np.abs(a - b).max() <= 1
+    assert np.array_equal(torch_.pixels(image(3)), pillow.pixels(image(3)))
+    trained = TrainTransform(SIZE, flip=0, pad=0, erase=0, interpolation=interpolation, resize="torch")
+    assert torch.equal(trained([image(3, size)], keyed_rng(0)), torch_([image(3, size)]))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
@@ -126,6 +138,31 @@ def test_the_given_pictures_are_left_as_they_were() -> None:
     assert picture.tobytes() == before
 
 
+def test_draws_and_pixels_are_those_that_were_recorded() -> None:
+    """Runs of older versions repeat: a change of one draw or of one rounding shows here."""
+    state = hashlib.blake2b(digest_size=16)
+    for key in range(40):
+        for geometry in ("shared", "independent"):
+            transform = TrainTransform(SIZE, (0.48, 0.46, 0.41), 0.27, pad=key % 20, geometry=geometry)
+            given = [image(key), None if key % 3 else image(1), image(2)]
+            state.update(transform(given, keyed_rng("golden", key)).numpy().tobytes())
+    assert state.hexdigest() == "c2c3df4736ddd5672e3d3386a64104eb"
+
+
+@pytest.mark.parametrize("transform", [EvalTransform(SIZE, 0.4), TrainTransform(SIZE, 0.4, pad=3, erase=1.0)])
+def test_arrays_of_the_input_size_are_pictures_too(transform: EvalTransform) -> None:
+    pictures = [image(0), None, image(1)]
+    arrays = [None if picture is None else np.asarray(picture).transpose(2, 0, 1) for picture in pictures]
+    assert all(a is None or transform.pixels(a) is a for a in arrays)
+    expected = transform(pictures, keyed_rng(4))
+    room = torch.full((3, 3, *SIZE), torch.nan)
+    assert transform([None if a is None else a.copy() for a in arrays], keyed_rng(4), room) is room
+    assert torch.equal(room, expected)
+    for wrong in (np.zeros((*SIZE, 3), np.uint8), np.zeros((3, *SIZE), np.float32)):
+        with pytest.raises(ValueError, match=r"uint8 of shape \(3, 32, 16\), got"):
+            transform([wrong], keyed_rng(0))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -139,6 +176,8 @@ def test_the_given_pictures_are_left_as_they_were() -> None:
         ({"pad": -1}, "pad"),
         ({"geometry": "both"}, "shared"),
         ({"interpolation": "cubic"}, "bicubic"),
+        ({"resize": "opencv"}, '"pillow" or "torch"'),
+        ({"resize": "torch", "interpolation": "lanczos"}, '"bilinear" or "bicubic"'),
     ],
 )
 def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:

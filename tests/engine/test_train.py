@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nextreid.data.captions import draw_captions
 from nextreid.data.sampler import PKSampler
@@ -441,3 +442,25 @@ def test_a_damaged_state_is_named(build, dataset, recipe, tmp_path):
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state\.safetensors is damaged"):
         train(build("baseline_tiny"), dataset, recipe, tmp_path, resume=True, progress=False)
+
+
+def test_a_compiled_step_is_compiled_once(build, dataset, recipe, monkeypatch, tmp_path):
+    counter = CompileCounterWithBackend("eager")
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda code: compile_with(code, backend=counter, fullgraph=True))
+    torch._dynamo.reset()
+    report = train(build(drop=0.0), dataset, replace(recipe, compile=True), tmp_path / "compiled", progress=False)
+    plain = train(build(drop=0.0), dataset, recipe, tmp_path / "plain", progress=False)
+    assert counter.frame_count == 1 and sum(row["steps"] for row in report.history) > 2
+    losses = [[row["loss"]["total"] for row in run.history] for run in (report, plain)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_encoded_captions_are_kept_from_run_to_run(build, dataset, recipe, monkeypatch, tmp_path):
+    model, path = build(), tmp_path / "texts.safetensors"
+    model.text_tower.open_table(path)
+    train(model, dataset, replace(recipe, epochs=1), tmp_path / "run", progress=False)
+    again = create_model(f"local-dir:{tmp_path / 'run' / 'last'}")
+    again.text_tower.open_table(path)
+    monkeypatch.setattr(type(again.text_tower), "_forward", lambda *_: pytest.fail("a text was encoded again"))
+    assert evaluate(again, dataset).result.mAP > 0

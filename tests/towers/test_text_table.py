@@ -255,8 +255,7 @@ def test_a_copy_of_a_tower_carries_no_table(tmp_path):
     twin = copy.deepcopy(tower)
     assert len(twin.table) == 0 and twin.table.max_bytes == 2**20 and len(tower.table) == 1
     assert torch.equal(twin.encode([[TEXTS[0]]]), expected)
-    with pytest.raises(ValueError, match="open one first"):
-        twin.save_table()
+    assert not twin.save_table()  # it has no file
 
 
 def test_an_interrupted_change_leaves_no_row_under_another_text(monkeypatch):
@@ -423,8 +422,7 @@ def test_other_files_are_never_replaced(tmp_path):
     for bad in (tmp_path / "captions.json", tmp_path / "folder.safetensors"):
         with pytest.raises(ValueError, match=r"ends in \.safetensors"):
             tower.open_table(bad)
-    with pytest.raises(ValueError, match="open one first"):
-        tower.save_table()
+    assert not tower.save_table()
 
 
 def test_two_towers_merge_in_one_file_and_it_stays_bounded(tmp_path):

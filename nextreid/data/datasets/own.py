@@ -153,7 +153,8 @@ def _split(
     if train is None:
         raise ValueError(
             f"{found.no_split}: name the split of each sample (train, query, gallery or test), or split by identity "
-            f"with train=0.5, as split_identities({found.call}, modalities={found.modalities!r}) does"
+            f"with train=0.5 (--dataset-arg train=0.5), as split_identities({found.call}, "
+            f"modalities={found.modalities!r}) does"
         )
     samples = found.splits[""]
     rule = rule or _rule(samples)
