@@ -5,7 +5,10 @@ import importlib
 
 from .harness import record
 
-GOALS = ("models", "imports", "synthetic", "train_step", "demo", "retrieval", "caption_merge", "captions")
+GOALS = (
+    "counts", "head", "embedding", "text", "loader", "peers", "gpu", "models", "imports", "synthetic", "train_step",
+    "demo", "retrieval", "caption_merge", "captions",
+)  # fmt: skip
 
 
 def main() -> None:

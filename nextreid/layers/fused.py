@@ -10,7 +10,7 @@ The blocks of this room compute the equations as they are written; `fused_head` 
   value is zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -57,7 +57,7 @@ def is_fusible(*blocks: nn.Module | None) -> bool:
     kinds = set()
     for block in blocks:
         for module in () if block is None else block.modules():
-            if type(module) not in _KNOWN or module._forward_hooks or module._forward_pre_hooks:
+            if type(module) not in _KNOWN or "forward" in module.__dict__ or any(map(len, _hooks(module))):
                 return False
             if isinstance(module, Aggregator) and module.attention is None:
                 return False
@@ -66,6 +66,10 @@ def is_fusible(*blocks: nn.Module | None) -> bool:
             if isinstance(module, Expert):
                 kinds.add((module.mlp[0].weight.shape, module.norm.eps, module.drop.p, module.drop.training))
     return len(kinds) <= 1
+
+
+def _hooks(module: nn.Module) -> tuple[Sized, ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
 def fused_head(
