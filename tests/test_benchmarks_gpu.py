@@ -148,7 +148,7 @@ def test_ranking_and_a_run_in_their_smallest_form():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("goal, count", [("P17", 6), ("P18", 4), ("P19", 6), ("P20", 6), ("P21", 10), ("P24", 8)])
+@pytest.mark.parametrize("goal, count", [("P17", 6), ("P18", 5), ("P19", 6), ("P20", 7), ("P21", 10), ("P24", 8)])
 def test_every_goal_runs_in_its_smallest_form(goal, count):
     assert len(measured(goal)) == count
 
@@ -168,4 +168,4 @@ def test_kernels_run_interpreted():
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("K1 (triton)") == 4 and "failed" not in done.stdout
+    assert done.stdout.count("K1 (triton)") == 5 and "failed" not in done.stdout
