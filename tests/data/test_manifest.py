@@ -1,9 +1,11 @@
 import csv
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nextreid.data import EvalTransform, PictureFile, load_dataset, make_loader, read_manifest
 
@@ -214,3 +216,25 @@ def test_bad_manifests_are_named(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("rgb\na.jpg\n")
     with pytest.raises(ValueError, match="no column 'split'"):
         read_manifest(tmp_path / "m.csv", split="train")
+
+
+def test_captions_of_a_run_join_by_key(tmp_path):
+    rows = [(pid, cam, split) for pid in range(4) for cam in (0, 1) for split in (("train", "test")[pid % 2],)]
+    lines = ["pid,camid,split,rgb,tir,caption_rgb"]
+    for pid, cam, split in rows:
+        for modality in ("rgb", "tir"):
+            Image.new("RGB", (8, 16), (pid, cam, 9)).save(tmp_path / f"{pid}_{cam}_{modality}.png")
+        lines.append(f"{pid},{cam},{split},{pid}_{cam}_rgb.png,{pid}_{cam}_tir.png,Own words.")
+    (tmp_path / "mine.csv").write_text("\n".join(lines))
+    home = tmp_path / "captions"
+    home.mkdir()
+    told = [{"item": f"{pid}_{cam}_rgb.png", "description": f"Person {pid}."} for pid, cam, _ in rows[:-1]]
+    (home / "all_RGB.json").write_text(json.dumps(told))
+    assert load_dataset("manifest", tmp_path / "mine.csv").train[0].captions[0] == ("Own words.",)
+    dataset = load_dataset("manifest", tmp_path / "mine.csv", captions=home)
+    assert [sample.captions for sample in dataset.train] == [((f"Person {s.pid}.",), ()) for s in dataset.train]
+    assert [bool(sample.captions[0]) for sample in dataset.query] == [True, True, True, False]
+    assert any("1 rgb pictures have no caption in all_RGB.json" in note for note in dataset.notes)
+    assert any("no caption file all_NI" not in note and "all_TI" in note for note in dataset.notes)
+    with pytest.raises(FileNotFoundError, match=r"expected \{all\}_\{RGB,TI\}\.json"):
+        load_dataset("manifest", tmp_path / "mine.csv", captions=tmp_path)

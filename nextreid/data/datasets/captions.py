@@ -11,7 +11,12 @@ from .tree import examples
 CAPTION_NAMES = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 
 
-def caption_home(folder: str | Path | None, names: Sequence[str], modalities: Sequence[str]) -> Path | None:
+def caption_home(
+    folder: str | Path | None,
+    names: Sequence[str],
+    modalities: Sequence[str],
+    splits: Sequence[str] = ("train", "test"),
+) -> Path | None:
     """Return the folder that holds ``{train,test}_{RGB,NI,TI}.json``, None if `folder` is None.
 
     A file ``*.parquet``, as ``nextreid captions run`` writes, is returned as it is. Else that is `folder`, or its
@@ -22,6 +27,7 @@ def caption_home(folder: str | Path | None, names: Sequence[str], modalities: Se
         folder: What the user named.
         names: Names that the set's folder may have.
         modalities: Modalities that are read.
+        splits: What the files' names begin with.
 
     Raises:
         FileNotFoundError: If none of the files is in any of the folders.
@@ -31,16 +37,16 @@ def caption_home(folder: str | Path | None, names: Sequence[str], modalities: Se
     folder = Path(folder).expanduser()
     if folder.suffix == ".parquet" and folder.is_file():
         return folder
-    files = [_file_name(split, modality) for split in ("train", "test") for modality in modalities]
+    files = [_file_name(split, modality) for split in splits for modality in modalities]
     places = [home / text for home in (folder, *(folder / name for name in names)) for text in ("", "text")]
     for place in places:
         if any((place / file).is_file() for file in files):
             return place
-    wanted = ",".join(CAPTION_NAMES[m] for m in modalities)
+    wanted = f"{{{','.join(splits)}}}_{{{','.join(_own_name(m) for m in modalities)}}}.json"
     raise FileNotFoundError(
         f"no caption file in captions={str(folder)!r}"
         + ("" if folder.is_dir() else " (there is no such folder)")
-        + f": expected {{train,test}}_{{{wanted}}}.json in it or in one of {', '.join(('text', *names))}"
+        + f": expected {wanted} in it or in one of {', '.join(('text', *names))}"
     )
 
 
@@ -106,4 +112,8 @@ def _read_table(path: Path, split: str, modality: str) -> dict[str, str]:
 
 
 def _file_name(split: str, modality: str) -> str:
-    return f"{split}_{CAPTION_NAMES[modality]}.json"
+    return f"{split}_{_own_name(modality)}.json"
+
+
+def _own_name(modality: str) -> str:
+    return CAPTION_NAMES.get(modality, modality.upper())

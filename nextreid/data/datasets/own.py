@@ -11,6 +11,7 @@ from ..pattern import PATTERN, pattern_splits
 from ..pictures import Window
 from ..sample import ReIDDataset, Sample
 from ..split import Rule, split_identities
+from .captions import add_captions, caption_home
 from .registry import register_dataset
 from .tree import note_shared_identities
 
@@ -36,6 +37,7 @@ def load_manifest(
     anywhere: bool = False,
     train: float | None = None,
     seed: int = 0,
+    captions: str | Path | None = None,
 ) -> ReIDDataset:
     """Read a data set from a manifest, see `read_manifest`; its column ``split`` says which rows are what.
 
@@ -50,6 +52,7 @@ def load_manifest(
         anywhere: Allow paths that leave the manifest's folder.
         train: Where there is no column ``split``: the share of identities to train on, see `split_identities`.
         seed: Seed of that split.
+        captions: What ``nextreid captions run`` wrote for these pictures, its folder or ``attributes.parquet``.
 
     Returns:
         The data set, named by the file's stem, each split sorted by key.
@@ -61,7 +64,8 @@ def load_manifest(
     path = Path(root).expanduser()
     chosen, splits = manifest_splits(path, modalities, window, anywhere)
     call = f"read_manifest({str(root)!r}, {chosen!r})"
-    found = _Found(path.stem, chosen, splits, (), f"{path} has no column 'split'", call)
+    notes = _join_captions(splits, captions, chosen)
+    found = _Found(path.stem, chosen, splits, notes, f"{path} has no column 'split'", call)
     return _dataset(found, protocol, object_type, train, seed)
 
 
@@ -76,6 +80,7 @@ def load_pattern(
     window: Mapping[str, Window] | None = None,
     train: float | None = None,
     seed: int = 0,
+    captions: str | Path | None = None,
 ) -> ReIDDataset:
     """Read a data set from pictures whose labels stand in their paths, see `read_pattern`.
 
@@ -90,6 +95,7 @@ def load_pattern(
         window: Windows for pictures of more than 8 bits, by modality; see `PictureFile`.
         train: Where the pattern has no ``{split}``: the share of identities to train on, see `split_identities`.
         seed: Seed of that split.
+        captions: What ``nextreid captions run`` wrote for these pictures, its folder or ``attributes.parquet``.
 
     Returns:
         The data set, named by the folder, each split sorted by key.
@@ -101,8 +107,23 @@ def load_pattern(
     path = Path(root).expanduser()
     chosen, splits, notes = pattern_splits(path, pattern, modalities, window)
     call = f"read_pattern({str(root)!r}, {pattern!r}, {chosen!r})"
+    notes = [*notes, *_join_captions(splits, captions, chosen)]
     found = _Found(path.resolve().name, chosen, splits, notes, f"pattern {pattern!r} has no {{split}}", call)
     return _dataset(found, protocol, object_type, train, seed)
+
+
+def _join_captions(
+    splits: dict[str, list[Sample]], captions: str | Path | None, modalities: Sequence[str]
+) -> list[str]:
+    """Give the samples of all splits the captions of a run, in the place of their own; return what does not meet."""
+    notes: list[str] = []
+    home = caption_home(captions, (), modalities, splits=("all",))
+    if home is not None:
+        every = [(word, sample) for word, samples in splits.items() for sample in samples]
+        joined = add_captions([sample for _, sample in every], home, "all", modalities, notes)
+        for word in splits:
+            splits[word] = [new for (own, _), new in zip(every, joined, strict=True) if own == word]
+    return notes
 
 
 class _Found(NamedTuple):
