@@ -5,6 +5,7 @@ from .attention import CrossAttention
 from .expert import Expert
 from .mmfa import MMFA, Aggregator
 from .neck import BNNeck
+from .next_head import NEXTHead
 from .router import Router
 from .sampling import straight_through_mask, topk_threshold
 from .semantic_expert import SampledTokens, SemanticSamplingExpert, SemanticSamplingExperts
@@ -13,6 +14,7 @@ from .text_modulation import TextModulation
 
 __all__ = [
     "MMFA",
+    "NEXTHead",
     "Aggregator",
     "BNNeck",
     "CrossAttention",

@@ -5,11 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..layers import MMFA, SemanticSamplingExperts, StructureExperts
-from ..layers.fused import fused_head, is_fusible
-from ..layers.mmfa import AGGREGATIONS
 from ..layers.neck import HEADS
-from ..ops import get_backend
+from ..layers.next_head import ExpertBranches, NEXTHead
 from ..towers import TextTower
 from ._base import Captions, Features, ReIDModel
 from ._builder import build_model_with_cfg
@@ -17,10 +14,8 @@ from ._pretrained import PretrainedCfg, generate_default_cfgs
 from ._registry import register_model
 from ._tiny import TINY_IMAGE, TINY_TEXT
 
-MASKED_TOKENS = ("zero", "drop")
 
-
-class NEXT(ReIDModel):
+class NEXT(ExpertBranches, ReIDModel):
     """Multi-grained mixture of experts via text modulation.
 
     ``forward_features`` gives a dict: ``cls (B, M, D)``, ``tokens (B, M, N, D)``, ``present (B, M)`` or None;
@@ -40,24 +35,8 @@ class NEXT(ReIDModel):
         modalities: Names of the modalities, in the order of the pictures' axis M.
         embed_dim: Width D of the joint space of pictures and text.
         num_classes: Training identities; 0 gives embeddings.
-        num_semantic_experts: E_t (Fig. 4).
-        num_structure_experts: E_c (Fig. 4).
-        mlp_ratio: Hidden width of the experts as a multiple of D (Eq. 1).
-        drop: Dropout of the experts (Eq. 1).
-        semantic_routing: ``"specific"`` or ``"shared"`` (Table 4).
-        sampling: ``"dynamic"``, ``"fixed"``, ``"topk"``, ``"all"`` (Table 8) or ``"random"``, their control.
-        sampling_threshold: Threshold of ``"fixed"``.
-        sampling_keep: Share that ``"topk"`` and ``"random"`` keep.
-        modulation_scope: ``"position"`` or ``"map"``; see `TextModulation` (Eq. 6).
+        num_semantic_experts: E_t (Fig. 4); for this and the arguments that are not listed here see `NEXTHead`.
         text_modulation: Build the modulation; None builds it when there is a text tower.
-        masked_tokens: Sampled-out tokens stay in the attention as ``"zero"`` tokens (Eq. 7) or ``"drop"`` out of it.
-        structure_routing: ``"shared"`` or ``"specific"`` (Table 4).
-        structure_grain: Routing weights per ``"token"`` or per ``"sample"`` (Eq. 8).
-        structure_output: ``"sum"`` (Eq. 9), or ``"each"`` structure expert as a token set of its own.
-        aggregation: ``"attention"`` (Eq. 11), ``"mean"``, or ``"concat"`` of the class tokens, without experts.
-        num_heads: Heads of the aggregation.
-        ffn_ratio: Hidden width of the aggregation's feed-forward network as a multiple of D.
-        mmfa_residual: Residuals in the aggregation, which Eq. 11 does not write.
         head: One ``"joint"`` classifier, or one per ``"expert"`` group.
         share_image_tower: One image tower for all modalities, or one each.
         num_cameras: Cameras to learn an embedding for; 0 for none.
@@ -103,67 +82,40 @@ class NEXT(ReIDModel):
         super().__init__(
             image_tower, img_size, modalities, embed_dim, share_image_tower, num_cameras, drop_path, image_tower_args
         )
-        for name, value, allowed in (
-            ("aggregation", aggregation, (*AGGREGATIONS, "concat")),
-            ("head", head, HEADS),
-            ("masked_tokens", masked_tokens, MASKED_TOKENS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
-        if aggregation == "concat" and (num_semantic_experts or num_structure_experts):
-            raise ValueError(
-                "aggregation='concat' joins the class tokens and reads no expert: set num_semantic_experts=0 and "
-                "num_structure_experts=0, or aggregate by 'attention' or 'mean'"
-            )
-        dim, count = self.embed_dim, len(self.modalities)
+        if head not in HEADS:
+            raise ValueError(f"unknown head {head!r}; allowed: {', '.join(HEADS)}")
+        blocks = NEXTHead(
+            self.embed_dim,
+            len(self.modalities),
+            self._image_towers()[0].num_tokens,
+            num_semantic_experts=num_semantic_experts,
+            num_structure_experts=num_structure_experts,
+            mlp_ratio=mlp_ratio,
+            drop=drop,
+            semantic_routing=semantic_routing,
+            sampling=sampling,
+            sampling_threshold=sampling_threshold,
+            sampling_keep=sampling_keep,
+            modulation_scope=modulation_scope,
+            text_modulation=text_tower is not None if text_modulation is None else text_modulation,
+            masked_tokens=masked_tokens,
+            structure_routing=structure_routing,
+            structure_grain=structure_grain,
+            structure_output=structure_output,
+            aggregation=aggregation,
+            num_heads=num_heads,
+            ffn_ratio=ffn_ratio,
+            mmfa_residual=mmfa_residual,
+        )
         self.num_semantic_experts = num_semantic_experts
         self.masked_tokens = masked_tokens
-        modulated = text_tower is not None if text_modulation is None else text_modulation
-        self.semantic_experts = self.structure_experts = self.mmfa = None
-        if num_semantic_experts:
-            self.semantic_experts = SemanticSamplingExperts(
-                dim,
-                num_semantic_experts,
-                num_modalities=count,
-                mlp_ratio=mlp_ratio,
-                drop=drop,
-                routing=semantic_routing,
-                sampling=sampling,
-                threshold=sampling_threshold,
-                keep=sampling_keep,
-                text=modulated,
-                modulation_scope=modulation_scope,
-                num_tokens=self._image_towers()[0].num_tokens,
-            )
+        self.semantic_experts = blocks.semantic_experts
         if text_tower is not None and self.uses_text:
-            self.text_tower = TextTower(text_tower, dim)
-        if num_structure_experts:
-            self.structure_experts = StructureExperts(
-                dim,
-                num_structure_experts,
-                num_modalities=count,
-                mlp_ratio=mlp_ratio,
-                drop=drop,
-                routing=structure_routing,
-                grain=structure_grain,
-                output=structure_output,
-            )
-        # Without any expert the backbone's own tokens are the one token set (Table 3, row B).
-        structure_sets = self.structure_experts.num_sets if self.structure_experts else int(not num_semantic_experts)
-        if aggregation != "concat":
-            self.mmfa = MMFA(
-                dim, num_heads, ffn_ratio, mmfa_residual, aggregation, num_semantic_experts > 0, structure_sets > 0
-            )
-        groups = num_semantic_experts + structure_sets
-        self.num_features = groups * count * dim
-        self.num_groups = groups if head == "expert" else 1
+            self.text_tower = TextTower(text_tower, self.embed_dim)
+        self.structure_experts, self.mmfa = blocks.structure_experts, blocks.mmfa
+        self.num_features = blocks.num_features
+        self.num_groups = blocks.num_groups if head == "expert" else 1
         self.reset_classifier(num_classes)
-
-    @property
-    def uses_text(self) -> bool:
-        """Whether captions change the embedding: there are semantic experts, modulated ones."""
-        experts = self.semantic_experts
-        return experts is not None and experts.experts[0].modulation is not None
 
     def forward_features(
         self,
@@ -174,58 +126,21 @@ class NEXT(ReIDModel):
     ) -> Features:
         """Tokens, masks and routing weights by name; see the class for names and shapes, `forward` for arguments."""
         cls, tokens = self.encode_images(images, present, camid)
-        features: Features = {"cls": cls, "tokens": tokens, "present": present}
-        if self.semantic_experts is not None:
-            sampled = self.semantic_experts(cls, tokens, self._text_features(text, tokens), present)
-            parts = sampled._asdict()
-            features |= {"semantic": parts.pop("tokens"), **parts}
-        if self.structure_experts is not None:
-            structure, weights = self.structure_experts(tokens, present)
-            features |= {"structure": structure, "weights": weights}
-        elif self.semantic_experts is None:
-            features["structure"] = tokens.flatten(1, 2)[:, None]
-        return features
+        return self.run_branches(cls, tokens, self._encoded(text), present)
 
     def _embed(
         self, images: Tensor, text: Tensor | Captions | None, present: Tensor | None, camid: Tensor | None
     ) -> tuple[Tensor, Features]:
-        blocks = (self.semantic_experts, self.structure_experts, self.mmfa)
-        if self.mmfa is None or get_backend() == "reference" or not is_fusible(*blocks):
-            return super()._embed(images, text, present, camid)
         cls, tokens = self.encode_images(images, present, camid)
-        head = fused_head(
-            cls,
-            tokens,
-            self._text_features(text, tokens),
-            present,
-            semantic=self.semantic_experts,
-            structure=self.structure_experts,
-            mmfa=self.mmfa,
-            drop_masked=self.masked_tokens == "drop",
-        )
-        return head.groups.flatten(1), {"cls": cls, "tokens": tokens, "present": present, **head.parts}
+        return self.embed_tokens(cls, tokens, self._encoded(text), present)
 
-    def _text_features(self, text: Tensor | Captions | None, tokens: Tensor) -> Tensor | None:
+    def _encoded(self, text: Tensor | Captions | None) -> Tensor | None:
         if text is None or not self.uses_text:
             return None
-        if not isinstance(text, Tensor):
-            text = self.encode_text(text)
-        text = text.to(device=tokens.device)
-        if text.dim() == 3:
-            text = text[:, None].expand(-1, self.num_semantic_experts, -1, -1)
-        if text.shape[0] != tokens.shape[0]:
-            raise ValueError(f"captions for {text.shape[0]} samples were given with pictures of {tokens.shape[0]}")
-        return text
+        return text if isinstance(text, Tensor) else self.encode_text(text)
 
     def _pool(self, features: Features) -> Tensor:
-        if self.mmfa is None:
-            return features["cls"].flatten(1)
-        mask = None
-        if self.masked_tokens == "drop" and "mask" in features:
-            mask = features["mask"].detach().flatten(2) > 0
-        return self.mmfa(
-            features["cls"], features.get("semantic"), features.get("structure"), features["present"], mask
-        )
+        return self.aggregate(features)
 
 
 def _create_next(variant: str, pretrained: bool = False, **kwargs: Any) -> NEXT:

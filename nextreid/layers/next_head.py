@@ -1,0 +1,309 @@
+"""NEXT behind any backbone: tokens and captions in, one embedding out (Fig. 3 without its towers)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import get_backend
+from ._registry import register_layer
+from .fused import fused_head, is_fusible
+from .mmfa import AGGREGATIONS, MMFA
+from .semantic_expert import SemanticSamplingExperts
+from .structure_expert import StructureExperts
+
+MASKED_TOKENS = ("zero", "drop")
+
+
+class ExpertBranches(nn.Module):
+    """What runs the two branches and their aggregation, wherever a module keeps them.
+
+    `NEXTHead` builds the blocks; a model that has towers too takes them over under the same names, so that its weights
+    have no further prefix. An absent modality's tokens are zero here: who calls this sees to that.
+
+    Attributes:
+        semantic_experts: The semantic branch, or None.
+        structure_experts: The structure branch, or None.
+        mmfa: The aggregation, or None: the class tokens are the embedding then.
+        masked_tokens: ``"zero"`` or ``"drop"``; see `NEXTHead`.
+    """
+
+    semantic_experts: SemanticSamplingExperts | None
+    structure_experts: StructureExperts | None
+    mmfa: MMFA | None
+    masked_tokens: str
+
+    @property
+    def uses_text(self) -> bool:
+        """Whether captions change the embedding: there are semantic experts, modulated ones."""
+        experts = self.semantic_experts
+        return experts is not None and experts.experts[0].modulation is not None
+
+    def run_branches(self, cls: Tensor, tokens: Tensor, text: Tensor | None, present: Tensor | None) -> dict[str, Any]:
+        """Run the experts as the equations are written.
+
+        Args:
+            cls: Class tokens ``(B, M, D)``.
+            tokens: Patch tokens ``(B, M, N, D)``.
+            text: Caption features ``(B, M, D)`` or ``(B, E_t, M, D)``, or None.
+            present: Which modalities exist, bool ``(B, M)``; None for all.
+
+        Returns:
+            The parts by name; see `NEXTHead.forward_features`.
+
+        Raises:
+            ValueError: If the captions' shape does not fit.
+        """
+        parts: dict[str, Any] = {"cls": cls, "tokens": tokens, "present": present}
+        if self.semantic_experts is not None:
+            sampled = self.semantic_experts(cls, tokens, self._text_of_experts(text, tokens), present)._asdict()
+            parts |= {"semantic": sampled.pop("tokens"), **sampled}
+        if self.structure_experts is not None:
+            parts["structure"], parts["weights"] = self.structure_experts(tokens, present)
+        elif self.semantic_experts is None:
+            parts["structure"] = tokens.flatten(1, 2)[:, None]
+        return parts
+
+    def aggregate(self, parts: dict[str, Any]) -> Tensor:
+        """Turn what `run_branches` gave into the embedding ``(B, G*M*D)``."""
+        if self.mmfa is None:
+            return parts["cls"].flatten(1)
+        mask = None
+        if self.masked_tokens == "drop" and "mask" in parts:
+            mask = parts["mask"].detach().flatten(2) > 0
+        return self.mmfa(parts["cls"], parts.get("semantic"), parts.get("structure"), parts["present"], mask)
+
+    def embed_tokens(
+        self, cls: Tensor, tokens: Tensor, text: Tensor | None, present: Tensor | None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The embedding and the parts formed on the way to it, in the cheaper forms where they may stand in.
+
+        Those form no token sets: ``semantic`` and ``structure`` are not among their parts. Arguments are those of
+        `run_branches`.
+        """
+        blocks = (self.semantic_experts, self.structure_experts, self.mmfa)
+        if self.mmfa is None or get_backend() == "reference" or not is_fusible(*blocks):
+            parts = self.run_branches(cls, tokens, text, present)
+            return self.aggregate(parts), parts
+        head = fused_head(
+            cls,
+            tokens,
+            self._text_of_experts(text, tokens),
+            present,
+            semantic=self.semantic_experts,
+            structure=self.structure_experts,
+            mmfa=self.mmfa,
+            drop_masked=self.masked_tokens == "drop",
+        )
+        return head.groups.flatten(1), {"cls": cls, "tokens": tokens, "present": present, **head.parts}
+
+    def _text_of_experts(self, text: Tensor | None, tokens: Tensor) -> Tensor | None:
+        """Caption features on the tokens' device, one for each expert; None where nothing reads them."""
+        if text is None or self.semantic_experts is None or not self.uses_text:
+            return None
+        if text.shape[0] != tokens.shape[0]:
+            raise ValueError(f"captions for {text.shape[0]} samples were given with tokens of {tokens.shape[0]}")
+        text = text.to(device=tokens.device)
+        count = len(self.semantic_experts.experts)
+        return text[:, None].expand(-1, count, -1, -1) if text.dim() == 3 else text
+
+
+@register_layer
+class NEXTHead(ExpertBranches):
+    """NEXT's experts and their aggregation for the tokens of any backbone (NEXT, Sec. 3, Eq. 1-11).
+
+    The class tokens ``(B, M, D)`` and patch tokens ``(B, M, N, D)`` of M modalities become one embedding
+    ``(B, G*M*D)``: G = E_t + S token sets, from E_t semantic experts and S sets of structure experts (Eq. 10).
+
+    Args:
+        dim: Width D of tokens, caption features and each part of the embedding.
+        num_modalities: Number M of modalities.
+        num_tokens: Number N of patch tokens of one modality, which is then checked; None for any. Needed by
+            ``modulation_scope="map"`` and ``sampling="random"``.
+        in_dim: Width of the backbone's tokens, to be projected to ``dim``; None where they have that width.
+        num_semantic_experts: E_t (Fig. 4).
+        num_structure_experts: E_c (Fig. 4).
+        mlp_ratio: Hidden width of the experts as a multiple of D (Eq. 1).
+        drop: Dropout of the experts (Eq. 1).
+        semantic_routing: ``"specific"`` or ``"shared"`` (Table 4).
+        sampling: ``"dynamic"``, ``"fixed"``, ``"topk"``, ``"all"`` (Table 8) or ``"random"``, their control.
+        sampling_threshold: Threshold of ``"fixed"``.
+        sampling_keep: Share that ``"topk"`` and ``"random"`` keep.
+        modulation_scope: ``"position"`` or ``"map"``; see `TextModulation` (Eq. 6).
+        text_modulation: Build the modulation. Without captions in training its weights do not learn: False then.
+        masked_tokens: Sampled-out tokens stay in the attention as ``"zero"`` tokens (Eq. 7) or ``"drop"`` out of it.
+        structure_routing: ``"shared"`` or ``"specific"`` (Table 4).
+        structure_grain: Routing weights per ``"token"`` or per ``"sample"`` (Eq. 8).
+        structure_output: ``"sum"`` (Eq. 9), or ``"each"`` structure expert as a token set of its own.
+        aggregation: ``"attention"`` (Eq. 11), ``"mean"``, or ``"concat"`` of the class tokens, without experts.
+        num_heads: Heads of the aggregation.
+        ffn_ratio: Hidden width of the aggregation's feed-forward network as a multiple of D.
+        mmfa_residual: Residuals in the aggregation, which Eq. 11 does not write.
+
+    Attributes:
+        num_features: Width G*M*D of the embedding.
+        num_groups: G; a `BNNeck` with so many groups has one classifier for each.
+
+    Raises:
+        ValueError: If a setting is unknown or two contradict each other.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_modalities: int = 3,
+        num_tokens: int | None = None,
+        in_dim: int | None = None,
+        num_semantic_experts: int = 3,
+        num_structure_experts: int = 3,
+        mlp_ratio: float = 4.0,
+        drop: float = 0.1,
+        semantic_routing: str = "specific",
+        sampling: str = "dynamic",
+        sampling_threshold: float = 0.0,
+        sampling_keep: float = 0.5,
+        modulation_scope: str = "position",
+        text_modulation: bool = True,
+        masked_tokens: str = "zero",
+        structure_routing: str = "shared",
+        structure_grain: str = "token",
+        structure_output: str = "sum",
+        aggregation: str = "attention",
+        num_heads: int = 8,
+        ffn_ratio: float = 4.0,
+        mmfa_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, allowed in (
+            ("aggregation", aggregation, (*AGGREGATIONS, "concat")),
+            ("masked_tokens", masked_tokens, MASKED_TOKENS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
+        if aggregation == "concat" and (num_semantic_experts or num_structure_experts):
+            raise ValueError(
+                "aggregation='concat' joins the class tokens and reads no expert: set num_semantic_experts=0 and "
+                "num_structure_experts=0, or aggregate by 'attention' or 'mean'"
+            )
+        if num_modalities < 1:
+            raise ValueError(f"num_modalities must be at least 1, got {num_modalities}")
+        self.dim, self.num_modalities, self.num_tokens = dim, num_modalities, num_tokens
+        self.in_dim = in_dim or dim
+        self.masked_tokens = masked_tokens
+        self.proj: nn.Module = nn.Identity()
+        if in_dim:
+            # Without a bias, so that the zeros of an absent modality stay zeros.
+            self.proj = nn.Linear(in_dim, dim, bias=False)
+            nn.init.normal_(self.proj.weight, std=in_dim**-0.5)
+        self.semantic_experts = self.structure_experts = self.mmfa = None
+        if num_semantic_experts:
+            self.semantic_experts = SemanticSamplingExperts(
+                dim,
+                num_semantic_experts,
+                num_modalities=num_modalities,
+                mlp_ratio=mlp_ratio,
+                drop=drop,
+                routing=semantic_routing,
+                sampling=sampling,
+                threshold=sampling_threshold,
+                keep=sampling_keep,
+                text=text_modulation,
+                modulation_scope=modulation_scope,
+                num_tokens=num_tokens,
+            )
+        if num_structure_experts:
+            self.structure_experts = StructureExperts(
+                dim,
+                num_structure_experts,
+                num_modalities=num_modalities,
+                mlp_ratio=mlp_ratio,
+                drop=drop,
+                routing=structure_routing,
+                grain=structure_grain,
+                output=structure_output,
+            )
+        # Without any expert the backbone's own tokens are the one token set (Table 3, row B).
+        structure_sets = self.structure_experts.num_sets if self.structure_experts else int(not num_semantic_experts)
+        if aggregation != "concat":
+            self.mmfa = MMFA(
+                dim, num_heads, ffn_ratio, mmfa_residual, aggregation, num_semantic_experts > 0, structure_sets > 0
+            )
+        self.num_groups = num_semantic_experts + structure_sets
+        self.num_features = self.num_groups * num_modalities * dim
+
+    def forward(
+        self,
+        cls: Tensor | None,
+        tokens: Tensor,
+        text: Tensor | None = None,
+        present: Tensor | None = None,
+        return_parts: bool = False,
+    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
+        """Embed samples.
+
+        Args:
+            cls: Class tokens ``(B, M, in_dim)``, or any other vector for each picture; None for the mean of the tokens.
+            tokens: Patch tokens ``(B, M, N, in_dim)``: the rows of a feature map, or a single vector with N = 1.
+            text: Caption features ``(B, M, D)``, or one for each semantic expert ``(B, E_t, M, D)``, in the space of
+                the (projected) tokens; rows of zeros for pictures without a caption; None for none at all. Where no
+                expert is modulated they change nothing.
+            present: Which modalities exist, bool ``(B, M)``; None for all. Whatever an absent one's tokens hold, NaN
+                included, its parts of the embedding are zero and no other part sees it.
+            return_parts: Give the parts formed on the way too.
+
+        Returns:
+            The embedding ``(B, G*M*D)``, not normalised: token sets outermost, then modalities, then channels. With
+            ``return_parts`` also a dict with those parts that `forward_features` names and this way forms; the token
+            sets are mostly not among them.
+
+        Raises:
+            ValueError: If a shape is not the head's.
+        """
+        embedding, parts = self.embed_tokens(*self._checked(cls, tokens, text, present))
+        return (embedding, parts) if return_parts else embedding
+
+    def forward_features(
+        self, cls: Tensor | None, tokens: Tensor, text: Tensor | None = None, present: Tensor | None = None
+    ) -> dict[str, Any]:
+        """All parts by name, arguments as in `forward`.
+
+        Returns:
+            ``cls (B, M, D)``, ``tokens (B, M, N, D)``, ``present (B, M)`` or None; with semantic experts
+            ``semantic (B, E_t, M*N, D)``, ``mask``, ``gamma``, ``beta`` ``(B, E_t, M, N)`` and ``sigma (B, E_t, M, 1)``
+            (those that are not formed are None); ``structure (B, S, M*N, D)`` and, with structure experts,
+            ``weights (B, M*N, E_c)``. `aggregate` turns them into the embedding.
+
+        Raises:
+            ValueError: If a shape is not the head's.
+        """
+        return self.run_branches(*self._checked(cls, tokens, text, present))
+
+    def _checked(
+        self, cls: Tensor | None, tokens: Tensor, text: Tensor | None, present: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The four inputs, absent modalities zeroed and tokens projected."""
+        count, width, positions = self.num_modalities, self.in_dim, self.num_tokens
+        if tokens.dim() != 4 or tokens.shape[1] != count or tokens.shape[3] != width:
+            raise ValueError(
+                f"tokens have shape {tuple(tokens.shape)}, expected (B, M, N, D) with M = {count} modalities of width "
+                f"{width}; build the head with num_modalities= and in_dim= for others"
+            )
+        if positions not in (None, tokens.shape[2]):
+            raise ValueError(
+                f"tokens have N = {tokens.shape[2]} positions, the head was built for num_tokens={positions}"
+            )
+        if cls is not None and cls.shape != (len(tokens), count, width):
+            raise ValueError(
+                f"class tokens have shape {tuple(cls.shape)}, expected (B, M, D) = {(len(tokens), count, width)}, "
+                "or None for the mean of the patch tokens"
+            )
+        if present is not None:
+            if present.shape != tokens.shape[:2] or present.dtype != torch.bool:
+                expected = tuple(tokens.shape[:2])
+                raise ValueError(
+                    f"present is {present.dtype} {tuple(present.shape)}, expected bool (B, M) = {expected}"
+                )
+            absent = ~present[..., None]
+            tokens = tokens.masked_fill(absent[..., None], 0.0)
+            cls = None if cls is None else cls.masked_fill(absent, 0.0)
+        return self.proj(tokens.mean(2) if cls is None else cls), self.proj(tokens), text, present

@@ -1,0 +1,260 @@
+"""NEXTHead: the model's head for anybody's tokens, against the blocks put together by hand and against NEXT itself."""
+
+import inspect
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import nextreid
+from nextreid.layers import BNNeck, NEXTHead
+from nextreid.models import NEXT
+from nextreid.ops import use_backend
+
+B, M, N, D = 3, 3, 6, 16
+PRESENT = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
+SMALL = {"dim": D, "num_heads": 4, "mlp_ratio": 2.0, "ffn_ratio": 2.0}
+
+
+def make(modalities=M, **settings):
+    torch.manual_seed(0)
+    head = NEXTHead(**{**SMALL, "num_modalities": modalities, **settings}).double()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return head
+
+
+def inputs(modalities=M, width=D, positions=N):
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((B, modalities, width), (B, modalities, positions, width), (B, modalities, D))
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def by_hand(head, cls, tokens, text=None, present=None):
+    """Eq. 7, 9, 10 and 11 one expert and one modality's query after the other."""
+    vectors = []
+    keys = None if present is None else present.repeat_interleave(tokens.shape[2], 1)
+    for expert in head.semantic_experts.experts:
+        out = expert(cls, tokens, text, present)
+        own = out.mask.flatten(1) > 0 if head.masked_tokens == "drop" else None
+        own = keys if own is None else own if keys is None else own & keys
+        vectors.append(head.mmfa.semantic(cls, out.tokens, own))
+    vectors.append(head.mmfa.structure(cls, head.structure_experts(tokens, present).tokens[:, 0], keys))
+    if present is not None:
+        vectors = [vector * present[..., None] for vector in vectors]
+    return torch.cat([vector[:, m] for vector in vectors for m in range(tokens.shape[1])], dim=1)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("masked", ["zero", "drop"])
+@pytest.mark.parametrize("present", [None, PRESENT], ids=["all there", "some absent"])
+def test_is_the_blocks_put_together(backend, masked, present):
+    head = make(masked_tokens=masked).eval()
+    cls, tokens, text = inputs()
+    if present is not None:
+        cls, tokens = cls * present[..., None], tokens * present[..., None, None]
+    with use_backend(backend):
+        ours = head(cls, tokens, text, present)
+    torch.testing.assert_close(ours, by_hand(head, cls, tokens, text, present), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("captions", [True, False])
+def test_is_the_head_of_next(captions):
+    model = nextreid.create_model("next_tiny", text_tower=None, text_modulation=True).eval()
+    kwargs = {key: model.model_args[key] for key in ("mlp_ratio", "ffn_ratio", "num_heads", "mmfa_residual")}
+    head = NEXTHead(model.embed_dim, num_tokens=32, **kwargs).eval()
+    own = {key for key in model.state_dict() if not key.startswith("image_tower.")}
+    assert own == set(head.state_dict())
+    head.load_state_dict({key: model.state_dict()[key] for key in own})
+    images, text = torch.randn(B, M, 3, *model.img_size), torch.randn(B, M, model.embed_dim) if captions else None
+    cls, tokens = model.encode_images(images, PRESENT)
+    assert torch.equal(head(cls, tokens, text, PRESENT), model(images, text, PRESENT))
+    theirs, ours = model.forward_features(images, text, PRESENT), head.forward_features(cls, tokens, text, PRESENT)
+    assert list(ours) == list(theirs)
+    assert all(a is b or torch.equal(a, b) for a, b in zip(ours.values(), theirs.values(), strict=True))
+
+
+def test_arguments_are_those_of_next():
+    model, head = (inspect.signature(block).parameters for block in (NEXT, NEXTHead))
+    assert model.keys() - head.keys() == {
+        *("image_tower", "text_tower", "img_size", "modalities", "embed_dim", "num_classes", "head"),
+        *("share_image_tower", "num_cameras", "drop_path", "image_tower_args"),
+    }
+    assert head.keys() - model.keys() == {"dim", "num_modalities", "num_tokens", "in_dim"}
+    shared = head.keys() & model.keys() - {"text_modulation"}
+    assert {name: head[name].default for name in shared} == {name: model[name].default for name in shared}
+
+
+def test_builds_by_name_from_json():
+    args = json.loads(json.dumps({**SMALL, "in_dim": 24, "num_modalities": 2, "sampling": "topk"}))
+    head = nextreid.create_layer("NEXTHead", **args)
+    assert isinstance(head, NEXTHead)
+    assert head(torch.randn(B, 2, 24), torch.randn(B, 2, N, 24)).shape == (B, head.num_features)
+
+
+def test_settings_reach_the_blocks():
+    routed = {"sampling": "fixed", "sampling_threshold": 0.2, "semantic_routing": "shared", "modulation_scope": "map"}
+    mixed = {"structure_routing": "specific", "structure_grain": "sample", "structure_output": "each"}
+    head = make(2, num_tokens=N, drop=0.3, sampling_keep=0.7, ffn_ratio=3.0, mmfa_residual=True, **routed, **mixed)
+    expert, structure, last = head.semantic_experts.experts[2], head.structure_experts, head.mmfa.structure
+    assert (expert.sampling, expert.threshold, expert.keep, expert.limit) == ("fixed", 0.2, 0.7, None)
+    assert (len(expert.score.nets), expert.modulation.mix[0].in_features) == (1, 2 * N)
+    assert expert.expert.drop.p == structure.experts[2].drop.p == 0.3
+    assert expert.expert.mlp[0].out_features == structure.experts[2].mlp[0].out_features == 2 * D
+    assert (len(structure.routers), structure.grain, structure.output) == (2, "sample", "each")
+    assert (last.ffn[0].out_features, last.residual, last.attention.num_heads) == (3 * D, True, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "groups"),
+    [
+        ({}, 4),
+        ({"num_semantic_experts": 2, "num_structure_experts": 5}, 3),
+        ({"structure_output": "each", "num_structure_experts": 2}, 5),
+        ({"num_structure_experts": 0}, 3),
+        ({"num_semantic_experts": 0}, 1),
+        ({"num_semantic_experts": 0, "num_structure_experts": 0}, 1),
+        ({"num_semantic_experts": 0, "num_structure_experts": 0, "aggregation": "concat"}, 1),
+        ({"aggregation": "mean"}, 4),
+        ({"sampling": "random", "num_tokens": N}, 4),
+        ({"modulation_scope": "map", "num_tokens": N}, 4),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("modalities", [1, 2, 5])
+def test_settings_and_modalities_give_the_width_they_announce(settings, groups, modalities):
+    head = make(modalities, **settings)
+    cls, tokens, text = inputs(modalities)
+    embedding = head(cls, tokens, text)
+    assert embedding.shape == (B, groups * modalities * D) == (B, head.num_features)
+    assert head.num_groups == groups
+    logits = BNNeck(head.num_features, 7, head.num_groups).double()(embedding)
+    assert logits.shape == ((B, groups, 7) if groups > 1 else (B, 7))
+    (embedding.square().sum() + logits.square().sum()).backward()
+    assert [name for name, p in head.named_parameters() if p.grad is None] == []
+
+
+def test_without_class_tokens_the_mean_of_the_patches_takes_their_place():
+    head = make().eval()
+    _, tokens, text = inputs()
+    assert torch.equal(head(None, tokens, text, PRESENT), head(tokens.mean(2), tokens, text, PRESENT))
+
+
+def test_another_width_is_projected():
+    head, plain = make(in_dim=40).eval(), make().eval()
+    plain.load_state_dict({key: value for key, value in head.state_dict().items() if not key.startswith("proj.")})
+    cls, tokens, text = inputs(width=40)
+    weight = head.proj.weight.T
+    torch.testing.assert_close(head(cls, tokens, text), plain(cls @ weight, tokens @ weight, text))
+    assert head.proj.weight.shape == (D, 40) and head.proj.bias is None
+
+
+@pytest.mark.parametrize("settings", [{}, {"in_dim": D}, {"aggregation": "mean"}, {"sampling": "all"}], ids=str)
+@pytest.mark.parametrize("pooled", [True, False], ids=["class tokens", "none"])
+def test_an_absent_modality_may_hold_anything(settings, pooled):
+    head = make(**settings).eval()
+    cls, tokens, text = inputs()
+    cls = cls if pooled else None
+    expected = head(cls, tokens, text, PRESENT)
+    for x in (cls, tokens):
+        if x is not None:
+            x[~PRESENT] = torch.nan
+    embedding = head(cls, tokens, text, PRESENT)
+    assert torch.equal(embedding, expected)
+    parts = embedding.view(B, 4, M, D).abs().sum((1, 3))
+    assert torch.equal(parts > 0, PRESENT)
+    embedding.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
+
+
+def test_captions_for_each_expert_or_for_all():
+    head = make().eval()
+    cls, tokens, text = inputs()
+    expected = head(cls, tokens, text)
+    assert torch.equal(head(cls, tokens, text[:, None].expand(-1, 3, -1, -1)), expected)
+    assert not torch.equal(head(cls, tokens), expected)
+    each = torch.stack([text, -text, text], dim=1)
+    beta = head.forward_features(cls, tokens, each)["beta"]
+    torch.testing.assert_close(beta[:, 1], -beta[:, 0])
+    deaf = make(text_modulation=False).eval()
+    assert not deaf.uses_text and head.uses_text
+    assert torch.equal(deaf(cls, tokens, text), deaf(cls, tokens))
+
+
+def test_parts_on_request():
+    head = make().eval()
+    cls, tokens, text = inputs()
+    whole = head.forward_features(cls, tokens, text, PRESENT)
+    torch.testing.assert_close(head.aggregate(whole), head(cls, tokens, text, PRESENT), rtol=1e-10, atol=1e-10)
+    embedding, parts = head(cls, tokens, text, PRESENT, return_parts=True)
+    assert torch.equal(embedding, head(cls, tokens, text, PRESENT))
+    assert whole.keys() - parts.keys() == {"semantic", "structure"}
+    for name, part in parts.items():
+        torch.testing.assert_close(part, whole[name], rtol=1e-10, atol=1e-10)
+    assert whole["semantic"].shape == (B, 3, M * N, D) and whole["structure"].shape == (B, 1, M * N, D)
+    assert torch.equal(whole["tokens"], tokens * PRESENT[..., None, None])
+    with use_backend("reference"):
+        assert head(cls, tokens, text, PRESENT, return_parts=True)[1].keys() == whole.keys()
+
+
+def test_a_changed_block_is_run_and_not_passed_by():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    head = make().eval()
+    cls, tokens, text = inputs()
+    plain = head(cls, tokens, text)
+    changed = Doubled(2 * D, D).double()
+    changed.load_state_dict(head.structure_experts.experts[0].mlp[2].state_dict())
+    head.structure_experts.experts[0].mlp[2] = changed
+    altered = head(cls, tokens, text)
+    torch.testing.assert_close(altered, by_hand(head, cls, tokens, text), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(altered, plain)
+
+
+def test_compiles_as_one_graph():
+    head = make(in_dim=24, num_semantic_experts=1, num_structure_experts=1).eval()
+    cls, tokens, text = inputs(width=24)
+    compiled = torch.compile(head, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(cls, tokens, text, PRESENT), head(cls, tokens, text, PRESENT))
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"aggregation": "sum"}, "attention, mean, concat"),
+        ({"aggregation": "concat"}, "num_semantic_experts=0"),
+        ({"masked_tokens": "keep"}, "zero, drop"),
+        ({"num_modalities": 0}, "num_modalities must be at least 1"),
+        ({"num_heads": 5}, "num_heads=5"),
+        ({"modulation_scope": "map"}, "needs num_tokens"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named(settings, named):
+    with pytest.raises(ValueError, match=named):
+        NEXTHead(**{**SMALL, **settings})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c, t, x: (c, t[:, 0], x, None), r"expected \(B, M, N, D\) with M = 3 modalities of width 16"),
+        (lambda c, t, x: (c, t[:, :2], x, None), "num_modalities="),
+        (lambda c, t, x: (c, t[..., :8], x, None), "in_dim="),
+        (lambda c, t, x: (c, t[:, :, :4], x, None), "num_tokens=6"),
+        (lambda c, t, x: (c[:, :2], t, x, None), "class tokens have shape"),
+        (lambda c, t, x: (c[..., None], t, x, None), "or None for the mean"),
+        (lambda c, t, x: (c, t, x[..., :4], None), "caption features have shape"),
+        (lambda c, t, x: (c, t, x[:2], None), "captions for 2 samples"),
+        (lambda c, t, x: (c, t, x, PRESENT.float()), "present is torch.float32"),
+        (lambda c, t, x: (c, t, x, PRESENT[:, :2]), r"expected bool \(B, M\) = \(3, 3\)"),
+    ],
+)
+def test_bad_inputs_are_named(change, named):
+    with pytest.raises(ValueError, match=named):
+        make(num_tokens=N)(*change(*inputs()))
