@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "towers": {"layers", "version"},
     "models": {"layers", "ops", "towers", "version"},
     "viz": {"data", "retrieval", "version"},
-    "engine": {"captions", "data", "layers", "losses", "models", "retrieval", "towers", "viz", "version"},
+    "engine": {"captions", "data", "layers", "losses", "models", "ops", "retrieval", "towers", "viz", "version"},
     "cli": {"captions", "data", "engine", "losses", "models", "retrieval", "viz", "version"},
     "version.py": set(),
     "__main__.py": {"cli"},

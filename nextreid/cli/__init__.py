@@ -9,7 +9,7 @@ from typing import Any
 
 from nextreid.version import __version__
 
-from . import bench, captions, data, demo, evaluate, extract, models, train
+from . import bench, captions, convert, data, demo, evaluate, export, extract, models, train
 
 # Rooms are imported inside the commands, so that each loads what it needs.
 
@@ -78,6 +78,6 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for tracebacks")
     commands = Commands(parser, "command", common)
-    for module in (demo, train, evaluate, extract, models, data, bench, captions):
+    for module in (demo, train, evaluate, extract, export, models, convert, data, bench, captions):
         module.add(commands)
     return parser

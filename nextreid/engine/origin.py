@@ -1,10 +1,13 @@
 """What a model's weights have learned from, and whether a test set was among it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from nextreid.data import ReIDDataset
 from nextreid.data.card import refuse_leak
 from nextreid.models import ReIDModel
+
+_MEASURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
 
 
 def trained_sets(model: ReIDModel) -> list[str]:
@@ -30,4 +33,22 @@ def record_training(model: ReIDModel, record: dict[str, Any], start: dict[str, A
         start: The record of the weights that the training started from; None for weights without one.
     """
     told = {**record, "start": start} if start else dict(record)
-    model.pretrained_cfg = model.pretrained_cfg.replace(trained_on=told)
+    # What was measured on the weights before does not hold for these.
+    model.pretrained_cfg = model.pretrained_cfg.replace(trained_on=told, metrics=None, protocol=None)
+
+
+def record_measures(model: ReIDModel, evaluation: Mapping[str, Any] | None, epoch_rule: str) -> None:
+    """Write beside `record_training`'s record what was measured after it and how its epoch was chosen.
+
+    Args:
+        model: Its ``pretrained_cfg`` is replaced.
+        evaluation: A row of `EvaluationReport.to_dict`, or None where nothing was measured.
+        epoch_rule: Such as ``"last"``.
+    """
+    config = model.pretrained_cfg
+    measures = None if evaluation is None else {name: evaluation[name] for name in _MEASURES}
+    model.pretrained_cfg = config.replace(
+        trained_on={**(config.trained_on or {}), "epoch_rule": epoch_rule},
+        metrics=measures,
+        protocol=None if evaluation is None else evaluation["protocol"],
+    )

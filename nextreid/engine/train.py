@@ -39,7 +39,7 @@ from .distributed import (
 from .embed import eval_transform, keep_texts, place
 from .evaluate import check_modalities, measure, screened
 from .optim import build_optimizer, lr_factor, set_lr
-from .origin import record_training, refuse_trained_on
+from .origin import record_measures, record_training, refuse_trained_on
 from .recipe import Recipe
 from .run_folder import BEST, LAST, METRICS, STATE, TrainReport, best_row, describe, open_run
 
@@ -204,8 +204,11 @@ def _evaluations(
 
 def _save(folder: Path, model: ReIDModel, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
     _logger.info("%s: %s", folder.name, history[-1])
+    measured = history[-1].get("evaluation")
     if best_row(history) is history[-1]:
+        record_measures(model, measured, "best mAP on the evaluated samples")
         save_model(model, folder / BEST)
+    record_measures(model, measured, "last")
     save_model(model, folder / LAST)
     keep_texts(model)
     write_jsonl(folder / METRICS, history)

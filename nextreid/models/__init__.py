@@ -3,9 +3,12 @@
 from . import baseline, next  # noqa: F401  (each registers its models)
 from ._base import ReIDModel, ReIDOutput
 from ._builder import build_model_with_cfg
-from ._factory import create_model
+from ._convert import Conversion, convert_clip
+from ._factory import create_model, from_pretrained
+from ._golden import Finding, verify_checkpoint
 from ._hub import load_config, load_strictly, save_model, swap_folder
 from ._pretrained import PretrainedCfg, generate_default_cfgs
+from ._publish import push_to_hub, save_pretrained
 from ._registry import (
     get_pretrained_cfg,
     is_model,
@@ -20,11 +23,15 @@ from .next import NEXT
 __all__ = [
     "NEXT",
     "Baseline",
+    "Conversion",
+    "Finding",
     "PretrainedCfg",
     "ReIDModel",
     "ReIDOutput",
     "build_model_with_cfg",
+    "convert_clip",
     "create_model",
+    "from_pretrained",
     "generate_default_cfgs",
     "get_pretrained_cfg",
     "is_model",
@@ -33,7 +40,10 @@ __all__ = [
     "load_config",
     "load_strictly",
     "model_entrypoint",
+    "push_to_hub",
     "register_model",
     "save_model",
+    "save_pretrained",
     "swap_folder",
+    "verify_checkpoint",
 ]

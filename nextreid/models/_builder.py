@@ -71,6 +71,7 @@ def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None 
         load_checkpoint(model, str(source))
     elif cfg.clip:
         model.load_clip(*cfg.clip, cache_dir=cache_dir)
+        model.pretrained_cfg = model.pretrained_cfg.replace(base_weights=f"CLIP {cfg.clip[0]}, {cfg.clip[1]}")
         _logger.info("the towers of %s start from CLIP (%s, %s); the rest is untrained", cfg.architecture, *cfg.clip)
     else:
         raise ValueError(
@@ -89,6 +90,7 @@ def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], p
         for k in ("image_tower", "text_tower")
         if {k} <= args.keys() & model.model_args.keys()
     ]
+    facts.append(("num_cameras", args.get("num_cameras", 0), model.model_args.get("num_cameras", 0)))
     for name, theirs, ours in facts:
         if theirs != ours:
             raise ValueError(f"the weights of {path} were trained with {name}={theirs}, the model has {name}={ours}")
@@ -122,8 +124,12 @@ def load_checkpoint(model: ReIDModel, path: str) -> None:
     if (folder / CONFIG).is_file():
         config = load_config(folder)
         state = _adapt(model, config, state, path)
-        trained_on = config.get("pretrained_cfg", {}).get("trained_on")
-        model.pretrained_cfg = model.pretrained_cfg.replace(trained_on=trained_on)
+        saved_cfg = config.get("pretrained_cfg", {})
+        model.pretrained_cfg = model.pretrained_cfg.replace(
+            trained_on=saved_cfg.get("trained_on"), base_weights=saved_cfg.get("base_weights")
+        )
+    else:
+        _logger.warning("%s: no %s beside it says for which pictures and modalities it was trained", path, CONFIG)
     own = model.state_dict()
     saved = {key for key in state if key.startswith("neck.")}
     wanted = {key for key in own if key.startswith("neck.")}

@@ -1,5 +1,6 @@
 """Names in, modules out."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ._hub import download, load_config
 from ._pretrained import PretrainedCfg
 from ._registry import model_entrypoint, split_model_name_tag
 
-_SOURCES = ("hf-hub:", "local-dir:")
+_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 _NONE_IS_A_SETTING = ("text_tower", "embed_dim")
 
 
@@ -41,13 +42,14 @@ def create_model(
 
     Raises:
         ValueError: If the name, the tag, an argument or a weight does not fit.
-        FileNotFoundError: If a local folder or file does not exist.
+        FileNotFoundError: If a local folder or file does not exist, or a hub repository, a revision or a file of it.
+        ConnectionError: If the hub cannot be reached and the cache has not got the files.
     """
     kwargs = {key: value for key, value in kwargs.items() if value is not None or key in _NONE_IS_A_SETTING}
     folder: Path | None = None
     if model_name.startswith(_SOURCES):
         source, _, place = model_name.partition(":")
-        folder = download(place, cache_dir) if source == "hf-hub" else Path(place)
+        folder = Path(place) if source == "local-dir" else download(place, cache_dir)
         config = load_config(folder)
         architecture = config["architecture"]
         kwargs = {**config.get("model_args", {}), **kwargs}
@@ -71,9 +73,39 @@ def create_model(
             **kwargs,
         )
     except TypeError as error:
-        if "unexpected keyword argument" in str(error):
+        if "keyword argument" in str(error):  # an unexpected one, or one given twice
             raise ValueError(f"{architecture!r} does not take these arguments: {error}") from error
         raise
     if checkpoint_path is not None:
         load_checkpoint(model, str(checkpoint_path))
     return model
+
+
+def from_pretrained(
+    source: str | Path, *, revision: str | None = None, cache_dir: str | None = None, **kwargs: Any
+) -> ReIDModel:
+    """Load a checkpoint as ``transformers`` and ``diffusers`` do.
+
+    Args:
+        source: A checkpoint folder, or a hub repository ``OWNER/NAME`` where there is no such folder.
+        revision: Branch, tag or commit of the repository.
+        cache_dir: Where downloads are kept.
+        **kwargs: Arguments of the model that differ from the checkpoint's, such as ``num_classes=0``.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: If a revision is given with a folder, or the checkpoint does not fit; see `create_model`.
+        FileNotFoundError: If there is neither such a folder nor such a repository.
+        ConnectionError: If the hub cannot be reached and the cache has not got the files.
+    """
+    if Path(source).is_dir():
+        if revision:
+            raise ValueError(f"{source} is a folder, which has no revision {revision!r}; only hub repositories do")
+        name = f"local-dir:{source}"
+    elif isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
+        name = f"hf-hub:{source}" + (f"@{revision}" if revision else "")
+    else:
+        raise FileNotFoundError(f"there is no checkpoint folder {source}, and a hub repository is OWNER/NAME")
+    return create_model(name, cache_dir=cache_dir, **kwargs).eval()

@@ -1,14 +1,23 @@
-"""A model as a folder: config.json and model.safetensors, written atomically and read strictly."""
+"""A model as a folder: config.json and model.safetensors, written atomically, read strictly, fetched from the hub."""
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,12 +27,19 @@ from ._base import ReIDModel
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+GOLDEN = "golden.safetensors"
+CARD = "README.md"
+SUMS = "SHA256SUMS"
+CODE_LICENSE = "Apache-2.0"
+# The HTTP library's own errors are among the bases; which library that is differs by the client's version.
+_TRANSFER_ERRORS = cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, OSError))
 
 
 def save_model(model: ReIDModel, folder: str | Path) -> Path:
     """Write a model as a checkpoint folder, so that ``create_model("local-dir:FOLDER")`` gives it back to the bit.
 
-    The folder appears whole or not at all: it is written beside its place and renamed.
+    The folder appears whole or not at all: it is written beside its place and renamed. It holds no more than loading
+    needs, as training writes one after every epoch; `save_pretrained` writes one with its proof.
 
     Args:
         model: A model made by `create_model`.
@@ -34,37 +50,68 @@ def save_model(model: ReIDModel, folder: str | Path) -> Path:
 
     Raises:
         ValueError: If the model was not built by an entrypoint, or ``folder`` exists and is not a checkpoint.
+        OSError: If the disk is full or the place cannot be written; what was there before stays as it was.
+    """
+    with fresh_checkpoint(model, folder):
+        pass
+    return Path(folder)
+
+
+@contextmanager
+def fresh_checkpoint(model: ReIDModel, folder: str | Path) -> Iterator[Path]:
+    """A new folder with the model's configuration and weights; it takes the place of ``folder`` when all went well.
+
+    Args:
+        model: See `save_model`.
+        folder: See `save_model`.
+
+    Yields:
+        The new folder, to which files can be added.
     """
     target = Path(folder)
-    cfg = getattr(model, "pretrained_cfg", None)
-    if cfg is None or not hasattr(model, "model_args"):
-        raise ValueError(f"{type(model).__name__} was not built by create_model: its architecture has no name to save")
+    config = config_of(model)
     if target.exists() and not (target / CONFIG).is_file():
         raise ValueError(f"{target} exists and is not a checkpoint folder (no {CONFIG}); name another folder")
-    args = {**model.model_args, "num_classes": model.num_classes}
-    config = {
-        "architecture": cfg.architecture,
-        "num_classes": model.num_classes,
-        "num_features": model.num_features,
-        "model_args": args,
-        "pretrained_cfg": {**cfg.to_dict(remove_source=True), "num_classes": model.num_classes},
-        "nextreid_version": __version__,
-    }
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except PermissionError as error:
+        raise PermissionError(f"cannot save to {target}: {target.parent} may not be written; name another") from error
     try:
         os.chmod(fresh, 0o755)
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         tensors = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt", "nextreid": __version__})
-        for name in (CONFIG, WEIGHTS):
-            with (fresh / name).open("rb+") as file:
+        yield fresh
+        for path in fresh.iterdir():
+            with path.open("rb+") as file:
                 os.fsync(file.fileno())  # the new names must not reach the disk before the new bytes
+            os.chmod(path, 0o644)  # safetensors lets nobody but the owner read
         swap_folder(fresh, target)
-    except BaseException:
+    except SafetensorError as error:  # its writer's word for a full disk
+        raise OSError(f"cannot save to {target}: {error}") from error
+    finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    return target
+
+
+def config_of(model: ReIDModel) -> dict[str, Any]:
+    """What config.json says of a model.
+
+    Raises:
+        ValueError: If the model was not built by an entrypoint.
+    """
+    cfg = getattr(model, "pretrained_cfg", None)
+    if cfg is None or not hasattr(model, "model_args"):
+        raise ValueError(f"{type(model).__name__} was not built by create_model: its architecture has no name to save")
+    return {
+        "architecture": cfg.architecture,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "model_args": {**model.model_args, "num_classes": model.num_classes},
+        "pretrained_cfg": {**cfg.to_dict(remove_source=True), "num_classes": model.num_classes},
+        "licenses": {"code": CODE_LICENSE, "weights": cfg.license, "data": cfg.data_license},
+        "nextreid_version": __version__,
+    }
 
 
 def swap_folder(fresh: Path, target: Path) -> None:
@@ -82,18 +129,19 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the folder or the file is missing; the message says what a checkpoint folder holds.
-        ValueError: If the file is not JSON or names no architecture.
+        ValueError: If the file is not JSON, names no architecture, or is not the one that SHA256SUMS lists.
     """
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} is no checkpoint folder: it needs {CONFIG} and {WEIGHTS}, {CONFIG} is missing"
         )
+    refuse_altered(path)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or "architecture" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ValueError(f"{path} names no architecture; it was not written by nextreid")
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(key, {}), dict):
@@ -106,7 +154,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If the file is of another kind, or damaged.
+        ValueError: If the file is of another kind, damaged, or not the one that SHA256SUMS beside it lists.
     """
     path = Path(path)
     if path.is_dir():
@@ -115,21 +163,58 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no weights at {path}")
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is not a .safetensors file; other formats can run code when they are read")
+    refuse_altered(path)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or truncated ({error}); copy it again") from error
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file that the folder's SHA256SUMS lists, by name; empty without that file.
+
+    Raises:
+        ValueError: If a line is not ``DIGEST  NAME``, or names a file of another folder.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        return {}
+    sums = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        digest, _, name = line.partition("  ")
+        if len(digest) != 64 or not name:
+            raise ValueError(f"{path}, line {number} is not 'SHA-256  NAME': {line[:80]!r}")
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{path}, line {number} names {name!r}, which is no file of this folder")
+        sums[name] = digest.lower()
+    return sums
+
+
+def refuse_altered(path: Path) -> None:
+    """Raise ValueError if SHA256SUMS beside a file lists another digest for it; an unlisted file passes."""
+    listed = read_sums(path.parent).get(path.name)
+    if listed is not None and sha256(path) != listed:
+        raise ValueError(
+            f"{path} was truncated or altered: its SHA-256 is not the one in {SUMS}. Delete it and fetch it again; "
+            f"if the change is yours, delete {SUMS} and write the folder anew with save_pretrained"
+        )
+
+
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load weights that must fit name by name and shape by shape.
 
     Raises:
-        ValueError: If they do not; the message names the keys.
+        ValueError: If they do not; the message names the keys, those of one part of the model together.
     """
     own = model.state_dict()
-    problems = [f"missing {key}" for key in own if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in own]
+    problems = [f"missing {name}" for name in _grouped(key for key in own if key not in state)]
+    problems += [f"unexpected {name}" for name in _grouped(key for key in state if key not in own)]
     problems += [
         f"{key} is {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
         for key in own
@@ -141,18 +226,66 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     model.load_state_dict(state, strict=True)
 
 
+def _grouped(keys: Iterator[str]) -> list[str]:
+    parts: dict[str, list[str]] = {}
+    for key in keys:
+        parts.setdefault(key.partition(".")[0], []).append(key)
+    return [
+        text
+        for part, names in parts.items()
+        for text in (names if len(names) < 4 else [f"{part}.* ({len(names)} keys, such as {names[0]})"])
+    ]
+
+
 def download(repo: str, cache_dir: str | None = None) -> Path:
-    """Fetch a checkpoint folder from the hub: ``owner/name`` or ``owner/name@revision``."""
+    """Fetch a checkpoint folder from the hub, all of its files from one commit.
+
+    Args:
+        repo: ``owner/name`` or ``owner/name@revision``.
+        cache_dir: Where downloads are kept; None for the hub client's place. Its variables, such as ``HF_ENDPOINT`` and
+            ``HF_HUB_OFFLINE``, hold too.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        FileNotFoundError: If the repository, the revision or a file that loading needs does not exist.
+        ConnectionError: If the hub cannot be reached, or broke off, and the cache does not have the files.
+        ValueError: If ``repo`` is no repository's name.
+    """
     name, _, revision = repo.partition("@")
-    paths = [
-        hf_hub_download(
+    try:
+        folder = snapshot_download(
             name,
-            file,
             revision=revision or None,
             cache_dir=cache_dir,
+            allow_patterns=[CONFIG, WEIGHTS, GOLDEN, SUMS],
             library_name="nextreid",
             library_version=__version__,
         )
-        for file in (CONFIG, WEIGHTS)
-    ]
-    return Path(paths[0]).parent
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(f"hf-hub:{name} has no revision {revision or 'main'!r}") from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"there is no hub repository {name!r}, or it is private and no token is set ('hf auth login')"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ConnectionError(
+            f"hf-hub:{repo} is not in the cache and the hub cannot be asked: {_first_line(error)} "
+            "(HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 keeps from asking, cache_dir= names the cache)"
+        ) from error
+    except _TRANSFER_ERRORS as error:
+        if getattr(error, "errno", None):  # our own disk's
+            raise
+        raise ConnectionError(f"the download of hf-hub:{repo} broke off, ask again: {_first_line(error)}") from error
+    missing = [file for file in (CONFIG, WEIGHTS) if not (Path(folder) / file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"hf-hub:{repo} is no checkpoint of nextreid: it needs {CONFIG} and {WEIGHTS}, {' and '.join(missing)} "
+            "is missing"
+        )
+    return Path(folder)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -30,8 +30,10 @@ class PretrainedCfg:
         protocol: Evaluation protocol of ``metrics``.
         metrics: Measured results, such as ``{"mAP": 0.7}``.
         trained_on: What training told of itself: ``dataset``, ``digest``, ``protocol``, ``recipe``, ``seed``,
-            ``epoch``, ``epochs``, and under ``start`` the same of the weights that it started from.
+            ``epoch``, ``epochs``, ``epoch_rule``, and under ``start`` the same of the weights that it started from.
         license: Of the weights.
+        data_license: Of the pictures and captions that they were trained on.
+        base_weights: What the training started from, where that was no checkpoint of ours, such as CLIP's towers.
         paper_ids: Such as ``arXiv:2505.20001``.
         notes: Anything else a user must know.
     """
@@ -55,6 +57,8 @@ class PretrainedCfg:
     metrics: dict[str, float] | None = None
     trained_on: dict[str, Any] | None = None
     license: str | None = None
+    data_license: str | None = None
+    base_weights: str | None = None
     paper_ids: str | None = "arXiv:2505.20001"
     notes: str | None = None
 

@@ -1,39 +1,112 @@
-"""CLIP's weights, as open_clip and OpenAI name them, into our towers."""
+"""CLIP's weights, as OpenAI, open_clip and timm name them, into our towers."""
 
-from collections.abc import Mapping
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import open_clip
-import torch
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
-from .image import ImageTower
+from .image import ImageTower, Size
 from .text import TextTower
 
+_logger = logging.getLogger(__name__)
+
 _TEXT = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
+# What a CLIP keeps beside its towers: the temperature of its loss, OpenAI's settings, a mask that is computed.
+_BESIDE = {"logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask"}
+_PARTS = (
+    ("ln_pre.", "norm_pre."),
+    ("ln_post.", "norm."),
+    ("transformer.resblocks.", "blocks."),
+    (".ln_1.", ".norm1."),
+    (".ln_2.", ".norm2."),
+    (".attn.in_proj_", ".attn.qkv."),
+    (".attn.out_proj.", ".attn.proj."),
+    (".mlp.c_fc.", ".mlp.fc1."),
+    (".mlp.c_proj.", ".mlp.fc2."),
+)
+_FIXED = {
+    "class_embedding": "cls_token",
+    "positional_embedding": "pos_embed",
+    "conv1.weight": "patch_embed.proj.weight",
+}
+_POSITIONS = "trunk.pos_embed"
 
 
-def load_clip_weights(state_dict: Mapping[str, Tensor], image: ImageTower | None, text: TextTower | None) -> None:
-    """Copy one CLIP into an image tower and a text tower, strictly.
+class ClipMapping(NamedTuple):
+    """What of a CLIP went where.
+
+    Attributes:
+        naming: ``"OpenAI"`` (which is open_clip's too), ``"open_clip with a timm tower"`` or ``"timm"``.
+        image: Tensors that filled the image tower.
+        text: Tensors that filled the text tower.
+        left_out: Names of the source that no tower was to take: of a side that was not asked for, and the
+            temperature of CLIP's loss.
+        grids: Grids of the position table before and after it was resampled; None where it was not.
+    """
+
+    naming: str
+    image: int
+    text: int
+    left_out: tuple[str, ...]
+    grids: tuple[Size, Size] | None
+
+
+def load_clip_weights(
+    state_dict: Mapping[str, Tensor], image: ImageTower | Sequence[ImageTower] | None, text: TextTower | None
+) -> ClipMapping:
+    """Copy one CLIP into image towers and a text tower, strictly: all of it fits, or nothing is changed.
 
     The position table is resampled (bicubic, antialiased) from CLIP's square grid to the tower's grid.
 
     Args:
-        state_dict: A CLIP in OpenAI's or open_clip's names: ``visual.*`` and the text side at the root or under
-            ``text.``.
-        image: Tower to fill, a timm CLIP ViT; None to leave out.
+        state_dict: A CLIP in OpenAI's or open_clip's names (``visual.*`` and the text side at the root or under
+            ``text.``), in open_clip's names around a timm tower (``visual.trunk.*``), or the image side alone in
+            timm's names (``blocks.*``, the projection as ``head.weight``).
+        image: Towers to fill, timm CLIP ViTs; None to leave out.
         text: Tower to fill; None to leave out.
 
+    Returns:
+        What was mapped.
+
     Raises:
-        ValueError: If names or shapes do not fit; the message lists them.
+        ValueError: If the names are no CLIP's, or names or shapes do not fit; the message lists them by kind.
     """
-    if image is not None:
-        _fill(image, _image_names(state_dict, image), skip=("camera",))
+    naming = _naming(state_dict)
+    towers = [image] if isinstance(image, ImageTower) else list(image or ())
+    picture_side, text_side, left_out = _sides(state_dict, naming)
+    grids: tuple[Size, Size] | None = None
+    problems: list[str] = []
+    loads: list[tuple[nn.Module, dict[str, Tensor]]] = []
+    if towers:
+        own = {key: state_dict[source] for key, source in picture_side.items()}
+        if naming == "OpenAI":
+            own = {key: _as_timm(key, tensor) for key, tensor in own.items()}
+        grids = _resample(own, towers[0])
+        problems += _problems(towers[0], own, picture_side, "image tower", skip=("camera",))
+        loads += [(tower, own) for tower in towers]
+    else:
+        left_out += picture_side.values()
     if text is not None:
-        renamed = {key.removeprefix("text."): value for key, value in state_dict.items()}
-        own = {f"transformer.{k}": v for k, v in renamed.items() if k.startswith(_TEXT)}
-        _fill(text, own)
+        own = {key: state_dict[source] for key, source in text_side.items()}
+        problems += _problems(text, own, text_side, "text tower")
+        loads.append((text, own))
+    else:
+        left_out += text_side.values()
+    if problems:
+        raise ValueError(f"these CLIP weights ({naming} names) do not fit: " + "; ".join(problems))
+    for module, state in loads:
+        module.load_state_dict(state, strict=not getattr(module, "num_cameras", 0))
+    if text is not None:
         text.clear_cache()
+    if grids:
+        _logger.info("position table resampled from %dx%d to %dx%d patches", *grids[0], *grids[1])
+    filled = len(picture_side) if towers else 0
+    return ClipMapping(naming, filled, len(text_side) if text is not None else 0, tuple(sorted(left_out)), grids)
 
 
 def load_pretrained_clip(
@@ -52,58 +125,115 @@ def load_pretrained_clip(
     load_clip_weights(clip.state_dict(), image, text)
 
 
-def _image_names(state_dict: Mapping[str, Tensor], tower: ImageTower) -> dict[str, Tensor]:
-    fixed = {
-        "class_embedding": ("trunk.cls_token", lambda v: v.reshape(1, 1, -1)),
-        "positional_embedding": ("trunk.pos_embed", lambda v: _resample(v, tower)),
-        "conv1.weight": ("trunk.patch_embed.proj.weight", lambda v: v),
-        "proj": ("proj.weight", lambda v: v.T),
-    }
-    parts = (
-        ("ln_pre.", "norm_pre."),
-        ("ln_post.", "norm."),
-        ("transformer.resblocks.", "blocks."),
-        (".ln_1.", ".norm1."),
-        (".ln_2.", ".norm2."),
-        (".attn.in_proj_", ".attn.qkv."),
-        (".attn.out_proj.", ".attn.proj."),
-        (".mlp.c_fc.", ".mlp.fc1."),
-        (".mlp.c_proj.", ".mlp.fc2."),
-    )
-    out: dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        if not key.startswith("visual."):
-            continue
-        own = key.removeprefix("visual.")
-        if own in fixed:
-            target, change = fixed[own]
-            out[target] = change(value)
-            continue
-        for old, new in parts:
-            own = own.replace(old, new)
-        out[f"trunk.{own}"] = value
-    return out
-
-
-def _resample(table: Tensor, tower: ImageTower) -> Tensor:
-    side = round((table.shape[0] - 1) ** 0.5)
-    return resample_abs_pos_embed(
-        table[None], new_size=list(tower.grid_size), old_size=[side, side], num_prefix_tokens=1
+def _naming(names: Iterable[str]) -> str:
+    found = set(names)
+    if "visual.class_embedding" in found:
+        return "OpenAI"
+    if any(name.startswith("visual.trunk.") for name in found):
+        return "open_clip with a timm tower"
+    if "patch_embed.proj.weight" in found:
+        return "timm"
+    raise ValueError(
+        "these are no weights of a CLIP vision transformer: neither visual.class_embedding (OpenAI, open_clip), "
+        "visual.trunk.* (open_clip with a timm tower) nor patch_embed.proj.weight (timm) is among "
+        f"{_grouped(found) or 'no tensors at all'}"
     )
 
 
-def _fill(module: torch.nn.Module, state: dict[str, Tensor], skip: tuple[str, ...] = ()) -> None:
-    expected = {k: v for k, v in module.state_dict().items() if k not in skip}
-    missing = sorted(expected.keys() - state.keys())
-    unexpected = sorted(state.keys() - expected.keys())
-    shapes = [
-        f"{k}: {tuple(state[k].shape)} given, {tuple(expected[k].shape)} expected"
-        for k in sorted(expected.keys() & state.keys())
-        if state[k].shape != expected[k].shape
-    ]
-    if missing or unexpected or shapes:
+def _sides(state: Mapping[str, Tensor], naming: str) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Our names of the image side and of the text side with their sources, and what lies beside both."""
+    picture_side, text_side, beside, unknown = {}, {}, [], []
+    for key in state:
+        root = key.removeprefix("text.")
+        if naming == "timm":
+            if key == "head.bias" and not state[key].any():
+                beside.append(key)  # CLIP's projection has none; timm's layer carries zeros
+            else:
+                picture_side["proj.weight" if key == "head.weight" else f"trunk.{key}"] = key
+        elif key.startswith("visual."):
+            picture_side[_image_name(key.removeprefix("visual."), naming)] = key
+        elif root.startswith(_TEXT) and f"transformer.{root}" not in text_side:
+            text_side[f"transformer.{root}"] = key
+        elif root in _BESIDE:
+            beside.append(key)
+        else:
+            unknown.append(key)
+    if unknown:
         raise ValueError(
-            f"these CLIP weights do not fit the tower: missing {missing[:5]}, unexpected {unexpected[:5]}, "
-            f"shapes {shapes[:5]} ({len(missing)}, {len(unexpected)} and {len(shapes)} in all)"
+            f"beside a CLIP in {naming} names there are {len(unknown)} unknown: {_grouped(unknown)}; "
+            "take them out of the file, or name the model that they belong to"
         )
-    module.load_state_dict(state, strict=not skip)
+    return picture_side, text_side, beside
+
+
+def _image_name(own: str, naming: str) -> str:
+    if naming != "OpenAI":
+        return "proj.weight" if own == "head.proj.weight" else own
+    if own == "proj":
+        return "proj.weight"
+    if own in _FIXED:
+        return f"trunk.{_FIXED[own]}"
+    for old, new in _PARTS:
+        own = own.replace(old, new)
+    return f"trunk.{own}"
+
+
+def _as_timm(name: str, tensor: Tensor) -> Tensor:
+    """A tensor as timm lays it out: OpenAI multiplies by the projection from the right, its tables have no batch."""
+    if name == "proj.weight" and tensor.dim() == 2:
+        return tensor.T
+    return tensor.view(1, -1, tensor.shape[-1]) if name in (_POSITIONS, "trunk.cls_token") and tensor.dim() else tensor
+
+
+def _resample(state: dict[str, Tensor], tower: ImageTower) -> tuple[Size, Size] | None:
+    """Bring the position table of `state` to the tower's grid, in place; return both grids where they differ."""
+    table, expected = state.get(_POSITIONS), tower.state_dict().get(_POSITIONS)
+    if table is None or expected is None or table.dim() != 3 or table.shape[-1] != expected.shape[-1]:
+        return None  # refused by its name or its size
+    places = table.shape[1] - tower.trunk.num_prefix_tokens
+    side = math.isqrt(max(places, 0))
+    if side * side != places or not side:
+        raise ValueError(
+            f"the position table has {places} places besides the class token's, which is no square: CLIP's pictures "
+            "are square, and the file does not say which grid of another shape this is; take CLIP's own weights"
+        )
+    new = (int(tower.grid_size[0]), int(tower.grid_size[1]))
+    if new == (side, side):
+        return None
+    state[_POSITIONS] = resample_abs_pos_embed(
+        table.float(), new_size=list(new), old_size=[side, side], num_prefix_tokens=tower.trunk.num_prefix_tokens
+    )
+    return (side, side), new
+
+
+def _problems(
+    module: nn.Module, state: Mapping[str, Tensor], sources: Mapping[str, str], where: str, skip: tuple[str, ...] = ()
+) -> list[str]:
+    """What keeps `state` from filling a module, by kind, in the source's names as far as it has some."""
+    expected = {key: value for key, value in module.state_dict().items() if key not in skip}
+    missing = sorted(expected.keys() - state.keys())
+    unexpected = sorted(sources[key] for key in state.keys() - expected.keys())
+    shapes = [
+        f"{sources[key]} is {tuple(state[key].shape)}, the tower has {tuple(expected[key].shape)}"
+        for key in sorted(expected.keys() & state.keys())
+        if state[key].shape != expected[key].shape
+    ]
+    found = []
+    if missing:
+        found.append(f"{len(missing)} missing for the {where}: {_grouped(missing)}")
+    if unexpected:
+        found.append(f"{len(unexpected)} that the {where} has no place for: {_grouped(unexpected)}")
+    if shapes:
+        more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
+        found.append(f"shapes of {len(shapes)} differ: {', '.join(shapes[:4])}{more}")
+    return found
+
+
+def _grouped(names: Iterable[str]) -> str:
+    """Names by what they begin with: one alone as it is, several as ``transformer.blocks.2.* (12)``."""
+    groups: dict[str, list[str]] = {}
+    for name in sorted(names):
+        numbered = re.match(r".*?\.\d+\.", name)
+        groups.setdefault(numbered[0] if numbered else name.partition(".")[0] + ".", []).append(name)
+    shown = [own[0] if len(own) == 1 else f"{start}* ({len(own)})" for start, own in groups.items()]
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more groups" if len(shown) > 8 else "")

@@ -57,7 +57,11 @@ def test_last_with_captions_and_without_and_best(run, tmp_path):
         "seed": 0,
         "epoch": 2,
         "epochs": 2,
+        "epoch_rule": "last",
     }
+    measured = {name: rows[1]["evaluation"][name] for name in ("mAP", "rank-1", "rank-5", "rank-10", "mINP")}
+    assert config["pretrained_cfg"]["metrics"] == measured
+    assert config["pretrained_cfg"]["protocol"] == "synthetic-persons"
     assert described["dataset"]["source"] == {
         "root": None,
         "captions": None,
@@ -140,11 +144,11 @@ def test_torchrun_ends_when_one_process_cannot_go_on(tmp_path):
     script = tmp_path / "spoilt.py"
     script.write_text(
         "import sys, os\nfrom nextreid.cli import main\nimport nextreid.data.loader as loader\n"
-        "real = loader.SampleDataset.__getitem__\n"
-        "def get(self, item):\n"
+        "real = loader.SampleDataset._item\n"
+        "def get(self, *item):\n"
         "    if os.environ['RANK'] == '1': raise ValueError('cannot read that.jpg')\n"
-        "    return real(self, item)\n"
-        "loader.SampleDataset.__getitem__ = get\n"
+        "    return real(self, *item)\n"
+        "loader.SampleDataset._item = get\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]

@@ -337,7 +337,7 @@ def test_the_folder_says_what_was_trained_where_and_from_what(build, dataset, re
     assert run["start"]["trained_on"] is None
     first = {
         "dataset": "tints", "digest": dataset.digest(), "protocol": "camera", "recipe": "tiny", "seed": 0,
-        "epoch": 1, "epochs": 1,
+        "epoch": 1, "epochs": 1, "epoch_rule": "last",
     }  # fmt: skip
     model = create_model(f"local-dir:{report.folder / 'last'}")
     assert model.pretrained_cfg.trained_on == first

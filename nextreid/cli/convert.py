@@ -1,0 +1,51 @@
+"""``nextreid convert``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .arguments import pairs
+
+
+def add(command: Any) -> None:
+    """Add the command to the parser."""
+    convert = command(
+        "convert",
+        run,
+        "Put somebody's CLIP into the towers of a model: write a checkpoint folder.",
+        epilog="SOURCE is a .safetensors, .pth, .pt or .bin file with OpenAI's, open_clip's or timm's names. Pickles\n"
+        "are read as tensors only (torch.load with weights_only=True, torch 2.10 or later) and in no other way.",
+    )
+    convert.add_argument("source", type=Path, help="file of weights, see below")
+    convert.add_argument("--model", required=True, help="the model to fill, such as next_clip_b16")
+    convert.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
+    convert.add_argument(
+        "--model-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="arguments of the model"
+    )
+    convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint folder that is there")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from nextreid.models import convert_clip
+
+    options = pairs(
+        args.model_arg, "--model-arg", reserved=("source", "model_name", "folder", "overwrite", "pretrained")
+    )
+    done = convert_clip(args.source, args.model, args.out, overwrite=args.overwrite, **options)
+    for note in done.notes:
+        print(note)
+    found = done.mapping
+    print(f"{found.image} tensors fill the image tower and {found.text} the text tower ({found.naming} names)")
+    if found.grids:
+        (rows, columns), (new_rows, new_columns) = found.grids
+        print(f"position table resampled from {rows}x{columns} to {new_rows}x{new_columns} patches")
+    if found.left_out:
+        more = f" and {len(found.left_out) - 5} more" if len(found.left_out) > 5 else ""
+        print(f"left out: {', '.join(found.left_out[:5])}{more}")
+    print(
+        f"the towers compute with {done.activation}; weights do not say which activation they need: QuickGELU for "
+        "OpenAI's, GELU for most others (--model next with towers of plain names)"
+    )
+    print(f"untrained: {', '.join(done.untrained) or 'nothing'}")
+    print(done.folder)

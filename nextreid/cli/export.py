@@ -1,0 +1,68 @@
+"""``nextreid export``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .arguments import load_model
+
+FORMATS = ("onnx", "torch_export")
+
+
+def add(command: Any) -> None:
+    """Add the command to the parser."""
+    export = command(
+        "export",
+        run,
+        "Write a model's embedding as one file that runs without this package.",
+        epilog="The file's inputs are images (B, M, 3, H, W), present (B, M) and, for a model that reads captions,\n"
+        "text (B, M, D); B is free. It is run first, and left out where it does not give the model's embeddings.",
+    )
+    export.add_argument("checkpoint", help="checkpoint folder, or the name of a model with pretrained weights")
+    export.add_argument("--format", choices=FORMATS, default="onnx", help="(default: %(default)s)")
+    export.add_argument("--out", type=Path, required=True, help="file to write, such as model.onnx or model.pt2")
+    export.add_argument("--no-text", action="store_true", help="no input for captions: no sample has one")
+    export.add_argument("--raw", action="store_true", help="do not make the embeddings unit vectors")
+    export.add_argument(
+        "--check",
+        type=Path,
+        default=None,
+        metavar="SOURCE",
+        help="compare on these pictures too: a folder or a manifest",
+    )
+    export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    from nextreid.engine.export import MIN_COSINE, export
+
+    model = load_model(args.checkpoint)
+    try:
+        done = export(
+            model,
+            args.out,
+            args.format,
+            text=False if args.no_text else None,
+            normalize=not args.raw,
+            check=_samples(args.check, model.modalities),
+            overwrite=args.overwrite,
+        )
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    pictures = f"{done.made_up} made-up samples" + (f" and {done.real} of {args.check}" if done.real else "")
+    print(
+        f"{done.path}: {', '.join(done.inputs)} to embeddings of {done.dim} numbers\n"
+        f"against the model on {pictures}: lowest cosine {done.cosine:.6f}, rank agreement {done.rank_agreement:.6f} "
+        f"(both at least {MIN_COSINE})"
+    )
+
+
+def _samples(source: Path | None, modalities: tuple[str, ...]) -> Any:
+    from nextreid.data import read_folder, read_manifest
+
+    if source is None:
+        return ()
+    if not source.exists():
+        raise FileNotFoundError(f"--check: no folder and no manifest at {source}")
+    return read_folder(source, modalities) if source.is_dir() else read_manifest(source, modalities)

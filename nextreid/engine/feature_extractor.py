@@ -1,0 +1,352 @@
+"""Anybody's pictures to vectors in one call: files, Pillow pictures, arrays and tensors."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image as PILImage
+from PIL import ImageOps
+from torch import Tensor
+
+from nextreid.data import Image, PictureFile, Sample, SampleDataset, collate, open_picture, split_sentences
+from nextreid.data.pictures import Window, check_windows, through_window
+from nextreid.models import ReIDModel, create_model
+
+from .embed import eval_transform
+
+Picture: TypeAlias = str | os.PathLike[str] | PictureFile | PILImage.Image | np.ndarray | Tensor
+Caption: TypeAlias = str | Sequence[str] | None
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CAPTIONS = "captions"
+
+_logger = logging.getLogger(__name__)
+
+
+class _Given(NamedTuple):
+    """One sample in the model's order: M pictures that are not looked at yet, and M captions or none at all."""
+
+    pictures: tuple[Any, ...]
+    captions: tuple[tuple[str, ...], ...]
+
+
+class FeatureExtractor:
+    """Turns pictures into vectors, with the resizing and the normalisation that belong to the model's weights.
+
+    A picture is a file (its name, a path, a `PictureFile`), a Pillow picture, or a uint8 array or tensor of shape
+    ``(H, W, 3)``, ``(3, H, W)``, or grey ``(H, W)``, ``(H, W, 1)``, ``(1, H, W)``. Pillow pictures are read as their
+    files are: turned as EXIF says, palettes looked up, an alpha channel dropped. Grey becomes three equal channels.
+    The channels of an array are red, green, blue: that OpenCV's frames are the other way round cannot be seen, turn
+    them with ``frame[..., ::-1]``. What could be read in more than one way is refused, whatever its values: numbers
+    that are not uint8 (0 ... 1, 0 ... 255 or normalised?), channels that could come first or last, a fourth channel.
+
+    The vectors are those of `extract`, to the bit where the batches are the same ones. A call changes nothing that
+    another could see, so that threads may share an extractor; give a model to one extractor only.
+
+    Args:
+        model: A name or source that `create_model` takes, such as ``"local-dir:run/best"``, or a model. A model is
+            taken as it is, not copied: it is put into evaluation mode, and moved and cast if that is asked for.
+        device: Where to compute, such as ``"cuda"``; None stays where the model is, for a name the CPU.
+        pretrained: Whether a name's weights are loaded; a model has its own.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, or torch's own, for the weights; None leaves them.
+        normalize: Whether vectors have length 1; then ``a @ b`` is the cosine of two of them.
+        batch_size: Samples of a forward pass.
+        window: For pictures of more than 8 bits the raw values by modality that become black and white, as in
+            ``{"tir": (7000, 9000)}``; see `PictureFile`. It holds for files.
+
+    Attributes:
+        model: The model; its ``num_features`` is the length D of the vectors.
+        modalities: Names of the pictures, in the model's order.
+
+    Raises:
+        ValueError: If the name, an argument or a weight does not fit, or a modality is named ``captions``.
+        FileNotFoundError: If a folder, a file or a repository does not exist; see `create_model`.
+    """
+
+    def __init__(
+        self,
+        model: str | ReIDModel,
+        device: torch.device | str | None = None,
+        *,
+        pretrained: bool = True,
+        dtype: torch.dtype | str | None = None,
+        normalize: bool = True,
+        batch_size: int = 64,
+        window: Mapping[str, Window] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        kind = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if dtype is not None and kind not in _DTYPES.values():
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+        if isinstance(model, str):
+            model = create_model(model, pretrained=pretrained)
+            weights = model.pretrained_cfg
+            if pretrained and weights.clip and not (weights.file or weights.hf_hub_id):
+                _logger.warning(
+                    "%s has CLIP's towers and was not trained to tell identities apart: load a trained checkpoint, "
+                    "such as 'local-dir:run/best'",
+                    weights.architecture,
+                )
+        self.model = model.to(device=device, dtype=kind).eval()
+        self.modalities = model.modalities
+        if _CAPTIONS in self.modalities:
+            raise ValueError(f"a modality cannot be named {_CAPTIONS!r} here; the modalities are {self.modalities}")
+        self.normalize = normalize
+        self.batch_size = batch_size
+        self._windows = check_windows(window, self.modalities)
+        self._transform = eval_transform(model)
+        self._encoding = threading.Lock()
+
+    def __call__(
+        self, *given: Any, captions: Mapping[str, Caption] | None = None, **pictures: Picture | None
+    ) -> Tensor:
+        """Embed one sample, or a list of them.
+
+        Args:
+            *given: One sample as a table from modality to picture, or as its M pictures in the model's order, None
+                where one is missing; or a list of samples, each a table or a tuple of M pictures. A table may have its
+                captions under ``captions``. For a model of one modality a picture alone is a sample too.
+            captions: Captions of the one sample by modality, each a string or a list of sentences; as many as there
+                are, none at all by default.
+            **pictures: The pictures of one sample by modality; a missing one is left out, or None.
+
+        Returns:
+            Float32 on the CPU: ``(D,)`` for one sample, ``(n, D)`` for a list of n, which may be empty.
+
+        Raises:
+            ValueError: If a sample has no picture, a name is not the model's, a picture can be read in more than one
+                way or not at all, or a caption would not be read; the message names sample, modality and file.
+        """
+        if given and pictures:
+            raise ValueError(f"either name all pictures, {_named(self.modalities)}, or none")
+        only = given[0] if len(given) == 1 else None
+        if isinstance(only, list | tuple):
+            if captions is not None:
+                raise ValueError(
+                    f"the captions of a list belong to its samples: {{'{self.modalities[0]}': ..., '{_CAPTIONS}': ...}}"
+                )
+            return self._embed_given([self._arrange(sample, None, f" of sample {i}") for i, sample in enumerate(only)])
+        sample = only if isinstance(only, Mapping) else given or pictures
+        return self._embed_given([self._arrange(sample, captions, "")], alone=True)[0]
+
+    def encode(self, frame: Picture | Mapping[str, Picture | None], boxes: Any) -> Tensor:
+        """Embed the objects of a frame, as trackers ask for.
+
+        Args:
+            frame: A table from modality to picture, all of one size and of the same view; for a model of one modality
+                the picture alone will do.
+            boxes: ``(n, 4)`` numbers, array or tensor: left, upper, right and lower edge in pixels. What lies outside
+                the frame is cut off; a pixel that a box covers in part belongs to it.
+
+        Returns:
+            ``(n, D)`` float32 on the CPU, in the order of the boxes; n may be 0.
+
+        Raises:
+            ValueError: If the frame is refused as a sample would be, its pictures differ in size, or a box is no
+                number or covers no part of the frame; the message has its number, counted from 0.
+        """
+        given = self._arrange(frame, None, "")
+        if any(given.captions):
+            raise ValueError(
+                f"encode reads no captions: one for all boxes of a frame says nothing; leave {_CAPTIONS!r} out"
+            )
+        frames = [
+            None if picture is None else self._open(picture, modality)
+            for modality, picture in zip(self.modalities, given.pictures, strict=True)
+        ]
+        sizes = {m: f.shape[1::-1] for m, f in zip(self.modalities, frames, strict=True) if f is not None}
+        if len(set(sizes.values())) > 1:
+            found = ", ".join(f"{m} {width} x {height}" for m, (width, height) in sizes.items())
+            raise ValueError(f"the pictures of a frame must show the same view in one size, got {found}: align them")
+        edges = _edges(boxes, *next(iter(sizes.values())))
+
+        def sample(number: int) -> Sample:
+            left, upper, right, lower = edges[number]
+            crops = tuple(None if f is None else f[upper:lower, left:right] for f in frames)
+            return Sample(f"box {number}", -1, -1, -1, crops)
+
+        return self._embed(len(edges), sample, text=False)
+
+    def _arrange(self, sample: Any, captions: Mapping[str, Caption] | None, owner: str) -> _Given:
+        """Bring a sample into the model's order; its pictures are not touched."""
+        if not isinstance(sample, Mapping):
+            row = tuple(sample) if isinstance(sample, list | tuple) else (sample,)
+            if len(row) != len(self.modalities):
+                raise ValueError(
+                    f"pictures without names{owner} must be one for each of {self.modalities}, got {len(row)}: name "
+                    f"those that there are, {_named(self.modalities)}; a list is one of samples"
+                )
+            sample = dict(zip(self.modalities, row, strict=True))
+        if unknown := [name for name in sample if name not in (*self.modalities, _CAPTIONS)]:
+            raise ValueError(f"unknown modality {', '.join(map(repr, unknown))}{owner}; there are: {self.modalities}")
+        pictures = tuple(sample.get(modality) for modality in self.modalities)
+        if all(picture is None for picture in pictures):
+            raise ValueError(f"no picture{owner}: give one or more of {', '.join(self.modalities)}")
+        if _CAPTIONS in sample:
+            if captions is not None:
+                raise ValueError("captions were given twice, with the sample and beside it")
+            captions = sample[_CAPTIONS]
+        return _Given(pictures, () if captions is None else self._read(captions, pictures, owner))
+
+    def _read(self, captions: Any, pictures: tuple[Any, ...], owner: str) -> tuple[tuple[str, ...], ...]:
+        if not isinstance(captions, Mapping):
+            raise ValueError(
+                f"captions{owner} must be a table by modality, such as {{'{self.modalities[0]}': 'A red coat.'}}, got "
+                f"{type(captions).__name__}"
+            )
+        if unknown := sorted(set(captions) - set(self.modalities), key=str):
+            raise ValueError(f"captions{owner} of unknown modalities {unknown}; there are: {self.modalities}")
+        rows: list[tuple[str, ...]] = []
+        for modality, picture in zip(self.modalities, pictures, strict=True):
+            caption = captions.get(modality)
+            if caption is None or isinstance(caption, str):
+                rows.append(split_sentences(caption or ""))
+            elif isinstance(caption, list | tuple) and all(isinstance(part, str) for part in caption):
+                rows.append(tuple(caption))
+            else:
+                raise ValueError(f"the {modality} caption{owner} must be a string or a list of sentences")
+            if rows[-1] and picture is None:
+                raise ValueError(
+                    f"a {modality} caption{owner} without the {modality} picture is not read: leave it out"
+                )
+        if not any(rows):
+            return ()
+        if not self.model.uses_text:
+            raise ValueError(f"{self.model.pretrained_cfg.architecture} reads no captions: leave them out")
+        return tuple(rows)
+
+    def _embed_given(self, given: Sequence[_Given], *, alone: bool = False) -> Tensor:
+        def sample(number: int) -> Sample:
+            key, owner = ("", "") if alone else (str(number), f" of sample {number}")
+            pictures, captions = given[number]
+            images = tuple(
+                None if picture is None else self._image(picture, modality, f"the {modality} picture{owner}")
+                for modality, picture in zip(self.modalities, pictures, strict=True)
+            )
+            return Sample(key, -1, -1, -1, images, captions)
+
+        return self._embed(len(given), sample, text=any(one.captions for one in given))
+
+    def _embed(self, count: int, sample: Callable[[int], Sample], *, text: bool) -> Tensor:
+        """Embed numbered samples; their pictures are opened batch by batch."""
+        model = self.model
+        if model.training:
+            raise ValueError("the model is in training mode: call model.eval() before features are extracted again")
+        device = next(model.parameters()).device
+        parts = [torch.empty(0, model.num_features)]
+        for start in range(0, count, self.batch_size):
+            samples = [sample(number) for number in range(start, min(start + self.batch_size, count))]
+            dataset = SampleDataset(samples, self._transform, self.modalities)
+            batch = collate([dataset[i] for i in range(len(samples))]).to(device)
+            with torch.no_grad():
+                said = self._encode_text(batch.captions) if text else None
+                rows = model.embed(batch.images, text=said, present=batch.present, camid=batch.camid)
+            parts.append(rows.float().cpu())
+        vectors = torch.cat(parts)
+        if bad := (~vectors.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
+            raise ValueError(
+                f"{len(bad)} of {count} vectors are not finite, first that of number {bad[0]}, in {rows.dtype}: "
+                "half precision may have overflowed, take bfloat16 or float32; else the weights are damaged"
+            )
+        return F.normalize(vectors, dim=1) if self.normalize else vectors
+
+    def _encode_text(self, captions: list[list[tuple[str, ...]]]) -> Tensor:
+        with self._encoding:  # the text tower keeps what it encoded, in a table that two threads must not fill at once
+            return self.model.encode_text(captions)
+
+    def _image(self, picture: Any, modality: str, what: str) -> Image:
+        """Turn a picture as users give it into one as samples have it."""
+        if isinstance(picture, PictureFile):
+            return picture
+        if isinstance(picture, str | os.PathLike):
+            return through_window(Path(picture), self._windows.get(modality))
+        if isinstance(picture, PILImage.Image):
+            return _from_pillow(picture, what)
+        if isinstance(picture, np.ndarray | Tensor):
+            return _from_array(picture, what)
+        raise ValueError(
+            f"{what} is a {type(picture).__name__}, expected a file's name or path, a Pillow picture, or a uint8 array "
+            "or tensor; encoded bytes are opened by PIL.Image.open(io.BytesIO(data))"
+        )
+
+    def _open(self, picture: Any, modality: str) -> np.ndarray:
+        """Return the pixels ``(H, W, 3)`` or ``(H, W)`` of a frame."""
+        image = self._image(picture, modality, f"the {modality} picture")
+        return image if isinstance(image, np.ndarray) else np.asarray(open_picture(image, "", modality).convert("RGB"))
+
+
+def _from_pillow(picture: PILImage.Image, what: str) -> np.ndarray:
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"{what} has more than 8 bits (mode {picture.mode}): {_deep()}")
+    try:
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except Exception as error:  # it may have been opened only, and turn out damaged now
+        raise ValueError(f"cannot read {what}: {error}") from error
+
+
+def _from_array(array: np.ndarray | Tensor, what: str) -> np.ndarray:
+    """Return the pixels ``(H, W, 3)`` or ``(H, W)`` of an array that can be read in one way only."""
+    kind, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
+    if kind != "uint8":
+        remedy = _deep()
+        if "float" in kind:
+            remedy = "its range could be 0 ... 1, 0 ... 255 or normalised; pass (x * 255).round() of the first as uint8"
+        elif kind == "bool":
+            remedy = "pass x * 255 as uint8 if True is white"
+        raise ValueError(f"{what} holds {kind}, expected uint8 pixels of 0 ... 255, not normalised: {remedy}")
+    if 0 in shape:
+        raise ValueError(f"{what} is empty: its shape is {shape}")
+    first, last = (len(shape) == 3 and shape[axis] in (1, 3) for axis in (0, -1))
+    if first and last:
+        raise ValueError(
+            f"{what} has shape {shape}: its channels could be the first axis or the last; pass a Pillow picture, as by "
+            "PIL.Image.fromarray of (H, W, 3)"
+        )
+    if len(shape) != 2 and not (first or last):
+        raise ValueError(
+            f"{what} has shape {shape}, expected (H, W, 3), (3, H, W) or grey (H, W); drop a fourth channel, and pass "
+            "several pictures as a list of samples"
+        )
+    pixels = array.cpu().numpy() if isinstance(array, Tensor) else array
+    pixels = np.moveaxis(pixels, 0, -1) if first else pixels
+    return pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+
+
+def _deep() -> str:
+    return (
+        "scale it to 0 ... 255 as uint8, or pass the file and say which raw values become black and white, as in "
+        'window={"tir": (7000, 9000)}'
+    )
+
+
+def _edges(boxes: Any, width: int, height: int) -> np.ndarray:
+    """Return boxes ``(n, 4)`` in whole pixels inside a frame."""
+    expected = "boxes must be (n, 4) numbers: left, upper, right and lower edge in pixels"
+    try:
+        table = boxes.detach().cpu().double().numpy() if isinstance(boxes, Tensor) else np.asarray(boxes, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{expected}; {error}") from error
+    if table.size == 0:
+        return np.empty((0, 4), np.int64)
+    if table.ndim != 2 or table.shape[1] != 4:
+        raise ValueError(f"{expected}; got shape {table.shape}")
+    inside = table.clip(0, (width, height, width, height))
+    bad = np.isnan(table).any(1) | (inside[:, :2] >= inside[:, 2:]).any(1)
+    if bad.any():
+        number = int(bad.argmax())
+        raise ValueError(
+            f"{int(bad.sum())} of {len(table)} boxes cover no part of the {width} x {height} frame, first box {number} "
+            f"with left, upper, right, lower {table[number].tolist()}; leave them out"
+        )
+    return np.concatenate([np.floor(inside[:, :2]), np.ceil(inside[:, 2:])], axis=1).astype(np.int64)
+
+
+def _named(modalities: Sequence[str]) -> str:
+    return ", ".join(f"{modality}=..." for modality in modalities)

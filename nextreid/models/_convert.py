@@ -1,0 +1,187 @@
+"""Other people's CLIP files into a checkpoint folder of ours; the one place where a pickle is ever opened."""
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.torch_version import TorchVersion
+
+from ..towers.clip_weights import ClipMapping, load_clip_weights
+from ._factory import create_model
+from ._hub import read_weights
+from ._publish import save_pretrained
+from ._registry import model_entrypoint
+
+_SAFE_TORCH = "2.10"  # crafted files got past weights_only before: CVE-2025-32434, CVE-2026-24747
+PICKLES = (".pth", ".pt", ".bin")
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile and a wrapping module
+_TOWERS = ("image_tower", "text_tower")
+
+
+class Conversion(NamedTuple):
+    """What `convert_clip` did.
+
+    Attributes:
+        folder: The checkpoint folder.
+        mapping: Which tensors went where.
+        activation: Of the image tower; weights do not say which one they were trained with.
+        untrained: Parts of the model that the source has nothing for.
+        notes: What was unpacked on the way, in words.
+    """
+
+    folder: Path
+    mapping: ClipMapping
+    activation: str
+    untrained: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def convert_clip(
+    source: str | Path, model_name: str, folder: str | Path, *, overwrite: bool = False, **model_args: Any
+) -> Conversion:
+    """Read somebody's CLIP and write a model with its towers as a checkpoint folder.
+
+    The rest of the model starts from fixed random weights, so that a file always gives the same ones; the folder's
+    config says what is untrained.
+
+    Args:
+        source: ``.safetensors``, or ``.pth``, ``.pt``, ``.bin``, which are read by ``torch.load(weights_only=True)``
+            and in no other way; see `load_clip_weights` for the names in it.
+        model_name: Model to build, such as ``next_clip_b16``.
+        folder: Where to write.
+        overwrite: Whether a checkpoint folder there may be replaced.
+        **model_args: Arguments of the model, such as ``img_size``.
+
+    Returns:
+        What was mapped and what was not.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        FileExistsError: If the folder exists and `overwrite` is False.
+        ValueError: If the file holds more than tensors, is damaged, or does not fit; if torch is older than 2.10 and
+            the file a pickle; the message says which and what to do.
+    """
+    source, folder = Path(source), Path(folder)
+    if folder.exists() and not overwrite:
+        raise FileExistsError(f"{folder} exists; take another folder, or replace it (overwrite=True, --overwrite)")
+    model_entrypoint(model_name)  # an architecture: a trained model has no use for other towers
+    state, notes = read_foreign(source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = create_model(model_name, **model_args)
+    if model.text_tower is not None and "patch_embed.proj.weight" in state:
+        raise ValueError(
+            f"{source} is the image side alone (timm names), and {model_name!r} reads captions with a text tower that "
+            "no training changes; convert a whole CLIP, or leave the tower out: --model-arg text_tower=None"
+        )
+    try:
+        mapping = load_clip_weights(state, model._image_towers(), model.text_tower)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    untrained = tuple(sorted(parts - {*_TOWERS}))
+    model.pretrained_cfg = model.pretrained_cfg.replace(
+        clip=None, notes=_notes(source, mapping, untrained, model.pretrained_cfg.mean)
+    )
+    save_pretrained(model, folder)
+    act = model._image_towers()[0].trunk.blocks[0].mlp.act
+    return Conversion(folder, mapping, type(act).__name__, untrained, tuple(notes))
+
+
+def read_foreign(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Read a file of tensors by name, taking off what training tools wrap around them.
+
+    Returns:
+        The tensors, on the CPU, and what was taken off, in words.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: See `convert_clip`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    if path.suffix == ".safetensors":
+        return _unwrapped(read_weights(path), path)
+    if path.suffix not in PICKLES:
+        raise ValueError(f"{path} is of no kind that is read: .safetensors, or {', '.join(PICKLES)}")
+    return _unwrapped(_load_pickle(path), path)
+
+
+def _load_pickle(path: Path) -> Any:
+    if TorchVersion(torch.__version__) < _SAFE_TORCH:
+        raise ValueError(
+            f"{path} is a pickle, and torch {torch.__version__} can be made to run code by a crafted one even with "
+            f"weights_only=True: install torch {_SAFE_TORCH} or later for this, or convert a .safetensors file"
+        )
+    if _is_torchscript(path):
+        raise ValueError(
+            f"{path} is a TorchScript archive, a program with weights inside, and no program is run here; OpenAI's own "
+            "weights come from the hub instead (pretrained=True), and others as a state_dict or .safetensors file"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or "it is no pickle of tensors"
+        raise ValueError(
+            f"{path} was not read: it is damaged or holds more than tensors, which could run code ({reason}); ask for "
+            "a .safetensors file, or for a file of the state_dict alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, TypeError, IndexError) as error:
+        raise ValueError(f"{path} is damaged or no file of torch.save: {str(error).partition(chr(10))[0]}") from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+
+
+def _unwrapped(value: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    notes = []
+    while isinstance(value, Mapping) and (inner := next((w for w in _WRAPPERS if _is_table(value.get(w))), None)):
+        others = sorted(str(key) for key in value if key != inner)
+        notes.append(f"took {inner!r}" + (f", left {', '.join(others)}" if others else ""))
+        value = value[inner]
+    if not _is_table(value) or not value:
+        raise ValueError(
+            f"{path} holds {_kind(value)}, no table of tensors by name; looked under {', '.join(_WRAPPERS)}"
+        )
+    wrong = [f"{key!r} is {_kind(v)}" for key, v in value.items() if not (isinstance(key, str) and _is_plain(v))]
+    if wrong:
+        raise ValueError(f"{path} holds {len(wrong)} entries that are no tensors by name: {', '.join(wrong[:5])}")
+    state = dict(value)
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
+        notes.append(f"took {prefix!r} off every name")
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state, notes
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}" if not isinstance(value, Tensor) else f"a tensor of {value.layout}"
+
+
+def _notes(source: Path, mapping: ClipMapping, untrained: tuple[str, ...], mean: tuple[float, ...]) -> str:
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    sides = " and ".join(name for name, count in (("image", mapping.image), ("text", mapping.text)) if count)
+    rest = f"untrained: {', '.join(untrained)}" if untrained else "nothing else has weights"
+    return (
+        f"From {source.name} (sha256 {digest}, {mapping.naming} names): {sides} tower; {rest}. "
+        f"The pictures' mean is the zoo's {mean}, not CLIP's own."
+    )

@@ -1,0 +1,217 @@
+"""Checkpoints from the hub and to it: the hub's own client against a stand-in on the loopback."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import huggingface_hub
+import open_clip
+import pytest
+import torch
+from hub_server import Hub
+from safetensors.torch import save_file
+from zoo import pictures, small
+
+import nextreid
+from nextreid.models import PretrainedCfg, _registry
+from nextreid.models._hub import SUMS
+
+FILES = ["README.md", "SHA256SUMS", "config.json", "golden.safetensors", "model.safetensors"]
+NAME = "hf-hub:owner/name"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A checkpoint folder with its proof; tests read it and leave it as it is."""
+    return nextreid.save_pretrained(small("next_tiny", num_classes=4), tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server = Hub()
+    constants = huggingface_hub.constants  # read from the environment when the client was imported
+    monkeypatch.setattr(constants, "ENDPOINT", server.address)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client waits between its tries
+    yield server
+    server.close()
+
+
+def equal(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_model_comes_from_the_hub_as_it_was_saved(hub, saved, tmp_path):
+    hub.commit_folder("owner/name", saved)
+    here = nextreid.create_model(f"local-dir:{saved}")
+    assert equal(nextreid.create_model(NAME), here)
+    assert equal(nextreid.create_model("hf_hub:owner/name"), here)
+    loaded = nextreid.from_pretrained("owner/name", num_classes=0, cache_dir=tmp_path / "elsewhere")
+    assert not loaded.training and loaded.num_classes == 0
+    assert torch.equal(loaded(pictures(here)), here.eval().embed(pictures(here)))
+    assert (tmp_path / "elsewhere" / "models--owner--name").is_dir()
+    assert not [path for _, path in hub.asked if path.endswith("README.md")]
+
+
+def test_a_revision_is_what_it_names(hub, tmp_path):
+    folders = [nextreid.save_pretrained(small("baseline_tiny", num_classes=n), tmp_path / str(n)) for n in (2, 3)]
+    first = hub.commit_folder("owner/name", folders[0], "v1")
+    hub.commit_folder("owner/name", folders[1])
+    assert nextreid.create_model(NAME).num_classes == 3
+    assert nextreid.create_model(f"{NAME}@v1").num_classes == 2
+    assert nextreid.create_model(f"{NAME}@{first}").num_classes == 2
+    assert nextreid.from_pretrained("owner/name", revision="v1").num_classes == 2
+    with pytest.raises(FileNotFoundError, match="hf-hub:owner/name has no revision 'v9'"):
+        nextreid.create_model(f"{NAME}@v9")
+    with pytest.raises(FileNotFoundError, match="no hub repository 'owner/other'"):
+        nextreid.create_model("hf-hub:owner/other")
+    with pytest.raises(ValueError, match="Repo id"):
+        nextreid.create_model("hf-hub:../../etc@main")
+
+
+def test_a_tag_with_a_hub_repository_loads_it(hub, saved, monkeypatch):
+    hub.commit_folder("owner/name", saved, "v1")
+    cfg = PretrainedCfg(architecture="next_tiny", tag="hubbed", hf_hub_id="owner/name@v1")
+    monkeypatch.setitem(_registry._CFGS, "next_tiny", {"": PretrainedCfg(architecture="next_tiny"), "hubbed": cfg})
+    assert "next_tiny.hubbed" in nextreid.list_pretrained()
+    args = json.loads((saved / "config.json").read_text())["model_args"]
+    model = nextreid.create_model("next_tiny.hubbed", pretrained=True, **args)
+    assert equal(model, nextreid.create_model(f"local-dir:{saved}"))
+
+
+def test_the_cache_serves_when_the_hub_does_not(hub, saved, monkeypatch):
+    hub.commit_folder("owner/name", saved)
+    nextreid.create_model(NAME)
+    hub.down = True
+    assert nextreid.create_model(NAME).num_classes == 4
+    hub.down = False
+    asked = len(hub.asked)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert nextreid.create_model(NAME).num_classes == 4
+    assert len(hub.asked) == asked
+    with pytest.raises(ConnectionError, match="hf-hub:owner/other is not in the cache"):
+        nextreid.create_model("hf-hub:owner/other")
+
+
+def test_a_hub_that_is_gone_is_said_to_be(hub, saved):
+    hub.close()
+    with pytest.raises(ConnectionError, match="hf-hub:owner/name is not in the cache and the hub cannot be asked"):
+        nextreid.create_model(NAME)
+
+
+def test_a_truncated_download_never_loads_and_the_next_one_goes_on(hub, saved):
+    hub.commit_folder("owner/name", saved)
+    hub.cut = {"model.safetensors"}
+    with pytest.raises(ConnectionError, match="the download of hf-hub:owner/name broke off"):
+        nextreid.create_model(NAME)
+    hub.cut = set()
+    assert equal(nextreid.create_model(NAME), nextreid.create_model(f"local-dir:{saved}"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_other_bytes_than_those_of_the_hashes_are_refused(hub, saved, file):
+    hub.commit_folder("owner/name", saved)
+    data = bytearray((saved / file).read_bytes())
+    data[-2] ^= 1
+    hub.swapped = {file: bytes(data)}
+    with pytest.raises(ValueError, match=rf"{file} was truncated or altered"):
+        nextreid.create_model(NAME)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_missing_file_is_named(hub, saved, file):
+    hub.commit("owner/name", {p.name: p.read_bytes() for p in saved.iterdir() if p.name != file})
+    with pytest.raises(FileNotFoundError, match=rf"{file} is missing"):
+        nextreid.create_model(NAME)
+
+
+def test_an_old_folder_without_proof_loads(hub, tmp_path):
+    hub.commit_folder("owner/name", nextreid.save_model(small("baseline_tiny"), tmp_path / "old"))
+    assert nextreid.create_model(NAME).num_classes == 0
+    found = nextreid.verify_checkpoint(NAME)
+    assert [f.name for f in found if f.note == "missing"] == [SUMS, "golden.safetensors"]
+
+
+def test_a_pushed_model_comes_back_and_keeps_the_card_there(hub):
+    model = small("baseline_tiny", num_classes=3)
+    address = nextreid.push_to_hub(model, "owner/name", commit_message="First")
+    first = hub.refs["owner/name"]["main"]
+    assert address == f"{hub.address}/owner/name/commit/{first}"
+    assert sorted(hub.commits["owner/name"][first]) == FILES
+    assert equal(nextreid.create_model(NAME), model)
+    assert all(finding.ok for finding in nextreid.verify_checkpoint(NAME))
+    hub.commit("owner/name", {"README.md": b"edited"})
+    model.reset_classifier(5)
+    nextreid.push_to_hub(model, "owner/name")
+    files = hub.commits["owner/name"][hub.refs["owner/name"]["main"]]
+    assert files["README.md"] == b"edited"
+    assert json.loads(files["config.json"])["num_classes"] == 5
+    with pytest.raises(ValueError, match="Repo id"):
+        nextreid.push_to_hub(model, "../owner")
+
+
+def test_towers_come_from_a_clip_on_the_hub(hub, tmp_path, monkeypatch):
+    """What ``next_clip_b16`` with ``pretrained=True`` does, at a size that a test can afford."""
+    name = "nextreid-test-hub-clip"
+    settings = {
+        "embed_dim": 32,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 224, "layers": 1, "width": 768, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
+    }
+    (tmp_path / f"{name}.json").write_text(json.dumps(settings))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    openai = open_clip.get_pretrained_cfg("ViT-B-16-quickgelu", "openai")
+    assert openai["hf_hub"] == "timm/vit_base_patch16_clip_224.openai/"  # where the real ones are
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, {"openai": {**openai, "hf_hub": "timm/tiny.openai/"}})
+    source = open_clip.create_model(name)
+    save_file({k: v.contiguous() for k, v in source.state_dict().items()}, tmp_path / "clip.safetensors")
+    weights = {"open_clip_model.safetensors": (tmp_path / "clip.safetensors").read_bytes()}
+    hub.commit("timm/tiny.openai", weights)
+    model = nextreid.create_model(
+        "next_clip_b16",
+        pretrained=True,
+        pretrained_cfg_overlay={"clip": (name, "openai")},
+        text_tower=name,
+        embed_dim=32,
+        image_tower_args={"depth": 1},
+        img_size=(64, 32),
+        cache_dir=str(tmp_path / "cache"),
+    )
+    state, given = model.state_dict(), source.state_dict()
+    assert torch.equal(state["image_tower.proj.weight"], given["visual.proj"].T)
+    assert torch.equal(
+        state["image_tower.trunk.blocks.0.mlp.fc1.weight"], given["visual.transformer.resblocks.0.mlp.c_fc.weight"]
+    )
+    assert torch.equal(state["text_tower.transformer.token_embedding.weight"], given["token_embedding.weight"])
+    assert model.pretrained_cfg.base_weights == f"CLIP {name}, openai"
+    assert ("GET", f"/timm/tiny.openai/resolve/main/{next(iter(weights))}") in hub.asked
+
+
+@pytest.mark.slow
+def test_the_variables_of_the_hub_client_hold(hub, saved, tmp_path):
+    """A mirror, a home and being offline, set from outside as a user sets them."""
+    hub.commit_folder("owner/name", saved)
+    nextreid.create_model(NAME, cache_dir=str(tmp_path / "offline" / "hub"))
+    hub.asked.clear()
+    code = 'import nextreid; print(nextreid.create_model("hf-hub:owner/name").num_classes)'
+    runs = {}
+    for name, variables in {
+        "mirrored": {"HF_ENDPOINT": hub.address},
+        "offline": {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "1"},
+    }.items():
+        known = {**os.environ, **variables, "HF_HOME": str(tmp_path / name), "OMP_NUM_THREADS": "1"}
+        runs[name] = subprocess.Popen(
+            [sys.executable, "-c", code], env=known, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    for run in runs.values():
+        out, errors = run.communicate(timeout=120)
+        assert out == "4\n", errors
+    assert (tmp_path / "mirrored" / "hub" / "models--owner--name").is_dir()
+    assert ("GET", "/api/models/owner/name/revision/main") in hub.asked
