@@ -1,11 +1,7 @@
 """The benchmark of the GPU's goals, where there is no GPU: its rows, and its goals in their smallest form."""
 
 import multiprocessing
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -151,21 +147,3 @@ def test_ranking_and_a_run_in_their_smallest_form():
 @pytest.mark.parametrize("goal, count", [("P17", 6), ("P18", 5), ("P19", 6), ("P20", 7), ("P21", 10), ("P24", 8)])
 def test_every_goal_runs_in_its_smallest_form(goal, count):
     assert len(measured(goal)) == count
-
-
-@pytest.mark.slow
-def test_kernels_run_interpreted():
-    pytest.importorskip("triton")
-    code = (
-        "from benchmarks.gpu import run\nfor row in run(['P20']): print(row['what'], row['ours'], row['note'], sep='|')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=Path(gpu.__file__).parents[1],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("K1 (triton)") == 5 and "failed" not in done.stdout
