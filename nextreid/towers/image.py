@@ -126,7 +126,8 @@ class ImageTower(nn.Module):
         unknown = self.camera.mean(0)
         if camid is None:
             return unknown.expand(batch, -1)
-        if camid.numel() and int(camid.max()) >= self.num_cameras:
+        # In a compiled graph, which knows no values, the look-up itself refuses such a number.
+        if not torch.compiler.is_compiling() and camid.numel() and int(camid.max()) >= self.num_cameras:
             raise ValueError(
                 f"camera {int(camid.max())} is out of range for {self.num_cameras} cameras (0-based); "
                 "give -1 for a camera that the model has not seen"

@@ -43,6 +43,20 @@ def test_training_compiles_as_one_graph_and_once(name):
     assert counter.frame_count == 1
 
 
+def test_cameras_break_no_graph_and_compile_once():
+    model = nextreid.create_model("baseline_tiny", num_cameras=4).eval()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    images, _, present = batch(model)
+    for camid in ([0, 1, 2, 3], [3, 3, 0, -1], [-1, -1, -1, 0]):
+        camid = torch.tensor(camid)
+        expected = model(images, None, present, camid)
+        torch.testing.assert_close(compiled(images, None, present, camid), expected, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1
+    with pytest.raises(IndexError):
+        compiled(images, None, present, torch.tensor([0, 1, 2, 4]))
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_inference_compiles_to_the_same_embedding(name):
     model = nextreid.create_model(name).eval()
