@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def pretrain(
     over the patches of a picture must lie where the part map of the pool shows what the text speaks of. (3) Identity
     loss and triplet loss on the joined class tokens, so that the start is one for re-identification. What (2) reads
     no captioned photograph has: it stands for the knowledge of places that CLIP's patches owe to 400 million pictures.
+
+    Pieces of words that no caption of the pool held say nothing afterwards: their rows of the text tower are zero.
 
     Args:
         out: Folder; gets ``towers.safetensors`` and ``pretrain.json``.
@@ -213,6 +216,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
 _BODY = ("skin", "hair", "upper", "lower", "footwear", "glasses", "backpack", "handbag", "suitcase", "held")
 
 
+@cache
 def clause_parts(clause: str) -> tuple[str, ...]:
     """Parts (see ``PARTS``) that a statement speaks of; none for denials and for statements about the picture."""
     words = clause.split()
@@ -246,14 +250,15 @@ class _Pretraining:
         )
         self.numbers: dict[str, int] = {}
         self.split: dict[str, frozenset[int]] = {}
+        assert model.text_tower is not None
+        self.text_tower = model.text_tower
+        self.met = torch.zeros(self.text_tower.vocab_size, dtype=torch.bool)
         width = model.embed_dim * self.modalities
         self.neck = BNNeck(width, len(pids))
         self.criterion = ReIDLoss(identity_weight=1.0, triplet_weight=0.05)
 
     def run(self) -> list[dict[str, float]]:
-        config, model = self.config, self.model
-        text = model.text_tower
-        assert text is not None
+        config, model, text = self.config, self.model, self.text_tower
         text.requires_grad_(True)
         parameters = [*model.image_tower.parameters(), *text.parameters(), *self.neck.parameters()]
         optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=0.02, fused=True)
@@ -279,6 +284,7 @@ class _Pretraining:
             history.append({"epoch": epoch, **row, "seconds": round(time.perf_counter() - start, 1)})
             _logger.info("pretraining: %s", history[-1])
         text.requires_grad_(False)
+        text.transformer.token_embedding.weight[~self.met] = 0.0
         text.clear_cache()
         return history
 
@@ -336,8 +342,7 @@ class _Pretraining:
         sentences = sorted({sentence for caption in captions for sentence in caption})
         for i in rng.permutation(len(sentences))[:32].tolist():
             found[sentences[i]] = self._facts([sentences[i]])
-        tower = self.model.text_tower
-        assert tower is not None
+        tower = self.text_tower
         for i in rng.permutation(len(captions))[:16].tolist():
             subset = draw_sentences(captions[i], rng)
             if subset:
@@ -347,12 +352,12 @@ class _Pretraining:
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         """Unit features; texts of like length share a forward pass, so that little is padding."""
-        tower = self.model.text_tower
-        assert tower is not None
+        tower = self.text_tower
         distinct = sorted(set(texts), key=lambda text: (tower.count_tokens(text), text))
         rows = {text: i for i, text in enumerate(distinct)}
-        chunks = [distinct[i : i + 64] for i in range(0, len(distinct), 64)]
-        features = torch.cat([tower(tower.tokenize(chunk)) for chunk in chunks])
+        tokens = tower.tokenize(distinct)
+        self.met[tokens[torch.arange(tokens.shape[1]) <= tokens.argmax(-1, keepdim=True)]] = True
+        features = torch.cat([tower(chunk) for chunk in tokens.split(64)])
         return F.normalize(features, dim=-1)[[rows[text] for text in texts]]
 
 

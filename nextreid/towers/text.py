@@ -5,7 +5,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import open_clip
@@ -19,6 +19,8 @@ from .packing import pack_sentences
 from .text_table import TextTable, digest
 
 CONTEXT = 77
+VOCABULARY = 49_408
+_SMALLEST = 2 * 256 + 2  # a byte inside and at the end of a word, the start and the end of a text
 Caption = Sequence[str] | str | None
 # The last bits of a product depend on the shapes of its factors, so that a text is always computed in one shape: of so
 # many texts and a multiple of so many tokens. On a CPU that is the text alone, and no token behind its end; another
@@ -33,8 +35,18 @@ _logger = logging.getLogger(__name__)
 
 
 @cache
-def _tokenizer() -> open_clip.SimpleTokenizer:
-    return open_clip.SimpleTokenizer(context_length=CONTEXT)
+def _tokenizer(vocab_size: int) -> open_clip.SimpleTokenizer:
+    """CLIP's tokenizer; a smaller vocabulary is the bytes, the merges that were learned first, and the two ends."""
+    tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
+    if vocab_size < VOCABULARY:
+        pieces = list(tokenizer.encoder)
+        tokenizer.encoder = {piece: i for i, piece in enumerate(pieces[: vocab_size - 2] + pieces[-2:])}
+        tokenizer.decoder = {i: piece for piece, i in tokenizer.encoder.items()}
+        tokenizer.bpe_ranks = dict(islice(tokenizer.bpe_ranks.items(), vocab_size - _SMALLEST))
+        tokenizer.vocab_size = vocab_size
+        tokenizer.sot_token_id, tokenizer.eot_token_id = vocab_size - 2, vocab_size - 1
+        tokenizer.all_special_ids = [vocab_size - 2, vocab_size - 1]
+    return tokenizer
 
 
 class TextTower(nn.Module):
@@ -45,7 +57,8 @@ class TextTower(nn.Module):
 
     Args:
         name: An open_clip model whose text side is an own transformer, such as ``ViT-B-16-quickgelu``, or a table of
-            its settings (``{"width": 64, "heads": 2, "layers": 2}``).
+            its settings (``{"width": 64, "heads": 2, "layers": 2}``). With ``vocab_size`` below CLIP's 49,408 a text is
+            cut into the pieces of CLIP's first merges: rarer words take more tokens, and the table is smaller.
         embed_dim: Width D of the features; None takes the named model's.
         table_bytes: Most bytes of features to keep, on the tower's device; the oldest go first. 0 keeps none.
 
@@ -75,6 +88,11 @@ class TextTower(nn.Module):
             )
         if "hf_model_name" in own or own.get("context_length", CONTEXT) != CONTEXT:
             raise ValueError(f"the text side of {name!r} is not a CLIP transformer with a window of {CONTEXT} tokens")
+        vocab_size = own.get("vocab_size", VOCABULARY)
+        if not _SMALLEST <= vocab_size <= VOCABULARY:
+            raise ValueError(
+                f"vocab_size={vocab_size} of the text side of {name!r} is not CLIP's: {_SMALLEST} to {VOCABULARY}"
+            )
         try:
             self.transformer = TextTransformer(
                 output_dim=width, act_layer=QuickGELU if quick else nn.GELU, **{"context_length": CONTEXT, **own}
@@ -84,6 +102,7 @@ class TextTower(nn.Module):
         if self.transformer.pool_type != "argmax" or self.transformer.attn_mask is None:
             raise ValueError(f"the text side of {name!r} does not read its feature at the end token as CLIP does")
         self.embed_dim: int = width
+        self.vocab_size: int = vocab_size
         self.table = TextTable(table_bytes)
         self._settings = {"quick_gelu": quick, "embed_dim": width, **own}
         self._identity: str | None = None
@@ -118,7 +137,8 @@ class TextTower(nn.Module):
         Raises:
             ValueError: If a text does not fit; pack its sentences into windows first.
         """
-        start, end, rows = _tokenizer().sot_token_id, _tokenizer().eot_token_id, []
+        tokenizer, rows = _tokenizer(self.vocab_size), []
+        start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
         for text in texts:
             ids = [start, *chain.from_iterable(self._pieces(text)), end]
             if len(ids) > CONTEXT:
@@ -136,13 +156,13 @@ class TextTower(nn.Module):
         # No token spans white space, so that the words of a text are tokenised alone, each once. What the tokenizer
         # repairs first (broken Unicode, HTML entities, control characters) may span words and is not plain ASCII.
         if not (text.isascii() and text.isprintable() and "&" not in text):
-            return [_tokenizer().encode(text)]
+            return [_tokenizer(self.vocab_size).encode(text)]
         known, words = self._words, text.split()
         if len(known) >= _MEMO:
             known.clear()
         for word in words:
             if word not in known:
-                known[word] = _tokenizer().encode(word)
+                known[word] = _tokenizer(self.vocab_size).encode(word)
         return [known[word] for word in words]
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -158,6 +158,20 @@ def test_towers_are_filled_and_nothing_else(folder):
     assert all(p.requires_grad for p in filled.image_tower.parameters())
 
 
+def test_pieces_of_words_that_were_never_met_are_zero(folder, pool):
+    model = build()
+    load_towers(model, folder)
+    rows = model.text_tower.transformer.token_embedding.weight
+    tower, zero = model.text_tower, (rows == 0).all(1)
+    said = [sentence for sample in pool for caption in sample.captions for sentence in caption]
+    tokens = tower.tokenize(sorted(set(said)))
+    known = set(tokens.flatten().tolist()) | set(tower.tokenize(["he she is"])[0].tolist())
+    met = set((~zero).nonzero().flatten().tolist())
+    lower = {tower.vocab_size - 2, tower.vocab_size - 1}  # start and end are in every text
+    assert lower <= met <= known and len(met) > 40
+    assert zero[tower.tokenize(["zeppelin"])[0, 1]] and not zero[tower.tokenize(["wearing"])[0, 1]]
+
+
 def test_mistakes_say_what_to_do(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="bench pretrain"):
         load_towers(build(), tmp_path)

@@ -1,6 +1,7 @@
 """Towers against open_clip and timm themselves, and the laws of cameras, sizes and text."""
 
 import json
+import re
 
 import open_clip
 import pytest
@@ -242,11 +243,39 @@ def test_a_text_over_the_window_is_never_cut_silently(text_tower):
         ("xlm-roberta-base-ViT-B-32", None, "not a CLIP transformer"),
         ({"width": 32, "heads": 2, "layers": 1, "context_length": 12}, 16, "window of 77"),
         ({"width": 32, "headz": 2}, 16, "headz"),
+        ({"width": 32, "heads": 2, "layers": 1, "vocab_size": 513}, 16, "vocab_size=513 .* 514 to 49408"),
+        ({"width": 32, "heads": 2, "layers": 1, "vocab_size": 50_000}, 16, "vocab_size=50000"),
     ],
 )
 def test_bad_text_towers_are_named(name, dim, named):
     with pytest.raises(ValueError, match=named):
         TextTower(name, dim)
+
+
+@pytest.mark.parametrize("size", [514, 1_000, 24_576])
+def test_a_smaller_vocabulary_is_clips_first_merges(size):
+    """Against the naive loop: merge after merge in the order they were learned, over every word."""
+    tower = TextTower({"width": 8, "heads": 2, "layers": 1, "vocab_size": size}, 8)
+    clip = open_clip.SimpleTokenizer()
+    pieces, merges = list(clip.encoder), list(clip.bpe_ranks)[: size - 514]
+    for word in ("a", "wearing", "suitcase", "t-shirt.", "nighttime,", "zwq"):
+        expected = []
+        for part in re.findall(r"[a-z]+|[^a-z]+", word):
+            split = [*part[:-1], part[-1] + "</w>"]
+            for merge in merges:
+                i = 0
+                while i + 1 < len(split):
+                    if (split[i], split[i + 1]) == merge:
+                        split[i : i + 2] = ["".join(merge)]
+                    i += 1
+            expected += map(pieces.index, split)
+        row = tower.tokenize([word])[0]
+        assert row[: len(expected) + 2].tolist() == [size - 2, *expected, size - 1] and int(row.max()) == size - 1
+        assert tower.count_tokens(word) == len(expected) + 2
+    short = [CAPTIONS[0], CAPTIONS[2]]
+    assert int(tower.tokenize(short).max()) < size
+    alone = torch.cat([tower.encode([[caption]]) for caption in short])
+    assert torch.equal(tower.encode([[caption] for caption in short]), alone) and alone.isfinite().all()
 
 
 def test_packing_by_clip_tokens(text_tower):
