@@ -10,6 +10,7 @@ def add(command: Any) -> None:
     demo = command("demo", run, "Train and measure NEXT and its control on made-up persons, with pictures.")
     demo.add_argument("--out", type=Path, default=Path("nextreid-demo"), help="folder to write (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of the data and the training (default: %(default)s)")
+    demo.add_argument("--pretrained", action="store_true", help="measure the weights that ship here; train nothing")
     demo.add_argument("--smoke", action="store_true", help="the smallest form: every step, seconds, useless numbers")
 
 
@@ -17,4 +18,4 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from nextreid.engine.demo import run_demo
 
-    run_demo(args.out, seed=args.seed, smoke=args.smoke, say=print)
+    run_demo(args.out, seed=args.seed, smoke=args.smoke, pretrained=args.pretrained, say=print)

@@ -1,4 +1,4 @@
-"""The demo: made-up persons in, NEXT and its control trained, measured and shown."""
+"""The demo: made-up persons in, NEXT and its control trained (or taken as they ship), measured and shown."""
 
 import logging
 import platform
@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +46,26 @@ SMOKE = DemoSize(num_train=8, num_test=4, frames_per_visit=2, epochs=1)
 
 
 def run_demo(
-    out: str | Path, *, seed: int = 0, smoke: bool = False, say: Callable[[str], object] | None = None
+    out: str | Path,
+    *,
+    seed: int = 0,
+    smoke: bool = False,
+    pretrained: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> dict[str, Any]:
     """Build the synthetic set, train ``baseline_tiny`` and ``next_tiny`` alike, measure both on unseen identities.
 
     Both start from the same random image tower and get the same recipe, batches and epochs. No CLIP weights fit these
     tiny towers, so NEXT's text tower stays random here: the rows with captions exercise the path and show what random
-    text is worth. Everything but the seconds is a function of the seed on one machine.
+    text is worth. With ``pretrained`` nothing is trained: the weights that ship with the package are measured, whose
+    training met none of the demo's persons. Everything but the seconds is a function of the seed on one machine.
 
     Args:
-        out: Folder to write: ``metrics.json``, ``report.html``, ``rank_list.png``, ``masks.png``, and the two run
-            folders. A demo's folder there is replaced as a whole; any other is left alone.
+        out: Folder to write: ``metrics.json``, ``report.html``, ``rank_list.png``, ``masks.png``, and the folders of
+            the runs, if there were any. A demo's folder there is replaced as a whole; any other is left alone.
         seed: Of the data, the weights and the training.
         smoke: The smallest form, which only shows that every step runs.
+        pretrained: Take the weights that ship with the package instead of training.
         say: Called with each line of progress and result.
 
     Returns:
@@ -70,7 +77,7 @@ def run_demo(
     target, tell = Path(out), say or _logger.info
     if target.exists() and not (target / METRICS).is_file():
         raise FileExistsError(f"{target} exists and no demo wrote it; name another folder")
-    size = SMOKE if smoke else DemoSize()
+    size = replace(SMOKE if smoke else DemoSize(), **({"num_train": 0, "epochs": 0} if pretrained else {}))
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -97,14 +104,15 @@ def _build(folder: Path, seed: int, size: DemoSize, tell: Callable[[str], object
     persons = synthetic_persons("tiny", seed=seed, **counts)
     dataset = persons.dataset
     lap("render", f"made {len(dataset.train)} training and {len(dataset.query)} test samples of unseen identities")
-    models = _models(seed)
-    models["baseline_tiny"].image_tower.load_state_dict(models["next_tiny"].image_tower.state_dict())
-    rows = [_row(name, "untrained", evaluate(model, dataset, text=False)) for name, model in models.items()]
-    recipe = get_recipe("tiny", seed=seed, epochs=size.epochs, eval_every=0, warmup_epochs=min(2, size.epochs - 1))
-    for name, model in models.items():
-        done = train(model, dataset, recipe, folder / "runs" / name, progress=False)
-        last = done.last or {}
-        lap(f"train {name}", f"trained {name}: {size.epochs} epochs, loss {last['loss']['total']:.2f}")
+    models, recipe = _models(seed, pretrained=not size.epochs), None
+    rows = []
+    if size.epochs:
+        rows = [_row(name, "untrained", evaluate(model, dataset, text=False)) for name, model in models.items()]
+        recipe = get_recipe("tiny", seed=seed, epochs=size.epochs, eval_every=0, warmup_epochs=min(2, size.epochs - 1))
+        for name, model in models.items():
+            done = train(model, dataset, recipe, folder / "runs" / name, progress=False)
+            last = done.last or {}
+            lap(f"train {name}", f"trained {name}: {size.epochs} epochs, loss {last['loss']['total']:.2f}")
     rows += [row for name, model in models.items() for row in _measure(name, model, dataset)]
     lap("evaluate", "measured both with every modality, with each one missing, with and without captions")
     columns, table = _table(rows, dataset.modalities)
@@ -119,7 +127,8 @@ def _build(folder: Path, seed: int, size: DemoSize, tell: Callable[[str], object
         "seed": seed,
         "size": asdict(size),
         "generator": persons.config.to_dict(),
-        "recipe": recipe.to_dict(),
+        "recipe": recipe.to_dict() if recipe else None,
+        "weights": {name: model.pretrained_cfg.trained_on for name, model in models.items()},
         "protocol": dataset.protocol,
         "results": rows,
         "versions": {"nextreid": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -131,12 +140,14 @@ def _build(folder: Path, seed: int, size: DemoSize, tell: Callable[[str], object
     return metrics
 
 
-def _models(seed: int) -> dict[str, ReIDModel]:
+def _models(seed: int, pretrained: bool) -> dict[str, ReIDModel]:
     with torch.random.fork_rng(devices=[]):
         models = {}
         for name in MODELS:
             torch.manual_seed(seed)
-            models[name] = create_model(name)
+            models[name] = create_model(name, pretrained=pretrained)
+    if not pretrained:
+        models["baseline_tiny"].image_tower.load_state_dict(models["next_tiny"].image_tower.state_dict())
     return models
 
 
@@ -228,12 +239,15 @@ def _report(
     ranks: Image,
     masks: Image,
 ) -> None:
-    size, generator = metrics["size"], metrics["generator"]
+    size, generator, recipe = metrics["size"], metrics["generator"], metrics["recipe"]
     height, width = generator["img_size"]
+    text_tower = "The text tower is random, since no CLIP weights fit towers this small."
+    if not recipe:
+        text_tower = "The weights are those that ship with the package."
     note = (
         f"{size['num_test']} identities that training never saw; protocol {metrics['protocol']}: "
-        "a query ignores its own identity's pictures from its own camera. One seed. The text tower is random, since no "
-        "CLIP weights fit towers this small. The numbers speak of this generator only and compare with no benchmark."
+        f"a query ignores its own identity's pictures from its own camera. One seed. {text_tower} "
+        "The numbers speak of this generator only and compare with no benchmark."
     )
     tables = [
         Table("Results, mAP / rank-1 in percent", results[0], results[1], note),
@@ -259,14 +273,15 @@ def _report(
         "seed": metrics["seed"],
         "generator": f"synthetic-persons, version {generator['version']}, {height}x{width} pixels",
         "identities": f"{size['num_train']} training, {size['num_test']} test",
-        "recipe": f"{metrics['recipe']['name']}, {metrics['recipe']['epochs']} epochs for each model",
+        "recipe": f"{recipe['name']}, {recipe['epochs']} epochs for each model" if recipe else "none: shipped weights",
         **metrics["versions"],
         "seconds": metrics["seconds"]["total"],
     }
     write_report(
         path,
         title="nextreid demo",
-        intro="NEXT and its control, trained alike on procedural persons seen in three spectra.",
+        intro=f"NEXT and its control, {'trained alike' if recipe else 'as they ship,'} on procedural persons seen in "
+        "three spectra.",
         tables=tables,
         pictures=pictures,
         facts=facts,

@@ -88,9 +88,9 @@ class FeatureExtractor:
         if isinstance(model, str):
             model = create_model(model, pretrained=pretrained)
             weights = model.pretrained_cfg
-            if pretrained and weights.clip and not (weights.file or weights.hf_hub_id):
+            if pretrained and not (weights.file or weights.hf_hub_id):
                 _logger.warning(
-                    "%s has CLIP's towers and was not trained to tell identities apart: load a trained checkpoint, "
+                    "%s has pretrained towers and was not trained to tell identities apart: load a trained checkpoint, "
                     "such as 'local-dir:run/best'",
                     weights.architecture,
                 )

@@ -102,6 +102,20 @@ class ReIDModel(nn.Module):
         for i, tower in enumerate(self._image_towers()):
             load_pretrained_clip(name, tag, tower, self.text_tower if i == 0 else None, cache_dir)
 
+    def load_timm(self, cache_dir: str | None = None) -> str:
+        """Fill the image tower with the weights that timm names for it; return their full name.
+
+        Raises:
+            ValueError: If timm has none, or there is a text tower, which would stay untrained.
+        """
+        if self.text_tower is not None:
+            raise ValueError(
+                "timm's weights fill the image tower alone, and an untrained text tower makes noise of captions: build "
+                "the model with text_tower=None, or take one whose towers are a CLIP, such as next_clip_b16"
+            )
+        names = {tower.load_timm(cache_dir) for tower in self._image_towers()}
+        return names.pop()
+
     def encode_images(
         self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:

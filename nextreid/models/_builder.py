@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ._base import ReIDModel
 from ._hub import CONFIG, download, load_config, load_strictly, read_weights
-from ._pretrained import PretrainedCfg
+from ._pretrained import OF_WEIGHTS, PretrainedCfg
 from ._registry import get_pretrained_cfg
 
 _logger = logging.getLogger(__name__)
@@ -53,7 +53,10 @@ def build_model_with_cfg(
     model = model_class(**kwargs)
     model.model_args = dict(kwargs)
     model.pretrained_cfg = cfg.replace(
-        architecture=variant, input_size=(3, *model.img_size), modalities=tuple(model.modalities)
+        architecture=variant,
+        tag=cfg.tag if pretrained else "",
+        input_size=(3, *model.img_size),
+        modalities=tuple(model.modalities),
     )
     if pretrained:
         load_pretrained(model, cfg, cache_dir)
@@ -61,7 +64,7 @@ def build_model_with_cfg(
 
 
 def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None = None) -> None:
-    """Fill a model from its configuration: a file, a hub repository, or CLIP's towers alone.
+    """Fill a model from its configuration: a file, a hub repository, or the towers alone from CLIP or from timm.
 
     Raises:
         ValueError: If the configuration names no weights.
@@ -73,6 +76,10 @@ def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None 
         model.load_clip(*cfg.clip, cache_dir=cache_dir)
         model.pretrained_cfg = model.pretrained_cfg.replace(base_weights=f"CLIP {cfg.clip[0]}, {cfg.clip[1]}")
         _logger.info("the towers of %s start from CLIP (%s, %s); the rest is untrained", cfg.architecture, *cfg.clip)
+    elif cfg.timm:
+        name = model.load_timm(cache_dir)
+        model.pretrained_cfg = model.pretrained_cfg.replace(base_weights=f"timm {name}")
+        _logger.info("the image tower of %s starts from timm's %s; the rest is untrained", cfg.architecture, name)
     else:
         raise ValueError(
             f"there are no pretrained weights for {cfg.architecture!r}; build it with pretrained=False, or name a "
@@ -125,9 +132,7 @@ def load_checkpoint(model: ReIDModel, path: str) -> None:
         config = load_config(folder)
         state = _adapt(model, config, state, path)
         saved_cfg = config.get("pretrained_cfg", {})
-        model.pretrained_cfg = model.pretrained_cfg.replace(
-            trained_on=saved_cfg.get("trained_on"), base_weights=saved_cfg.get("base_weights")
-        )
+        model.pretrained_cfg = model.pretrained_cfg.replace(**{name: saved_cfg.get(name) for name in OF_WEIGHTS})
     else:
         _logger.warning("%s: no %s beside it says for which pictures and modalities it was trained", path, CONFIG)
     own = model.state_dict()

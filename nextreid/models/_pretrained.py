@@ -2,7 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+SHIPPED = Path(__file__).parents[1] / "weights"
+"""Folder of the checkpoint folders that the package brings along, each named ``arch.tag``."""
+# What belongs to weights and goes where they go; the other fields belong to the architecture.
+OF_WEIGHTS = ("protocol", "metrics", "trained_on", "license", "data_license", "base_weights", "notes")
 
 
 @dataclass(frozen=True)
@@ -13,10 +19,11 @@ class PretrainedCfg:
 
     Attributes:
         architecture: Name of the entrypoint.
-        tag: Name of the weights; empty for an architecture without trained ReID weights.
+        tag: Name of the weights; empty for weights without one, such as untrained or newly trained ones.
         hf_hub_id: Hub repository (``owner/name[@revision]``) of a whole ReID checkpoint folder.
         file: Local checkpoint folder or ``.safetensors`` file.
         clip: open_clip model and weights tag that fill the towers, for a start that is not a ReID checkpoint.
+        timm: Whether, without any other source, the image tower alone starts from the weights that timm names for it.
         input_size: ``(3, H, W)``.
         mean: Per-channel mean, the same for every modality.
         std: Per-channel standard deviation.
@@ -43,6 +50,7 @@ class PretrainedCfg:
     hf_hub_id: str | None = None
     file: str | None = None
     clip: tuple[str, str] | None = None
+    timm: bool = False
     input_size: tuple[int, int, int] = (3, 256, 128)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -84,7 +92,7 @@ class PretrainedCfg:
 
     def to_dict(self, remove_source: bool = False) -> dict[str, Any]:
         """A JSON-able table without empty fields, without the sources on request."""
-        sources = ("hf_hub_id", "file", "clip") if remove_source else ()
+        sources = ("hf_hub_id", "file", "clip", "timm") if remove_source else ()
         items = dataclasses.asdict(self).items()
         return {k: list(v) if isinstance(v, tuple) else v for k, v in items if v is not None and k not in sources}
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ._base import Captions, Features, ReIDModel
 from ._builder import build_model_with_cfg
-from ._pretrained import PretrainedCfg, generate_default_cfgs
+from ._pretrained import SHIPPED, PretrainedCfg, generate_default_cfgs
 from ._registry import register_model
 from ._tiny import TINY_IMAGE
 
@@ -82,7 +82,9 @@ def _create_baseline(variant: str, pretrained: bool = False, **kwargs: Any) -> B
 default_cfgs = generate_default_cfgs(
     {
         "baseline_clip_b16": PretrainedCfg(clip=("ViT-B-16-quickgelu", "openai")),
-        "baseline_tiny": PretrainedCfg(input_size=(3, 64, 32)),
+        "baseline_tiny.synthetic_persons": PretrainedCfg(
+            input_size=(3, 64, 32), file=str(SHIPPED / "baseline_tiny.synthetic_persons")
+        ),
     }
 )
 

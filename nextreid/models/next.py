@@ -10,7 +10,7 @@ from ..layers.next_head import ExpertBranches, NEXTHead
 from ..towers import TextTower
 from ._base import Captions, Features, ReIDModel
 from ._builder import build_model_with_cfg
-from ._pretrained import PretrainedCfg, generate_default_cfgs
+from ._pretrained import SHIPPED, PretrainedCfg, generate_default_cfgs
 from ._registry import register_model
 from ._tiny import TINY_IMAGE, TINY_TEXT
 
@@ -158,8 +158,10 @@ default_cfgs = generate_default_cfgs(
         "next_clip_l14": PretrainedCfg(
             clip=("ViT-L-14-quickgelu", "openai"), input_size=(3, 252, 126), notes=_CLIP_NOTE
         ),
-        "next": PretrainedCfg(),
-        "next_tiny": PretrainedCfg(input_size=(3, 64, 32)),
+        "next": PretrainedCfg(timm=True),
+        "next_tiny.synthetic_persons": PretrainedCfg(
+            input_size=(3, 64, 32), file=str(SHIPPED / "next_tiny.synthetic_persons")
+        ),
     }
 )
 
@@ -190,7 +192,10 @@ def next_clip_l14(pretrained: bool = False, **kwargs: Any) -> NEXT:
 
 @register_model
 def next(pretrained: bool = False, **kwargs: Any) -> NEXT:
-    """NEXT on any towers: ``image_tower=`` a timm name, ``text_tower=`` an open_clip name or None."""
+    """NEXT on any towers: ``image_tower=`` a timm name, ``text_tower=`` an open_clip name or None.
+
+    ``pretrained=True`` fills the image tower from timm, in a model with ``text_tower=None``.
+    """
     return _create_next("next", pretrained, **kwargs)
 
 

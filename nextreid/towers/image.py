@@ -22,7 +22,6 @@ class ImageTower(nn.Module):
         embed_dim: Width D after the projection; None leaves the tower's own width, without a projection.
         num_cameras: Number of cameras to learn an embedding for; 0 for none. It is added to the class token.
         drop_path: Stochastic depth rate.
-        pretrained: Let timm fetch the tower's weights (not the projection's).
         tower_args: Further arguments of the timm model, such as ``{"depth": 4}``.
 
     Raises:
@@ -36,22 +35,16 @@ class ImageTower(nn.Module):
         embed_dim: int | None = 512,
         num_cameras: int = 0,
         drop_path: float = 0.0,
-        pretrained: bool = False,
         tower_args: dict[str, object] | None = None,
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
             raise ValueError(f"timm has no model named {name!r}; see timm.list_models('vit_*')")
-        settings = {"drop_path_rate": drop_path} if drop_path else {}
+        self.name = name
+        self._settings = {"img_size": tuple(img_size), **(tower_args or {})}
         try:
             self.trunk = timm.create_model(
-                name,
-                pretrained=pretrained,
-                img_size=tuple(img_size),
-                num_classes=0,
-                global_pool="",
-                **settings,
-                **(tower_args or {}),
+                name, num_classes=0, global_pool="", drop_path_rate=drop_path or None, **self._settings
             )
         except TypeError as error:
             raise ValueError(
@@ -82,6 +75,33 @@ class ImageTower(nn.Module):
                 raise ValueError(f"a camera embedding is added to the class token, and {name!r} has none")
             self.camera = nn.Parameter(torch.empty(num_cameras, width))
             nn.init.trunc_normal_(self.camera, std=0.02)
+
+    def load_timm(self, cache_dir: str | None = None) -> str:
+        """Fill the tower from the weights that timm names for it; the projection to width D stays as it is.
+
+        A norm at the end of the tower, which weights of a tower that pools before its norm lack, starts anew.
+
+        Args:
+            cache_dir: Where downloads are kept; None for timm's place.
+
+        Returns:
+            The weights' full name, such as ``vit_small_patch16_dinov3.lvd1689m``.
+
+        Raises:
+            ValueError: If timm knows no weights, or they do not fit the tower's arguments.
+        """
+        known = timm.get_pretrained_cfg(self.name)
+        if not known.has_weights:
+            raise ValueError(f"timm has no weights for {self.name!r}; see timm.list_pretrained()")
+        try:  # with its classifier: without one, timm loads what fits and keeps silent on the rest
+            source = timm.create_model(self.name, pretrained=True, cache_dir=cache_dir, **self._settings).state_dict()
+        except RuntimeError as error:
+            raise ValueError(f"timm's weights for {self.name!r} do not fit {self._settings}: {error}") from error
+        own = self.trunk.state_dict()
+        if missing := [key for key in own if key not in source and not key.startswith("norm.")]:
+            raise ValueError(f"timm's weights for {self.name!r} lack {', '.join(missing[:4])}")
+        self.trunk.load_state_dict({key: source.get(key, value) for key, value in own.items()})
+        return f"{known.architecture}.{known.tag}".removesuffix(".")
 
     @property
     def num_tokens(self) -> int:

@@ -44,9 +44,29 @@ def test_the_same_seed_gives_the_same_numbers(demo, tmp_path):
     _, metrics, _ = demo
     again = run_demo(tmp_path / "again", seed=3, smoke=True)
     assert again["results"] == metrics["results"]
-    other = run_demo(tmp_path / "again", seed=4, smoke=True)  # replaces the folder as a whole
-    assert other["results"] != metrics["results"]
-    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["seed"] == 4
+
+
+def test_shipped_weights_are_shown_without_training(demo, tmp_path):
+    _, metrics, _ = demo
+    lines = []
+    shown = run_demo(tmp_path / "out", seed=3, smoke=True, pretrained=True, say=lines.append)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "metrics.json",
+        "report.html",
+        "rank_list.png",
+        "masks.png",
+    }
+    assert shown["recipe"] is None and shown["size"]["num_train"] == 0
+    assert all(record["dataset"] == "synthetic-persons" for record in shown["weights"].values())
+    asked = [(row["model"], row["text"], row["missing"]) for row in shown["results"]]
+    trained = [row for row in metrics["results"] if row["stage"] == "trained"]
+    assert asked == [(row["model"], row["text"], row["missing"]) for row in trained]
+    assert all(row["dataset"] == "synthetic-persons" for row in shown["results"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "shipped weights" in page and "text tower is random" not in page
+    other = run_demo(tmp_path / "out", seed=4, smoke=True, pretrained=True)  # replaces the folder as a whole
+    assert other["results"] != shown["results"]
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["seed"] == 4
 
 
 def test_a_folder_that_no_demo_wrote_is_left_alone(tmp_path):

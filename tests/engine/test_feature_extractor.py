@@ -418,7 +418,7 @@ def test_a_name_is_built_with_its_weights(build, pictures, tmp_path, caplog, mon
 
     def create(name, **kwargs):
         asked.update(kwargs, name=name)
-        return build("baseline_tiny", pretrained_cfg_overlay={"clip": ("ViT-B-16", "openai")})
+        return build("baseline_tiny", pretrained_cfg_overlay={"clip": ("ViT-B-16", "openai"), "file": None})
 
     monkeypatch.setattr(feature_extractor, "create_model", create)
     FeatureExtractor("baseline_clip_b16", pretrained=False)

@@ -9,6 +9,7 @@ import time
 import huggingface_hub
 import open_clip
 import pytest
+import timm
 import torch
 from hub_server import Hub
 from safetensors.torch import save_file
@@ -192,6 +193,31 @@ def test_towers_come_from_a_clip_on_the_hub(hub, tmp_path, monkeypatch):
     assert torch.equal(state["text_tower.transformer.token_embedding.weight"], given["token_embedding.weight"])
     assert model.pretrained_cfg.base_weights == f"CLIP {name}, openai"
     assert ("GET", f"/timm/tiny.openai/resolve/main/{next(iter(weights))}") in hub.asked
+
+
+def test_an_image_tower_comes_from_timm_on_the_hub(hub, tmp_path):
+    source = timm.create_model("test_vit")
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    hub.commit("timm/test_vit.r160_in1k", {"model.safetensors": (tmp_path / "model.safetensors").read_bytes()})
+    where = {"text_tower": None, "embed_dim": 32, "cache_dir": str(tmp_path / "cache")}
+    model = nextreid.create_model("next", pretrained=True, image_tower="test_vit", img_size=(160, 160), **where)
+    state, given = model.state_dict(), source.state_dict()
+    trunk = {key.removeprefix("image_tower.trunk."): value for key, value in state.items() if ".trunk." in key}
+    assert trunk.keys() == {key for key in given if not key.startswith(("head.", "fc_norm."))}
+    assert all(torch.equal(value, given[key]) for key, value in trunk.items())
+    assert model.pretrained_cfg.base_weights == "timm test_vit.r160_in1k"
+    other = nextreid.create_model("next", pretrained=True, image_tower="test_vit", img_size=(64, 32), **where)
+    assert other.image_tower.trunk.pos_embed.shape[1] == 4 * 2 + 1  # resampled by timm
+    saved = nextreid.save_model(other, tmp_path / "saved")
+    hub.asked.clear()
+    back = nextreid.create_model(f"local-dir:{saved}").state_dict()
+    assert not hub.asked and all(torch.equal(value, back[key]) for key, value in other.state_dict().items())
+    with pytest.raises(ValueError, match="do not fit"):
+        nextreid.create_model("next", pretrained=True, image_tower="test_vit", image_tower_args={"depth": 1}, **where)
+    with pytest.raises(ValueError, match="no weights for 'vit_base_patch16_xp_224'"):
+        small("next", pretrained=True, image_tower="vit_base_patch16_xp_224", text_tower=None)
+    with pytest.raises(ValueError, match="text_tower=None"):
+        small("next", pretrained=True)
 
 
 @pytest.mark.slow
