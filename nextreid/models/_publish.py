@@ -74,12 +74,15 @@ def push_to_hub(
         folder = save_pretrained(model, Path(home) / "model")
         api.create_repo(repo, private=private, exist_ok=True)
         kept = [CARD] if api.file_exists(repo, CARD, revision=revision) else None
-        commit = api.upload_folder(
-            repo_id=repo,
-            folder_path=folder,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            ignore_patterns=kept,
-        )
+        try:
+            commit = api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+                ignore_patterns=kept,
+            )
+        except RuntimeError as error:  # the client's word for a large file that broke off
+            raise OSError(f"the hub repository {repo} took no file: {error} Push again") from error
     return str(commit.pr_url or commit.commit_url)

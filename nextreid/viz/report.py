@@ -98,7 +98,7 @@ def _table(table: Table) -> str:
 
 def _figure(caption: str, image: Image.Image) -> str:
     data = BytesIO()
-    image.save(data, format="PNG", optimize=True)
+    image.save(data, format="PNG")
     source = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")
     return (
         f'<figure><div class="wide" tabindex="0"><img src="{source}" alt="{escape(caption)}" '

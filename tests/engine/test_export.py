@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 
@@ -202,6 +203,27 @@ def test_a_file_that_gives_something_else_does_not_stay(tmp_path, monkeypatch, p
     with pytest.raises(ValueError, match="was not written"):
         export(small(), tmp_path / "model.pt2", "torch_export", overwrite=True)
     assert (tmp_path / "model.pt2").read_text() == "an older file"
+
+
+@needs_onnx
+def test_an_altered_onnx_file_does_not_stay(tmp_path, monkeypatch):
+    import onnx
+
+    write, read = FORMATS["onnx"]
+
+    def altered(program, path, metadata):
+        write(program, path, metadata)
+        file = onnx.load(path)
+        weight = max(file.graph.initializer, key=lambda weight: math.prod(weight.dims))
+        values = onnx.numpy_helper.to_array(weight).copy()
+        values[::2] *= -1
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        onnx.save(file, path)
+
+    monkeypatch.setitem(FORMATS, "onnx", (altered, read))
+    with pytest.raises(ValueError, match=r"was not written: its embeddings are not the model's .*; try the other"):
+        export(small(), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_whose_order_is_wrong_does_not_stay(tmp_path, monkeypatch, plain):

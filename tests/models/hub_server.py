@@ -20,6 +20,8 @@ class Hub:
         refs: Commits by branch or tag: ``{repo: {ref: commit}}``.
         cut: Names of files whose body ends after half of its bytes.
         swapped: Bytes to send instead of a file's own, by name.
+        large: Names of files that are no part of a commit's request, as weights are not: they are stored before (LFS).
+        stored: Large files by their SHA-256; None where nothing can be stored.
         down: Answer everything with 503.
         asked: Method and path of each request.
     """
@@ -27,6 +29,7 @@ class Hub:
     def __init__(self):
         self.commits, self.refs = {}, {}
         self.cut, self.swapped = set(), {}
+        self.large, self.stored = set(), {}
         self.down = False
         self.asked = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -66,6 +69,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         self._dispatch("POST")
+
+    def do_PUT(self):
+        self._dispatch("PUT")
 
     def _dispatch(self, method):
         hub, path = self.hub, unquote(urlsplit(self.path).path)
@@ -150,12 +156,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, body, repo, revision):
         files = json.loads(body)["files"]
-        self._json({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
+        modes = {f["path"]: "lfs" if f["path"] in self.hub.large else "regular" for f in files}
+        self._json({"files": [{"path": k, "uploadMode": mode, "shouldIgnore": False} for k, mode in modes.items()]})
+
+    def batch(self, body, repo):
+        objects = json.loads(body)["objects"]
+        for one in objects:
+            one["actions"] = {"upload": {"href": f"{self.hub.address}/store/{one['oid']}"}}
+        self._json({"transfer": "basic", "objects": objects})
+
+    def store(self, body, oid):
+        if self.hub.stored is None or hashlib.sha256(body).hexdigest() != oid:
+            return self._send(400, b"{}")
+        self.hub.stored[oid] = body
+        self._json({})
 
     def push(self, body, repo, revision):
         lines = [json.loads(line) for line in body.splitlines()]
         files = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
-        commit = self.hub.commit(repo, {k: base64.b64decode(v) for k, v in files.items()}, revision)
+        files = {name: base64.b64decode(content) for name, content in files.items()}
+        large = [line["value"] for line in lines if line["key"] == "lfsFile"]
+        files |= {file["path"]: self.hub.stored[file["oid"]] for file in large}
+        commit = self.hub.commit(repo, files, revision)
         self._json({"commitUrl": f"{self.hub.address}/{repo}/commit/{commit}", "commitOid": commit})
 
     def validate(self, body):
@@ -171,4 +193,6 @@ _ROUTES = (
     ("POST", r"/api/validate-yaml", _Handler.validate),
     ("POST", rf"/api/models/{_PLACE}/preupload/{_REVISION}", _Handler.preupload),
     ("POST", rf"/api/models/{_PLACE}/commit/{_REVISION}", _Handler.push),
+    ("POST", rf"/{_PLACE}\.git/info/lfs/objects/batch", _Handler.batch),
+    ("PUT", r"/store/(?P<oid>[0-9a-f]{64})", _Handler.store),
 )

@@ -157,6 +157,23 @@ def test_a_pushed_model_comes_back_and_keeps_the_card_there(hub):
         nextreid.push_to_hub(model, "../owner")
 
 
+def test_large_files_are_put_beside_the_commit(hub, monkeypatch):
+    """As a hub takes weights where the client does not speak its newer protocol."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    hub.large = {"model.safetensors", "golden.safetensors"}
+    model = small("next_tiny", num_classes=3)
+    nextreid.push_to_hub(model, "owner/name")
+    assert len(hub.stored) == 2 and ("POST", "/owner/name.git/info/lfs/objects/batch") in hub.asked
+    assert equal(nextreid.create_model(NAME), model)
+    assert all(finding.ok for finding in nextreid.verify_checkpoint(NAME))
+    monkeypatch.setattr(hub, "stored", None)  # the store breaks: no commit with files that are not there
+    before = hub.refs["owner/name"]["main"]
+    model.reset_classifier(5)
+    with pytest.raises(OSError, match=r"owner/name took no file: .*model\.safetensors|golden\.safetensors"):
+        nextreid.push_to_hub(model, "owner/name")
+    assert hub.refs["owner/name"]["main"] == before
+
+
 def test_towers_come_from_a_clip_on_the_hub(hub, tmp_path, monkeypatch):
     """What ``next_clip_b16`` with ``pretrained=True`` does, at a size that a test can afford."""
     name = "nextreid-test-hub-clip"
