@@ -33,10 +33,12 @@ def record_training(model: ReIDModel, record: dict[str, Any], start: dict[str, A
         start: The record of the weights that the training started from; None for weights without one.
     """
     told = {**record, "start": start} if start else dict(record)
-    # The name, the notes and the measures of the weights before do not hold for these.
-    model.pretrained_cfg = model.pretrained_cfg.replace(
-        trained_on=told, tag="", notes=None, metrics=None, protocol=None
-    )
+    # The name, the notes and the measures of the weights before do not hold for these; nor do the licences, once other
+    # data came to them.
+    gone: dict[str, Any] = {"tag": "", "notes": None, "metrics": None, "protocol": None}
+    if start:
+        gone |= {"license": None, "data_license": None}
+    model.pretrained_cfg = model.pretrained_cfg.replace(trained_on=told, **gone)
 
 
 def record_measures(model: ReIDModel, evaluation: Mapping[str, Any] | None, epoch_rule: str) -> None:

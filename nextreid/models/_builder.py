@@ -132,7 +132,10 @@ def load_checkpoint(model: ReIDModel, path: str) -> None:
         config = load_config(folder)
         state = _adapt(model, config, state, path)
         saved_cfg = config.get("pretrained_cfg", {})
-        model.pretrained_cfg = model.pretrained_cfg.replace(**{name: saved_cfg.get(name) for name in OF_WEIGHTS})
+        told = {name: saved_cfg.get(name) for name in OF_WEIGHTS}
+        if tuple(saved_cfg.get("input_size", ())[1:]) != model.img_size:
+            told |= {"metrics": None, "protocol": None}  # measured at the other size
+        model.pretrained_cfg = model.pretrained_cfg.replace(**told)
     else:
         _logger.warning("%s: no %s beside it says for which pictures and modalities it was trained", path, CONFIG)
     own = model.state_dict()

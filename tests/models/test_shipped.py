@@ -73,11 +73,17 @@ def test_the_card_and_the_configuration_say_where_they_come_from(name):
     assert ("| backpack |" in card) == ("next" in name)
 
 
+def test_another_picture_size_takes_the_figures_away(caplog):
+    model = nextreid.create_model("baseline_tiny", pretrained=True, img_size=(128, 64))
+    assert "resampled from 64x32 pictures to 128x64" in caplog.text
+    assert model.pretrained_cfg.metrics is model.pretrained_cfg.protocol is None and model.pretrained_cfg.trained_on
+
+
 def test_new_training_takes_the_name_and_the_figures_away():
     model = nextreid.create_model("next_tiny", pretrained=True)
     record_training(model, {"dataset": "mine"}, model.pretrained_cfg.trained_on)
     cfg = model.pretrained_cfg
-    assert (cfg.tag, cfg.metrics, cfg.notes) == ("", None, None) and cfg.license == "Apache-2.0"
+    assert cfg.tag == "" and not any((cfg.metrics, cfg.protocol, cfg.notes, cfg.license, cfg.data_license))
     assert trained_sets(model) == ["mine", "synthetic-persons", "synthetic-persons, pretrain pool"]
 
 
