@@ -1,4 +1,4 @@
-"""The weights that ship: both towers pretrained, NEXT and its control trained on them, measured, saved (an hour)."""
+"""The weights that ship: both towers pretrained, NEXT and its control trained on them, measured, saved (40 min)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

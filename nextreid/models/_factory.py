@@ -7,7 +7,7 @@ from typing import Any
 from ._base import ReIDModel
 from ._builder import load_checkpoint
 from ._hub import download, load_config
-from ._pretrained import PretrainedCfg
+from ._pretrained import OF_WEIGHTS, PretrainedCfg
 from ._registry import model_entrypoint, split_model_name_tag
 
 _SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -76,7 +76,8 @@ def create_model(
         if "keyword argument" in str(error):  # an unexpected one, or one given twice
             raise ValueError(f"{architecture!r} does not take these arguments: {error}") from error
         raise
-    if checkpoint_path is not None:
+    if checkpoint_path is not None:  # what was known of the weights before it does not hold for those in it
+        model.pretrained_cfg = model.pretrained_cfg.replace(tag="", **dict.fromkeys(OF_WEIGHTS))
         load_checkpoint(model, str(checkpoint_path))
     return model
 

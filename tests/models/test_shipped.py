@@ -4,7 +4,7 @@ import socket
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import nextreid
 from nextreid.data import synthetic_persons
@@ -77,6 +77,15 @@ def test_another_picture_size_takes_the_figures_away(caplog):
     model = nextreid.create_model("baseline_tiny", pretrained=True, img_size=(128, 64))
     assert "resampled from 64x32 pictures to 128x64" in caplog.text
     assert model.pretrained_cfg.metrics is model.pretrained_cfg.protocol is None and model.pretrained_cfg.trained_on
+
+
+def test_other_weights_on_top_take_the_name_and_the_figures_away(tmp_path):
+    state = nextreid.create_model("baseline_tiny").state_dict()
+    save_file(state, tmp_path / "other.safetensors")
+    model = nextreid.create_model("baseline_tiny", pretrained=True, checkpoint_path=tmp_path / "other.safetensors")
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    cfg = model.pretrained_cfg
+    assert cfg.tag == "" and not any((cfg.metrics, cfg.trained_on, cfg.notes, cfg.license, cfg.base_weights))
 
 
 def test_new_training_takes_the_name_and_the_figures_away():
