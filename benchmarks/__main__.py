@@ -7,7 +7,7 @@ from .harness import record
 
 GOALS = (
     "counts", "head", "embedding", "text", "loader", "peers", "gpu", "models", "imports", "synthetic", "train_step",
-    "demo", "retrieval", "caption_merge", "captions", "weights",
+    "demo", "retrieval", "caption_merge", "captions", "weights", "weights_rate",
 )  # fmt: skip
 
 

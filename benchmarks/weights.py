@@ -32,8 +32,8 @@ RECIPE: dict[str, Any] = {
     "warmup_epochs": 1,
     "eval_every": 0,
 }
-# Of the new layers: the better one for each model by mAP on 144 held-out training identities after 5 epochs. NEXT: 75.6
-# at 1e-3, 79.0 at 3e-4, 78.1 at 1e-4; its control: 78.8 at 1e-3, 78.1 at 3e-4.
+# Of the new layers: the better one for each model by mAP on 144 held-out training identities after 5 epochs
+# (benchmarks.weights_rate). NEXT: 75.6 at 1e-3, 79.0 at 3e-4, 78.1 at 1e-4; its control: 78.8 at 1e-3, 78.1 at 3e-4.
 RATES = {"next_tiny": 3e-4, "baseline_tiny": 1e-3}
 NOTES = (
     "Trained on procedural persons alone, at 64x32 pixels: for trying things out without a download, of no use for "
@@ -44,8 +44,8 @@ WORDS = " Pieces of words that the pretraining never met say nothing: their rows
 
 def run() -> Iterator[dict[str, Any]]:
     """Make the weights, continuing what lies in ``build/weights``; give every number that was measured."""
-    world = _world(WORLD, train=True)
-    others = [_world(seed) for seed in ELSEWHERE]
+    world = world_of(WORLD, train=True)
+    others = [world_of(seed) for seed in ELSEWHERE]
     for name in MODELS:
         rows = list(_make(name, fine_tune(name, world), world, others))
         yield from rows
@@ -64,7 +64,8 @@ def fine_tune(name: str, world: ReIDDataset) -> ReIDModel:
     return nextreid.from_pretrained(folder / "last", num_classes=0)
 
 
-def _world(seed: int, train: bool = False) -> ReIDDataset:
+def world_of(seed: int, train: bool = False) -> ReIDDataset:
+    """Procedural persons of a seed: those to test, and on request those to train."""
     wanted = ("train", "test") if train else ("test",)
     return synthetic_persons("tiny", seed=seed, num_train=TRAIN_IDS, num_test=TEST_IDS, splits=wanted).dataset
 
