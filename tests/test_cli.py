@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import nextreid
 from nextreid.cli import main
 
-COMMANDS = ("demo", "train", "eval", "extract", "models", "data", "bench", "captions")
+COMMANDS = ("demo", "train", "eval", "extract", "models", "data", "captions")
 DATA = ("--dataset", "synthetic-persons", "--dataset-arg", "num_train=4", "num_test=4", "frames_per_visit=4")
 FIELDS = ("epochs=1", "num_ids=4", "num_instances=2", "eval_every=1")
 NUMBERS = re.compile(r"mAP \d+\.\d  rank-1 \d+\.\d  rank-5 \d+\.\d  rank-10 \d+\.\d  mINP \d+\.\d  \[protocol")
@@ -62,15 +62,15 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Two samples, the second without a thermal picture."""
+def images(tmp_path):
+    """Two samples, the second without a thermal image."""
     for number, modality in enumerate(("rgb", "nir", "tir")):
-        folder = tmp_path / "pictures" / modality
+        folder = tmp_path / "images" / modality
         folder.mkdir(parents=True)
         for name in ("a", "b")[: 1 if modality == "tir" else 2]:
             pixels = np.random.default_rng(number + ord(name)).integers(0, 256, (20, 10, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{name}.png")
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 # help and listing
@@ -154,7 +154,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, run, monkeypat
     status, out, _ = run(*words("whole"))
     assert status == 0 and out == f"run folder: {tmp_path / 'whole'}\n"  # without evaluations there are no numbers
 
-    loop = importlib.import_module("nextreid.engine.train")._Epoch
+    loop = importlib.import_module("nextreid.engine.trainer")._Epoch
     whole_epoch = loop.run
 
     def interrupted(self, epoch):
@@ -216,8 +216,8 @@ def test_eval_through_the_interpreter(trained):
 # extract
 
 
-def test_extract_a_folder(trained, pictures, tmp_path, run, caplog):
-    status, out, _ = run("extract", trained / "last", pictures, "--out", tmp_path / "out", "--device", "cpu")
+def test_extract_a_folder(trained, images, tmp_path, run, caplog):
+    status, out, _ = run("extract", trained / "last", images, "--out", tmp_path / "out", "--device", "cpu")
     assert status == 0 and out.startswith("2 embeddings of 768 numbers: ") and "1 of 2 samples lack tir" in caplog.text
     vectors = load_file(tmp_path / "out" / "embeddings.safetensors")["embedding"]
     assert vectors.shape == (2, 768) and vectors.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
@@ -228,8 +228,8 @@ def test_extract_a_folder(trained, pictures, tmp_path, run, caplog):
         ]
 
 
-def test_extract_a_manifest_with_captions_or_without(trained, pictures, tmp_path, run):
-    manifest = pictures / "list.csv"
+def test_extract_a_manifest_with_captions_or_without(trained, images, tmp_path, run):
+    manifest = images / "list.csv"
     manifest.write_text("rgb,nir,pid,caption_rgb\nrgb/a.png,nir/a.png,4,A man. He runs.\nrgb/b.png,,5,\n")
     assert run("extract", trained / "last", manifest, "--out", tmp_path / "text", "--raw")[0] == 0
     assert run("extract", trained / "last", manifest, "--out", tmp_path / "plain", "--raw", "--no-text")[0] == 0
@@ -239,8 +239,8 @@ def test_extract_a_manifest_with_captions_or_without(trained, pictures, tmp_path
     assert (text[1] - plain[1]).abs().max() < 1e-5 < (text[0] - plain[0]).abs().max()  # only the first has a caption
 
 
-def test_embeddings_are_replaced_only_when_asked(trained, pictures, tmp_path, run, mistake):
-    words = ("extract", trained / "last", pictures, "--out", tmp_path / "out")
+def test_embeddings_are_replaced_only_when_asked(trained, images, tmp_path, run, mistake):
+    words = ("extract", trained / "last", images, "--out", tmp_path / "out")
     assert run(*words)[0] == 0
     assert "embeddings.safetensors exists" in mistake(*words)
     assert run(*words, "--overwrite")[0] == 0
@@ -381,8 +381,8 @@ def test_other_modalities_than_the_models(trained, tmp_path, mistake):
     assert "reads rgb, nir, tir" in message and "has rgb, tir" in message
 
 
-def test_a_missing_or_broken_checkpoint_is_named(trained, tmp_path, pictures, mistake):
-    for command, more in (("eval", DATA), ("extract", (pictures, "--out", tmp_path / "out"))):
+def test_a_missing_or_broken_checkpoint_is_named(trained, tmp_path, images, mistake):
+    for command, more in (("eval", DATA), ("extract", (images, "--out", tmp_path / "out"))):
         assert "nowhere" in mistake(command, tmp_path / "nowhere", *more)
     assert "text_tower=None" in mistake("eval", "next", *DATA)
     shutil.copytree(trained / "last", tmp_path / "broken")
@@ -393,10 +393,10 @@ def test_a_missing_or_broken_checkpoint_is_named(trained, tmp_path, pictures, mi
     assert "no weights at" in mistake("eval", tmp_path / "broken", *DATA)
 
 
-def test_a_picture_that_cannot_be_read_is_named_and_nothing_written(trained, pictures, tmp_path, mistake):
-    (pictures / "nir" / "b.png").write_bytes(b"no picture")
-    message = mistake("extract", trained / "last", pictures, "--out", tmp_path / "out", "--device", "cpu")
-    assert str(pictures / "nir" / "b.png") in message and "nir" in message
+def test_a_image_that_cannot_be_read_is_named_and_nothing_written(trained, images, tmp_path, mistake):
+    (images / "nir" / "b.png").write_bytes(b"no image")
+    message = mistake("extract", trained / "last", images, "--out", tmp_path / "out", "--device", "cpu")
+    assert str(images / "nir" / "b.png") in message and "nir" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -445,10 +445,10 @@ def test_pairs_that_clash_or_have_another_shape_are_named(pair, mistake, tmp_pat
     assert value.partition("=")[0] in mistake(*words, option, value)
 
 
-def test_a_broken_picture_in_a_worker_is_one_line(trained, pictures, tmp_path, run):
-    (pictures / "rgb" / "b.png").write_bytes(b"no picture")
-    status, _, err = run("extract", trained / "last", pictures, "--out", tmp_path / "out", "--workers", "1")
-    assert status == 2 and "Traceback" not in err and str(pictures / "rgb" / "b.png") in err
+def test_a_broken_image_in_a_worker_is_one_line(trained, images, tmp_path, run):
+    (images / "rgb" / "b.png").write_bytes(b"no image")
+    status, _, err = run("extract", trained / "last", images, "--out", tmp_path / "out", "--workers", "1")
+    assert status == 2 and "Traceback" not in err and str(images / "rgb" / "b.png") in err
 
 
 def test_results_go_into_a_new_folder(trained, tmp_path, run):

@@ -9,14 +9,18 @@ from typing import Any
 
 from nextreid.version import __version__
 
-from . import bench, captions, convert, data, demo, evaluate, export, extract, models, train
+from . import captions, convert, data, demo, evaluate, export, extract, models, train
 
 # Rooms are imported inside the commands, so that each loads what it needs.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status, 0 as a rule, or 2 for a mistake that the message explains."""
-    parser = _parser()
+    return run_command(_parser(), argv)
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments of a parser that `Commands` filled, run the command, print an error as one line."""
     args = parser.parse_args(argv)
     level = logging.DEBUG if args.verbose > 1 else logging.INFO if args.verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -32,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, KeyError, OSError, FloatingPointError) as error:
         if args.verbose > 1:
             raise
-        print(f"nextreid {args.command}: {_message(error)}", file=sys.stderr)
+        print(f"{parser.prog} {args.command}: {_message(error)}", file=sys.stderr)
         return 2
 
 
@@ -46,21 +50,21 @@ def _message(error: Exception) -> str:
 class Commands:
     """Adds commands to a parser, and groups of commands such as ``nextreid data check``."""
 
-    def __init__(self, parser: argparse.ArgumentParser, dest: str, common: argparse.ArgumentParser) -> None:
+    def __init__(self, parser: argparse.ArgumentParser, dest: str) -> None:
         self._subparsers = parser.add_subparsers(dest=dest, required=True, metavar=dest.upper())
-        self._common = common
 
     def __call__(
         self, name: str, run: Callable[[argparse.Namespace], int | None], help: str, **kwargs: Any
     ) -> argparse.ArgumentParser:
         """Add a command that calls `run` with its arguments; return its parser."""
-        parser = self._add(name, help, parents=[self._common], **kwargs)
+        parser = self._add(name, help, **kwargs)
+        parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for tracebacks")
         parser.set_defaults(run=run)
         return parser
 
     def group(self, name: str, help: str, **kwargs: Any) -> "Commands":
         """Add a command that only holds others."""
-        return Commands(self._add(name, help, **kwargs), "subcommand", self._common)
+        return Commands(self._add(name, help, **kwargs), "subcommand")
 
     def _add(self, name: str, help: str, **kwargs: Any) -> argparse.ArgumentParser:
         return self._subparsers.add_parser(
@@ -71,13 +75,11 @@ class Commands:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nextreid",
-        description="Multi-modal object re-identification: RGB, near-infrared and thermal pictures with captions.",
+        description="Multi-modal object re-identification: RGB, near-infrared and thermal images with captions.",
         epilog="'nextreid COMMAND --help' says what a command takes. 'nextreid demo' needs nothing.",
     )
     parser.add_argument("--version", action="version", version=f"nextreid {__version__}")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for tracebacks")
-    commands = Commands(parser, "command", common)
-    for module in (demo, train, evaluate, extract, export, models, convert, data, bench, captions):
+    commands = Commands(parser, "command")
+    for module in (demo, train, evaluate, extract, export, models, convert, data, captions):
         module.add(commands)
     return parser

@@ -1,4 +1,4 @@
-"""What several commands share: arguments, values from text, data sets, models and devices by name."""
+"""What several commands share: arguments, values from text, datasets, models and devices by name."""
 
 import argparse
 import ast
@@ -10,11 +10,11 @@ from typing import Any
 
 
 def dataset_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a data set."""
+    """Add the options that choose a dataset."""
     parser.add_argument(
         "--dataset",
         required=True,
-        help="a data set, such as rgbnt201 or manifest; see 'nextreid data list'",
+        help="a dataset, such as rgbnt201 or manifest; see 'nextreid data list'",
     )
     parser.add_argument("--root", type=Path, default=None, help="its folder, or the folder that holds it")
     parser.add_argument("--captions", type=Path, default=None, help="folder with {train,test}_{RGB,NI,TI}.json")
@@ -26,20 +26,20 @@ def dataset_arguments(parser: argparse.ArgumentParser) -> None:
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of embedding: batch size, workers, device."""
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load pictures (default: %(default)s)")
-    text_table_argument(parser)
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: %(default)s)")
+    text_cache_argument(parser)
     parser.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
 
 
-def text_table_argument(parser: argparse.ArgumentParser) -> None:
+def text_cache_argument(parser: argparse.ArgumentParser) -> None:
     """Add the option that keeps encoded captions in a file."""
     parser.add_argument(
-        "--text-table", type=Path, default=None, metavar="FILE", help="keep encoded captions here for later runs"
+        "--text-cache", type=Path, default=None, metavar="FILE", help="keep encoded captions here for later runs"
     )
 
 
-def open_text_table(model: Any, path: Path | None) -> None:
-    """Open the file of `text_table_argument` for a model.
+def open_text_cache(model: Any, path: Path | None) -> None:
+    """Open the file of `text_cache_argument` for a model.
 
     Raises:
         ValueError: If the model reads no captions.
@@ -47,17 +47,17 @@ def open_text_table(model: Any, path: Path | None) -> None:
     if path is None:
         return
     if model.text_tower is None:
-        raise ValueError(f"--text-table: {model.pretrained_cfg.architecture} has no text tower; leave the option out")
-    model.text_tower.open_table(path)
+        raise ValueError(f"--text-cache: {model.pretrained_cfg.architecture} has no text tower; leave the option out")
+    model.text_tower.open_cache(path)
 
 
 def policy_arguments(parser: argparse.ArgumentParser, *, leak: bool = True) -> None:
-    """Add the options that say what to do about bad pictures, and about weights that know the test set."""
+    """Add the options that say what to do about bad images, and about weights that know the test set."""
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip", "mask"),
         default="raise",
-        help="pictures that cannot be read: stop, leave their samples out, or make the modality missing",
+        help="images that cannot be read: stop, leave their samples out, or make the modality missing",
     )
     if leak:
         parser.add_argument(
@@ -111,7 +111,7 @@ def pick_device(name: str | None) -> str:
 
 
 def dataset_of(args: argparse.Namespace) -> Any:
-    """Load the data set that the options of `dataset_arguments` name."""
+    """Load the dataset that the options of `dataset_arguments` name."""
     from nextreid.data import load_dataset
 
     options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions"))
@@ -132,7 +132,7 @@ def numbers_line(row: dict[str, Any]) -> str:
     numbers = "  ".join(f"{name} {100 * row[name]:.1f}" for name in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"))
     missing = f", without {', '.join(row['missing'])}" if row.get("missing") else ""
     reranked = ", re-ranked" if row.get("rerank") else ""
-    reranked += ", modality parts averaged" if row.get("folded") else ""
+    reranked += ", modality parts averaged" if row.get("averaged") else ""
     text = "with" if row["text"] else "no"
     return (
         f"{numbers}  [protocol {row['protocol']}, {text} captions at test{missing}{reranked}, "

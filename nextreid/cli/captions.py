@@ -1,4 +1,4 @@
-"""``nextreid captions``: have pictures described by models, merge, compose, export, audit."""
+"""``nextreid captions``: have images described by models, merge, compose, export, audit."""
 
 import argparse
 import json
@@ -11,12 +11,12 @@ from .arguments import pairs
 
 _STORE, _RUN, _TABLE = "calls.jsonl", "run.json", "attributes.parquet"
 _HELP = """\
-SOURCE is a folder with one folder of pictures per modality (SOURCE/rgb/a.jpg, SOURCE/nir/a.jpg, ...), a CSV or
-parquet manifest, or the name of a data set (with --root).
+SOURCE is a folder with one folder of images per modality (SOURCE/rgb/a.jpg, SOURCE/nir/a.jpg, ...), a CSV or
+parquet manifest, or the name of a dataset (with --root).
 
 examples:
   vllm serve Qwen/Qwen2.5-VL-7B-Instruct          a model on this machine, then, in another window:
-  nextreid captions run my/pictures --server http://127.0.0.1:8000 --schema person --out captions
+  nextreid captions run my/images --server http://127.0.0.1:8000 --schema person --out captions
   nextreid captions run rgbnt201 --root data --server http://127.0.0.1:8000 --out captions --dry-run
 
 Keys are read from the environment only. The answers are in OUT/calls.jsonl; the same command goes on where it
@@ -25,15 +25,15 @@ stopped. exit status: 0 all is described, 1 some calls are left (run again), 2 a
 
 def add(command: Any) -> None:
     """Add the group to the parser."""
-    captions = command.group("captions", "Have pictures described by models, and audit captions.")
-    run = captions("run", run_run, "Ask models about every picture and write captions.", epilog=_HELP)
-    run.add_argument("source", metavar="SOURCE", help="folder, manifest or name of a data set, see below")
-    run.add_argument("--root", type=Path, default=None, help="folder of a named data set, or the one that holds it")
+    captions = command.group("captions", "Have images described by models, and audit captions.")
+    run = captions("run", run_run, "Ask models about every image and write captions.", epilog=_HELP)
+    run.add_argument("source", metavar="SOURCE", help="folder, manifest or name of a dataset, see below")
+    run.add_argument("--root", type=Path, default=None, help="folder of a named dataset, or the one that holds it")
     run.add_argument(
         "--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="of a named set"
     )
     run.add_argument("--out", type=Path, required=True, help="folder of answers and captions")
-    run.add_argument("--schema", default=None, help="person, vehicle or a JSON file (default: the data set's)")
+    run.add_argument("--schema", default=None, help="person, vehicle or a JSON file (default: the dataset's)")
     whom = run.add_argument_group("whom to ask")
     whom.add_argument("--server", default="http://127.0.0.1:8000", metavar="URL", help="(default: %(default)s)")
     whom.add_argument(
@@ -44,10 +44,10 @@ def add(command: Any) -> None:
         "--key-env", action="append", default=[], metavar="[HOST=]NAME", help="environment variable that holds the key"
     )
     whom.add_argument(
-        "--send-pictures-to-host", action="store_true", help="let pictures leave this machine for the servers named"
+        "--send-images-to-host", action="store_true", help="let images leave this machine for the servers named"
     )
     whom.add_argument("--structured", choices=("json_schema", "structured_outputs", "none"), default="json_schema")
-    whom.add_argument("--samples", type=int, default=1, help="answers of each model to a picture (default: 1)")
+    whom.add_argument("--samples", type=int, default=1, help="answers of each model to an image (default: 1)")
     whom.add_argument("--temperature", type=float, default=0.0, help="(default: %(default)s)")
     whom.add_argument("--max-tokens", type=int, default=1500, help="of one answer (default: %(default)s)")
     means = run.add_argument_group("at what pace and price")
@@ -61,7 +61,7 @@ def add(command: Any) -> None:
     means.add_argument("--budget", type=float, default=None, help="money that OUT may cost in all")
     means.add_argument("--max-calls", type=int, default=None, help="calls that this run may make")
     means.add_argument("--dry-run", action="store_true", help="say what is missing and what it would cost; ask nothing")
-    run.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="pictures that cannot be read")
+    run.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="images that cannot be read")
     run.add_argument("--no-probe", action="store_true", help="do not see first whether the model can see")
     _merge_arguments(run)
 
@@ -102,11 +102,11 @@ def run_run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from nextreid.captions.asking import Progress
-    from nextreid.captions.export import write_run
-    from nextreid.captions.limits import Limits
-    from nextreid.captions.run import Sampling, caption_jobs, estimate, look_at, run_jobs
-    from nextreid.captions.store import Store
+    from nextreid.captioning.export import write_run
+    from nextreid.captioning.requests import Progress
+    from nextreid.captioning.run import Sampling, caption_jobs, estimate, look_at, run_jobs
+    from nextreid.captioning.store import Store
+    from nextreid.captioning.throttle import Limits
 
     sampling = Sampling(args.samples, args.temperature, args.max_tokens)
     limits = Limits(args.in_flight, args.rpm, args.tpm, args.timeout)
@@ -114,23 +114,23 @@ def _run(args: argparse.Namespace) -> int:
     writer = _server(args, args.compose_model) if args.compose_model else None
     work, object_type = _work(args)
     schema = _schema(args.schema or object_type)
-    pictures, readable = look_at(work, on_error=args.on_error)
-    jobs = caption_jobs(pictures, readable, schema, servers, sampling)
+    images, readable = look_at(work, on_error=args.on_error)
+    jobs = caption_jobs(images, readable, schema, servers, sampling)
     path = args.out / _STORE
     if args.dry_run:
         store = Store(path) if path.is_file() else None
-        print(_estimate_line(estimate(jobs, pictures, store), args.budget))
+        print(_estimate_line(estimate(jobs, images, store), args.budget))
         return 0
-    hosts = sorted({s.host for s in [*servers, *([writer] if writer else [])] if s.send_pictures})
+    hosts = sorted({s.host for s in [*servers, *([writer] if writer else [])] if s.send_images})
     if hosts:
-        print(f"pictures or attributes go to {', '.join(hosts)}", file=sys.stderr)
+        print(f"images or attributes go to {', '.join(hosts)}", file=sys.stderr)
     settings = {"limits": limits, "budget": args.budget}
     with Store(path, write=True) as store:
         if store.damaged:
             print(f"{path}: {store.damaged} damaged lines are not used", file=sys.stderr)
         if others := store.count_other_schemas(schema.digest()):
             print(f"{path}: {others} answers belong to another version of the schema; kept, not used", file=sys.stderr)
-        write_run(args.out / _RUN, schema, [server.model for server in servers], sampling, pictures)
+        write_run(args.out / _RUN, schema, [server.model for server in servers], sampling, images)
         with tqdm(total=len(jobs), unit="call", disable=not sys.stderr.isatty()) as bar:
 
             def report(progress: Progress) -> None:
@@ -142,7 +142,7 @@ def _run(args: argparse.Namespace) -> int:
             done = run_jobs(jobs, store, max_calls=args.max_calls, probing=not args.no_probe, **settings)
         left = done.jobs - done.done
         print(_done_line(done))
-        descriptions, counts = _described(args, schema, [s.model for s in servers], sampling, pictures, store)
+        descriptions, counts = _described(args, schema, [s.model for s in servers], sampling, images, store)
         if writer is not None and not left:
             descriptions, written = _narrate(descriptions, schema, writer, store, settings, args.max_calls, done.calls)
             left += written.jobs - written.done
@@ -152,12 +152,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def run_export(args: argparse.Namespace) -> None:
     """Run ``nextreid captions export``."""
-    from nextreid.captions.export import read_run
-    from nextreid.captions.store import Store
+    from nextreid.captioning.export import read_run
+    from nextreid.captioning.store import Store
 
-    schema, models, sampling, pictures = read_run(args.folder / _RUN)
+    schema, models, sampling, images = read_run(args.folder / _RUN)
     with Store(args.folder / _STORE) as store:
-        descriptions, counts = _described(args, schema, models, sampling, pictures, store)
+        descriptions, counts = _described(args, schema, models, sampling, images, store)
     _write(args.to or args.folder, descriptions, schema, counts)
 
 
@@ -165,8 +165,8 @@ def run_compose(args: argparse.Namespace) -> None:
     """Run ``nextreid captions compose``."""
     import dataclasses
 
-    from nextreid.captions.compose import compose
-    from nextreid.captions.export import read_table
+    from nextreid.captioning.compose import compose
+    from nextreid.captioning.export import read_table
 
     rows, schema = read_table(args.table)
     told = [
@@ -180,24 +180,24 @@ def run_compose(args: argparse.Namespace) -> None:
 
 def run_audit(args: argparse.Namespace) -> None:
     """Run ``nextreid captions audit``."""
-    from nextreid.captions.audit import audit_captions
+    from nextreid.captioning.audit import audit_captions
 
     audit = audit_captions(args.files, schema=args.schema, protocol=args.protocol)
     print(audit.text())
     if args.out is not None:
-        from nextreid.captions.audit_report import write_audit
+        from nextreid.captioning.audit_report import write_audit
 
         for path in write_audit(audit, args.out):
             print(path)
 
 
 def _work(args: argparse.Namespace) -> tuple[list[Any], str | None]:
-    """Return the pictures of SOURCE as work, and what they show where that is known."""
+    """Return the images of SOURCE as work, and what they show where that is known."""
     from functools import partial
 
-    from nextreid.captions.run import Work
+    from nextreid.captioning.run import Work
     from nextreid.data import MODALITIES, list_datasets, load_dataset, read_folder, read_manifest
-    from nextreid.data.pictures import open_picture
+    from nextreid.data.image import open_image
 
     place, kind = Path(args.source).expanduser(), None
     if args.source in list_datasets() and not place.exists():
@@ -211,10 +211,10 @@ def _work(args: argparse.Namespace) -> tuple[list[Any], str | None]:
         splits = {"all": read_manifest(place, modalities) if place.is_file() else read_folder(place)}
     else:
         raise ValueError(
-            f"no folder or file {place}, and no data set of that name; there are {', '.join(list_datasets())}"
+            f"no folder or file {place}, and no dataset of that name; there are {', '.join(list_datasets())}"
         )
     work = [
-        Work(sample.key, modality, partial(open_picture, image, sample.key, modality), split)
+        Work(sample.key, modality, partial(open_image, image, sample.key, modality), split)
         for split, samples in splits.items()
         for sample in samples
         for modality, image in zip(modalities, sample.images, strict=True)
@@ -224,10 +224,10 @@ def _work(args: argparse.Namespace) -> tuple[list[Any], str | None]:
 
 
 def _schema(name: str | None) -> Any:
-    from nextreid.captions import Schema, get_schema
+    from nextreid.captioning import Schema, get_schema
 
     if name is None:
-        raise ValueError("say what the pictures show: --schema person, --schema vehicle, or a JSON file of your own")
+        raise ValueError("say what the images show: --schema person, --schema vehicle, or a JSON file of your own")
     if name.endswith(".json"):
         try:
             return Schema.from_dict(json.loads(Path(name).read_text(encoding="utf-8")))
@@ -239,7 +239,7 @@ def _schema(name: str | None) -> Any:
 def _server(args: argparse.Namespace, name: str) -> Any:
     from urllib.parse import urlsplit
 
-    from nextreid.captions.client import DEFAULT_KEY, Server, is_loopback, read_key
+    from nextreid.captioning.client import DEFAULT_KEY, Server, is_loopback, read_key
 
     model, _, url = name.partition("@http")
     url = f"http{url}" if url else args.server
@@ -259,7 +259,7 @@ def _server(args: argparse.Namespace, name: str) -> Any:
         key=read_key(variable) if variable else None,
         structured=args.structured,
         price=_price(price) if price is not None else None,
-        send_pictures=args.send_pictures_to_host and not local,
+        send_images=args.send_images_to_host and not local,
     )
 
 
@@ -276,7 +276,7 @@ def _price(text: str) -> tuple[float, float]:
 def _only_model(args: argparse.Namespace) -> str:
     import asyncio
 
-    from nextreid.captions.client import Client
+    from nextreid.captioning.client import Client
 
     async def ask() -> list[str]:
         async with Client(_server(args, "any")) as client:
@@ -290,25 +290,25 @@ def _only_model(args: argparse.Namespace) -> str:
 
 
 def _described(
-    args: argparse.Namespace, schema: Any, models: Sequence[str], sampling: Any, pictures: Sequence[Any], store: Any
+    args: argparse.Namespace, schema: Any, models: Sequence[str], sampling: Any, images: Sequence[Any], store: Any
 ) -> tuple[list[Any], dict[str, int]]:
-    """Merge and compose what the store holds about the pictures, in their order."""
-    from nextreid.captions.compose import compose
-    from nextreid.captions.export import describe
-    from nextreid.captions.run import collect, merge_sample
+    """Merge and compose what the store holds about the images, in their order."""
+    from nextreid.captioning.compose import compose
+    from nextreid.captioning.export import describe
+    from nextreid.captioning.run import collect, merge_sample
 
-    found = collect(pictures, schema, models, store, sampling)
+    found = collect(images, schema, models, store, sampling)
     merged = {
         sample: merge_sample(said, schema, rule=args.rule, fields=args.complement)
         for sample, said in found.answers.items()
     }
     descriptions = []
-    for picture in pictures:
-        best = merged[picture.split, picture.key].get(picture.modality)
+    for image in images:
+        best = merged[image.split, image.key].get(image.modality)
         if best is not None:
-            told = compose(best.answers, schema, picture.modality, compact=args.compact)
-            descriptions.append(describe(best, told, picture))
-    return descriptions, found.counts | {"without": len(pictures) - len(descriptions)}
+            told = compose(best.answers, schema, image.modality, compact=args.compact)
+            descriptions.append(describe(best, told, image))
+    return descriptions, found.counts | {"without": len(images) - len(descriptions)}
 
 
 def _narrate(
@@ -318,8 +318,8 @@ def _narrate(
     import collections
     import dataclasses
 
-    from nextreid.captions.narrate import narrated, narration_job
-    from nextreid.captions.run import run_jobs
+    from nextreid.captioning.rewriting import narrated, narration_job
+    from nextreid.captioning.run import run_jobs
 
     jobs = [narration_job(schema, one.modality, one.answers, one.sentences, writer) for one in descriptions]
     unique = {job.row_head()["key"]: job for job in jobs}
@@ -338,7 +338,7 @@ def _narrate(
 
 
 def _write(folder: Path, descriptions: Sequence[Any], schema: Any, counts: dict[str, int]) -> None:
-    from nextreid.captions.export import write_captions, write_table
+    from nextreid.captioning.export import write_captions, write_table
 
     if counts:
         print(", ".join(f"{name} {count}" for name, count in sorted(counts.items()) if count))
@@ -369,7 +369,7 @@ def _estimate_line(seen: Any, budget: float | None) -> str:
     basis = f"measured on {seen.measured} calls" if seen.measured else "assumed; --max-calls 20 first measures it"
     money = "no price is known (--price)" if seen.cost is None else f"{seen.cost:.2f}"
     line = (
-        f"{seen.pictures} pictures, {seen.stored} calls are stored, {seen.calls} are missing\n"
+        f"{seen.images} images, {seen.stored} calls are stored, {seen.calls} are missing\n"
         f"tokens: {seen.prompt_tokens} in, {seen.completion_tokens} out ({basis})\n"
         f"cost: {money}; so far {seen.spent:.2f}"
     )

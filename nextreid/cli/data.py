@@ -1,4 +1,4 @@
-"""``nextreid data``: check a data set, show its card, list what can be loaded."""
+"""``nextreid data``: check a dataset, show its card, list what can be loaded."""
 
 import argparse
 import contextlib
@@ -18,45 +18,45 @@ examples:
   nextreid data check rgbnt201 --root data --captions captions/RGBNT201
   nextreid data check my/list.csv --protocol none
   nextreid data check my/list.csv --dataset-arg train=0.5          a list without a column split
-  nextreid data check my/pictures --pattern '{split}/{modality}/{pid}_c{camid}_{*}.jpg'
-  nextreid data check my/pictures          folders rgb, nir, tir of pictures without labels"""
+  nextreid data check my/images --pattern '{split}/{modality}/{pid}_c{camid}_{*}.jpg'
+  nextreid data check my/images          folders rgb, nir, tir of images without labels"""
 
 
 def add(command: Any) -> None:
     """Add the group to the parser."""
-    data = command.group("data", "Check data sets, and see what is known about the published ones.")
-    check = data("check", run_check, "Say what is wrong with a data set and what to do about it.", epilog=_STATUS)
+    data = command.group("data", "Check datasets, and see what is known about the published ones.")
+    check = data("check", run_check, "Say what is wrong with a dataset and what to do about it.", epilog=_STATUS)
     check.add_argument(
         "target", metavar="DATASET", help="a name of 'nextreid data list', a CSV or parquet file, a folder"
     )
-    check.add_argument("--root", type=Path, default=None, help="folder of a named data set, or the one that holds it")
+    check.add_argument("--root", type=Path, default=None, help="folder of a named dataset, or the one that holds it")
     check.add_argument("--captions", type=Path, default=None, help="folder with {train,test}_{RGB,NI,TI}.json")
     check.add_argument("--pattern", default=None, help="how the files of a folder are named")
-    check.add_argument("--protocol", default=None, help="the evaluation to come (default: the data set's own)")
+    check.add_argument("--protocol", default=None, help="the evaluation to come (default: the dataset's own)")
     check.add_argument("--num-ids", type=int, default=8, help="identities of a training batch (default: %(default)s)")
-    check.add_argument("--quick", action="store_true", help="do not open the pictures")
+    check.add_argument("--quick", action="store_true", help="do not open the images")
     check.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the report here")
     check.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="threads that open pictures (default: one a processor)"
+        "--workers", type=int, default=os.cpu_count() or 1, help="threads that open images (default: one a processor)"
     )
     check.add_argument(
         "--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="further arguments of it"
     )
-    card = data("card", run_card, "Show what is known about a data set: where to get it, its terms, its defects.")
+    card = data("card", run_card, "Show what is known about a dataset: where to get it, its terms, its defects.")
     card.add_argument("name", metavar="DATASET", help="a name of 'nextreid data list'")
-    data("list", run_list, "List the data sets that can be loaded by name.")
+    data("list", run_list, "List the datasets that can be loaded by name.")
 
 
 def run_check(args: argparse.Namespace) -> int:
     """Run ``nextreid data check``."""
     from tqdm import tqdm
 
-    from nextreid.captions.text import clip_token_counter
-    from nextreid.data.check import check_dataset
+    from nextreid.captioning.text import clip_token_counter
+    from nextreid.data.checks import check_dataset
     from nextreid.retrieval import get_protocol
 
     if args.protocol is not None:
-        get_protocol(args.protocol)  # a wrong name should not wait for the pictures
+        get_protocol(args.protocol)  # a wrong name should not wait for the images
     with _quiet("nextreid.data", args.verbose):
         dataset = _load(args)
     with tqdm(unit="sample", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
@@ -68,7 +68,7 @@ def run_check(args: argparse.Namespace) -> int:
         report = check_dataset(
             dataset,
             protocol=args.protocol,
-            pictures=not args.quick,
+            images=not args.quick,
             count_tokens=clip_token_counter(),
             num_ids=args.num_ids,
             workers=args.workers,
@@ -76,7 +76,7 @@ def run_check(args: argparse.Namespace) -> int:
         )
     print(report)
     if args.quick:
-        print("the pictures were not opened (--quick)")
+        print("the images were not opened (--quick)")
     if args.json:
         from nextreid.engine import write_json
 
@@ -104,8 +104,8 @@ def run_list(args: argparse.Namespace) -> None:
 
 
 _OWN = {
-    "manifest": "your own pictures, from a CSV or parquet file with one row per sample",
-    "pattern": "your own pictures, from folders with labels in the names",
+    "manifest": "your own images, from a CSV or parquet file with one row per sample",
+    "pattern": "your own images, from folders with labels in the names",
 }
 
 
@@ -122,7 +122,7 @@ def _quiet(name: str, verbose: int) -> Iterator[None]:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    """Load what `target` names: a data set, a manifest, or a folder."""
+    """Load what `target` names: a dataset, a manifest, or a folder."""
     from nextreid.data import list_datasets, load_dataset
 
     options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions", "pattern"))
@@ -132,14 +132,14 @@ def _load(args: argparse.Namespace) -> Any:
             options["pattern"] = args.pattern
         return load_dataset(args.target, args.root, captions=args.captions, **options)
     if args.root is not None:
-        raise ValueError(f"--root goes with the name of a data set; {args.target!r} is none of {_names()}")
+        raise ValueError(f"--root goes with the name of a dataset; {args.target!r} is none of {_names()}")
     if path.is_file():
         return load_dataset("manifest", path, captions=args.captions, **options)
     if path.is_dir() and args.pattern is not None:
         return load_dataset("pattern", path, captions=args.captions, pattern=args.pattern, **options)
     if path.is_dir():
         return _unlabelled(path, args, options)
-    raise FileNotFoundError(f"{args.target!r} is no file, no folder, and no data set; data sets are {_names()}")
+    raise FileNotFoundError(f"{args.target!r} is no file, no folder, and no dataset; datasets are {_names()}")
 
 
 def _unlabelled(folder: Path, args: argparse.Namespace, options: dict[str, Any]) -> Any:
@@ -148,7 +148,7 @@ def _unlabelled(folder: Path, args: argparse.Namespace, options: dict[str, Any])
 
     modalities = tuple(options.pop("modalities", MODALITIES))
     if options or args.captions:
-        raise ValueError(f"{folder} is read as unlabelled pictures, which take no captions and no {sorted(options)}")
+        raise ValueError(f"{folder} is read as unlabelled images, which take no captions and no {sorted(options)}")
     try:
         samples = tuple(read_folder(folder, modalities))
     except FileNotFoundError as error:

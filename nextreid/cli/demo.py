@@ -7,7 +7,7 @@ from typing import Any
 
 def add(command: Any) -> None:
     """Add the command to the parser."""
-    demo = command("demo", run, "Train and measure NEXT and its control on made-up persons, with pictures.")
+    demo = command("demo", run, "Train and measure NEXT and its control on synthetic persons, with images.")
     demo.add_argument("--out", type=Path, default=Path("nextreid-demo"), help="folder to write (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of the data and the training (default: %(default)s)")
     demo.add_argument("--pretrained", action="store_true", help="measure the weights that ship here; train nothing")

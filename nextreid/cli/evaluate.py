@@ -11,7 +11,7 @@ from .arguments import (
     dataset_of,
     load_model,
     numbers_line,
-    open_text_table,
+    open_text_cache,
     pick_device,
     policy_arguments,
     run_arguments,
@@ -25,13 +25,13 @@ def add(command: Any) -> None:
         run,
         "Evaluate a trained model under a protocol, with its captions and without.",
         epilog="example:\n  nextreid eval runs/rgbnt201/last --dataset rgbnt201 --root data \\\n"
-        "      --captions captions/RGBNT201\n\nthermal queries in a gallery of colour pictures:\n"
+        "      --captions captions/RGBNT201\n\nthermal queries in a gallery of colour images:\n"
         "  nextreid eval runs/rgbnt201/last --dataset rgbnt201 --root data --protocol 'rgbnt201:tir>rgb'",
     )
     evaluation.add_argument("checkpoint", help="checkpoint folder (config.json and model.safetensors)")
     dataset_arguments(evaluation)
     evaluation.add_argument(
-        "--protocol", default=None, help="such as camera or camera:tir>rgb (default: the data set's own)"
+        "--protocol", default=None, help="such as camera or camera:tir>rgb (default: the dataset's own)"
     )
     evaluation.add_argument(
         "--missing",
@@ -61,7 +61,7 @@ def add(command: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nextreid.engine import is_first, process_group, write_json
+    from nextreid.engine import is_main, process_group, write_json
 
     if args.bootstrap < 0:
         raise ValueError(f"--bootstrap takes a number of draws, got {args.bootstrap}")
@@ -74,15 +74,15 @@ def run(args: argparse.Namespace) -> None:
     with process_group(device):
         dataset = dataset_of(args)
         if args.on_error != "raise":
-            dataset = dataset.screened(args.on_error)
+            dataset = dataset.drop_unreadable(args.on_error)
         model = load_model(args.checkpoint)
-        open_text_table(model, args.text_table)
+        open_text_cache(model, args.text_cache)
         reports = []
         for text in (False,) if args.no_text or not model.uses_text else (True, False):
             cells = _evaluate(args, model, dataset, text, matrix, device)
             if not text or cells[0].text:
                 reports.append(cells)
-        if not is_first():
+        if not is_main():
             return
         rows = []
         for cells in reports:

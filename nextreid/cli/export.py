@@ -28,14 +28,14 @@ def add(command: Any) -> None:
         type=Path,
         default=None,
         metavar="SOURCE",
-        help="compare on these pictures too: a folder or a manifest",
+        help="compare on these images too: a folder or a manifest",
     )
     export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nextreid.engine.export import MIN_COSINE, export
+    from nextreid.engine.exporter import MIN_COSINE, export
 
     model = load_model(args.checkpoint)
     try:
@@ -50,10 +50,10 @@ def run(args: argparse.Namespace) -> None:
         )
     except ImportError as error:
         raise ValueError(str(error)) from error
-    pictures = f"{done.made_up} made-up samples" + (f" and {done.real} of {args.check}" if done.real else "")
+    images = f"{done.synthetic} synthetic samples" + (f" and {done.real} of {args.check}" if done.real else "")
     print(
         f"{done.path}: {', '.join(done.inputs)} to embeddings of {done.dim} numbers\n"
-        f"against the model on {pictures}: lowest cosine {done.cosine:.6f}, rank agreement {done.rank_agreement:.6f} "
+        f"against the model on {images}: lowest cosine {done.cosine:.6f}, rank agreement {done.rank_agreement:.6f} "
         f"(both at least {MIN_COSINE})"
     )
 

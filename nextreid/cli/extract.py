@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import load_model, open_text_table, pick_device, policy_arguments, run_arguments
+from .arguments import load_model, open_text_cache, pick_device, policy_arguments, run_arguments
 
 
 def add(command: Any) -> None:
@@ -12,9 +12,9 @@ def add(command: Any) -> None:
     extraction = command(
         "extract",
         run,
-        "Embed pictures: write embeddings.safetensors and index.csv.",
+        "Embed images: write embeddings.safetensors and index.csv.",
         epilog="SOURCE is a CSV manifest (columns pid, camid, rgb, nir, tir, caption_rgb, ...; paths beside it), or a\n"
-        "folder with one folder of pictures per modality: SOURCE/rgb/a.jpg, SOURCE/nir/a.jpg, ...",
+        "folder with one folder of images per modality: SOURCE/rgb/a.jpg, SOURCE/nir/a.jpg, ...",
     )
     extraction.add_argument("checkpoint", help="checkpoint folder, or the name of a model with pretrained weights")
     extraction.add_argument("source", type=Path, help="folder or manifest, see below")
@@ -28,12 +28,12 @@ def add(command: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nextreid.engine import extract, is_first, process_group
+    from nextreid.engine import extract, is_main, process_group
 
     device = pick_device(args.device)
     with process_group(device):
         model = load_model(args.checkpoint)
-        open_text_table(model, args.text_table)
+        open_text_cache(model, args.text_cache)
         done = extract(
             model,
             args.source,
@@ -46,5 +46,5 @@ def run(args: argparse.Namespace) -> None:
             device=device,
             workers=args.workers,
         )
-        if is_first():
+        if is_main():
             print(f"{done.samples} embeddings of {done.dim} numbers: {done.embeddings} ({done.index.name} says whose)")

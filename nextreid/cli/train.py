@@ -8,11 +8,11 @@ from .arguments import (
     dataset_arguments,
     dataset_of,
     numbers_line,
-    open_text_table,
+    open_text_cache,
     pairs,
     pick_device,
     policy_arguments,
-    text_table_argument,
+    text_cache_argument,
 )
 
 
@@ -42,7 +42,7 @@ def add(command: Any) -> None:
         "--seeds", type=int, default=None, metavar="N", help="N runs, in OUT/seed0 and so on, and their mean and spread"
     )
     policy_arguments(train)
-    text_table_argument(train)
+    text_cache_argument(train)
     train.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
     train.add_argument("--no-progress", action="store_true", help="no progress bar")
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     import nextreid
-    from nextreid.engine import get_recipe, is_first, process_group, train, train_seeds
+    from nextreid.engine import get_recipe, is_main, process_group, train, train_seeds
 
     arguments = pairs(args.model_arg, "--model-arg", reserved=("model_name", "pretrained"))
     changes = pairs(args.set, "--set")
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
     def make_model() -> Any:
         model = nextreid.create_model(args.model, pretrained=args.pretrained, **arguments)
-        open_text_table(model, args.text_table)
+        open_text_cache(model, args.text_cache)
         return model
 
     with process_group(device):
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
             lines = _run_lines(train(model, dataset, recipe, args.out, **options))
         else:
             lines = _seeds_lines(train_seeds(make_model, dataset, recipe, args.out, args.seeds, **options))
-        if is_first():
+        if is_main():
             print("\n".join(lines))
 
 

@@ -3,18 +3,17 @@
 from .augment import augment_batch
 from .captions import draw_captions, draw_sentences, keep_quality, read_captions, split_sentences
 from .card import DataCard, data_card, list_cards, list_overlaps, refuse_leak
-from .check import Finding, Report, check_dataset
+from .checks import Finding, Report, check_dataset
 from .datasets import list_datasets, load_dataset, register_dataset
-from .keyed import keyed_rng
+from .image import Image, ImageFile, drop_unreadable, image_path, open_image
+from .image_cache import ImageCache
 from .loader import SampleDataset, collate, make_loader
 from .manifest import read_manifest
 from .pattern import read_folder, read_pattern
-from .pictures import Image, PictureFile, open_picture, picture_path, screen_pictures
+from .rng import seeded_rng
 from .sample import MODALITIES, Batch, ReIDDataset, Sample
 from .sampler import PKSampler
 from .split import split_identities
-from .store import PictureStore
-from .synthetic import PersonsConfig, SyntheticPersons, synthetic_persons
 from .transforms import EvalTransform, TrainTransform
 
 __all__ = [
@@ -25,14 +24,12 @@ __all__ = [
     "Finding",
     "Image",
     "PKSampler",
-    "PersonsConfig",
-    "PictureFile",
-    "PictureStore",
+    "ImageFile",
+    "ImageCache",
     "ReIDDataset",
     "Report",
     "Sample",
     "SampleDataset",
-    "SyntheticPersons",
     "TrainTransform",
     "augment_batch",
     "check_dataset",
@@ -41,22 +38,21 @@ __all__ = [
     "draw_captions",
     "draw_sentences",
     "keep_quality",
-    "keyed_rng",
+    "seeded_rng",
     "list_cards",
     "list_datasets",
     "list_overlaps",
     "load_dataset",
     "make_loader",
-    "open_picture",
-    "picture_path",
+    "open_image",
+    "image_path",
     "read_captions",
     "read_folder",
     "read_manifest",
     "read_pattern",
     "refuse_leak",
     "register_dataset",
-    "screen_pictures",
+    "drop_unreadable",
     "split_identities",
     "split_sentences",
-    "synthetic_persons",
 ]

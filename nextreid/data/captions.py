@@ -4,35 +4,37 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..captions import read_captions, split_sentences
-from .keyed import keyed_rng
+from ..captioning import read_captions, split_sentences
+from .rng import seeded_rng
 
 __all__ = ["draw_captions", "draw_sentences", "keep_quality", "read_captions", "split_sentences"]
 
 
-def draw_sentences(sentences: Sequence[str], rng: np.random.Generator, keep: float | None = None) -> tuple[str, ...]:
+def draw_sentences(
+    sentences: Sequence[str], rng: np.random.Generator, keep_ratio: float | None = None
+) -> tuple[str, ...]:
     """Draw a random non-empty subset of the sentences, in their order (NEXT, Eq. 4).
 
     Args:
         sentences: n sentences.
         rng: Source of the draw.
-        keep: None draws the size uniformly from 1 … n, then a subset of this size uniformly; a probability keeps
+        keep_ratio: None draws the size uniformly from 1 … n, then a subset of this size uniformly; a probability keeps
             each sentence by its own draw, and one uniformly chosen sentence where none was kept.
 
     Returns:
         The subset; ``()`` if there are no sentences.
 
     Raises:
-        ValueError: If `keep` is not a probability.
+        ValueError: If `keep_ratio` is not a probability.
     """
-    if keep is not None and not 0 <= keep <= 1:
-        raise ValueError(f"keep must be a probability in [0, 1] or None, got {keep}")
+    if keep_ratio is not None and not 0 <= keep_ratio <= 1:
+        raise ValueError(f"keep_ratio must be a probability in [0, 1] or None, got {keep_ratio}")
     if not sentences:
         return ()
     n = len(sentences)
-    if keep is None:
+    if keep_ratio is None:
         return _subset(sentences, int(rng.integers(1, n + 1)), rng)
-    kept = tuple(s for s, u in zip(sentences, rng.random(n), strict=True) if u < keep)
+    kept = tuple(s for s, u in zip(sentences, rng.random(n), strict=True) if u < keep_ratio)
     return kept or _subset(sentences, 1, rng)
 
 
@@ -42,7 +44,7 @@ def keep_quality(sentences: Sequence[str], share: float, rng: np.random.Generato
     Args:
         sentences: n sentences.
         share: Share to keep, in (0, 1].
-        rng: Source of the draw, such as ``keyed_rng("quality", seed, sample.key, modality)``.
+        rng: Source of the draw, such as ``seeded_rng("quality", seed, sample.key, modality)``.
 
     Returns:
         ``share * n`` sentences rounded to the nearest number (half up), at least one; ``()`` if there are none.
@@ -61,7 +63,7 @@ def draw_captions(
     draws: Sequence[tuple[int, int]],
     num_experts: int,
     seed: int,
-    keep: float | None = None,
+    keep_ratio: float | None = None,
 ) -> list[list[tuple[str, ...]]]:
     """Draw a caption of its own for every sample, expert and modality (NEXT, Eq. 4).
 
@@ -74,13 +76,13 @@ def draw_captions(
         draws: B pairs (epoch, slot).
         num_experts: Number of semantic experts E.
         seed: Seed of the run.
-        keep: See `draw_sentences`.
+        keep_ratio: See `draw_sentences`.
 
     Returns:
         ``B * E`` rows of M tuples; row ``b * E + e`` is sample b for expert e.
 
     Raises:
-        ValueError: If the lengths differ, or `num_experts` or `keep` is out of range.
+        ValueError: If the lengths differ, or `num_experts` or `keep_ratio` is out of range.
     """
     if num_experts < 1:
         raise ValueError(f"num_experts must be at least 1, got {num_experts}")
@@ -88,7 +90,7 @@ def draw_captions(
         raise ValueError(f"captions, keys and draws differ in length: {len(captions)}, {len(keys)}, {len(draws)}")
     return [
         [
-            draw_sentences(sentences, keyed_rng("caption", seed, epoch, slot, key, expert, modality), keep)
+            draw_sentences(sentences, seeded_rng("caption", seed, epoch, slot, key, expert, modality), keep_ratio)
             for modality, sentences in enumerate(sample)
         ]
         for sample, key, (epoch, slot) in zip(captions, keys, draws, strict=True)

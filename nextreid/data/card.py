@@ -1,4 +1,4 @@
-"""What is known about each data set: where it is obtained, its terms, its defects, what it shares with others."""
+"""What is known about each dataset: where it is obtained, its terms, its defects, what it shares with others."""
 
 import json
 import logging
@@ -17,11 +17,11 @@ _WIDTH = 110
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Two data sets that share identities.
+    """Two datasets that share identities.
 
     Attributes:
-        trained_on: Data set whose training split holds them.
-        test: Data set whose query or gallery holds them.
+        trained_on: Dataset whose training split holds them.
+        test: Dataset whose query or gallery holds them.
         refused: Whether scoring on the one after training on the other is refused; else it is only warned of.
         evidence: What is shared and how it is known.
     """
@@ -34,7 +34,7 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class DataCard:
-    """What is known about one data set.
+    """What is known about one dataset.
 
     Attributes:
         name: Name for `load_dataset`.
@@ -94,36 +94,36 @@ class DataCard:
 
 
 def list_cards() -> list[str]:
-    """Return the names of the data sets that have a card, sorted."""
+    """Return the names of the datasets that have a card, sorted."""
     return sorted(_read_cards())
 
 
 def data_card(name: str) -> DataCard:
-    """Return the card of a data set.
+    """Return the card of a dataset.
 
     Raises:
         ValueError: If it has none.
     """
     cards = _read_cards()
     if name not in cards:
-        raise ValueError(f"no card for a data set {name!r}; there are cards for {', '.join(sorted(cards))}")
+        raise ValueError(f"no card for a dataset {name!r}; there are cards for {', '.join(sorted(cards))}")
     return cards[name]
 
 
 def list_overlaps() -> tuple[Overlap, ...]:
-    """Return the pairs of data sets that are known, or suspected, to share training and test identities."""
+    """Return the pairs of datasets that are known, or suspected, to share training and test identities."""
     return tuple(overlap for name in list_cards() for overlap in data_card(name).overlaps)
 
 
 def refuse_leak(trained_on: str | Sequence[str], test_set: str, allow: bool = False) -> None:
     """Refuse to score a model on identities that it was trained on.
 
-    Data sets without a card, such as one's own, pass: nothing is known about them. A suspected overlap, or one that
+    Datasets without a card, such as one's own, pass: nothing is known about them. A suspected overlap, or one that
     is allowed, is logged as a warning.
 
     Args:
-        trained_on: Name of the data set that the model was trained on, or the names of several.
-        test_set: Name of the data set that it is scored on.
+        trained_on: Name of the dataset that the model was trained on, or the names of several.
+        test_set: Name of the dataset that it is scored on.
         allow: Whether to go on all the same.
 
     Raises:

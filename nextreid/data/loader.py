@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .keyed import keyed_rng
-from .pictures import open_pictures
+from .image import open_images
+from .image_cache import ImageCache
+from .rng import seeded_rng
 from .sample import MODALITIES, Batch, Sample, check_counts
 from .sampler import PKSampler
-from .store import PictureStore
-from .transforms import EvalTransform, Move, Picture
+from .transforms import AugmentParams, EvalTransform, Pixels
 
-Transform = Callable[[list[Picture | None], np.random.Generator], torch.Tensor]
+Transform = Callable[[list[Pixels | None], np.random.Generator], torch.Tensor]
 Augment = Literal["cpu", "device"]
 
 
@@ -29,26 +29,26 @@ class Item(NamedTuple):
     sceneid: int
     key: str
     draw: tuple[int, int]
-    moves: list[Move] | None = None
+    augment_params: list[AugmentParams] | None = None
 
 
 class SampleDataset(Dataset[Item]):
     """Reads and transforms samples.
 
     Args:
-        samples: Samples with one picture per modality.
-        transform: Called with M pictures (None where missing) and the generator that belongs to
+        samples: Samples with one image per modality.
+        transform: Called with M images (None where missing) and the generator that belongs to
             ``("augment", seed, epoch, slot, key)``; returns ``(M, 3, H, W)``.
-        modalities: Names of the pictures, in their order.
+        modalities: Names of the images, in their order.
         seed: Seed of the run.
-        store: Where the pictures are read from, instead of their files; the result is the same to the bit.
-        augment: ``"cpu"`` transforms; ``"device"`` only resizes and draws, and leaves uint8 pictures to
+        store: Where the images are read from, instead of their files; the result is the same to the bit.
+        augment: ``"cpu"`` transforms; ``"device"`` only resizes and draws, and leaves uint8 images to
             `augment_batch`.
 
     Raises:
-        ValueError: If a sample has another number of pictures or captions than there are modalities, or a store or
+        ValueError: If a sample has another number of images or captions than there are modalities, or a store or
             ``"device"`` meets a transform that is none of this library's or not the one of the store.
-        KeyError: If a picture is not in the store.
+        KeyError: If an image is not in the store.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SampleDataset(Dataset[Item]):
         modalities: Sequence[str] = MODALITIES,
         seed: int = 0,
         *,
-        store: PictureStore | None = None,
+        store: ImageCache | None = None,
         augment: Augment = "cpu",
     ) -> None:
         self.samples = samples
@@ -86,7 +86,7 @@ class SampleDataset(Dataset[Item]):
         """Return one sample, by its index (evaluation) or by ``(index, epoch, slot)`` from a sampler.
 
         Raises:
-            ValueError: If a picture cannot be read; names the file, the sample and the modality.
+            ValueError: If an image cannot be read; names the file, the sample and the modality.
         """
         return self._item(item)
 
@@ -103,20 +103,20 @@ class SampleDataset(Dataset[Item]):
         return torch.from_numpy(np.empty(shape, np.float32 if self.augment == "cpu" else np.uint8))
 
     def _item(self, item: int | tuple[int, int, int], out: torch.Tensor | None = None) -> Item:
-        """Return one sample, with its pictures in `out` if it is given."""
+        """Return one sample, with its images in `out` if it is given."""
         index, epoch, slot = _numbers(item)
         sample = self.samples[index]
-        rng = keyed_rng("augment", self.seed, epoch, slot, sample.key)
-        moves = None
+        rng = seeded_rng("augment", self.seed, epoch, slot, sample.key)
+        augment_params = None
         if not isinstance(self.transform, EvalTransform):
-            images = self.transform(self._pictures(index), rng)
+            images = self.transform(self._images(index), rng)
         else:
             images = self._room(1, self.transform)[0] if out is None else out
             if self.augment == "cpu":
-                self.transform(self._pictures(index), rng, images)
+                self.transform(self._images(index), rng, images)
             else:
                 self._fill(images.numpy(), index, self.transform)
-                moves = self.transform.draw(len(self.modalities), rng)
+                augment_params = self.transform.draw(len(self.modalities), rng)
         return Item(
             images=images,
             present=tuple(image is not None for image in sample.images),
@@ -126,22 +126,22 @@ class SampleDataset(Dataset[Item]):
             sceneid=sample.sceneid,
             key=sample.key,
             draw=(epoch, slot),
-            moves=moves,
+            augment_params=augment_params,
         )
 
-    def _pictures(self, index: int) -> list[Picture | None]:
+    def _images(self, index: int) -> list[Pixels | None]:
         if self.store is not None:
             return [None if row < 0 else self.store.pixels[row] for row in self._rows[index]]
         sample = self.samples[index]
-        return [*open_pictures(sample.images, sample.key, self.modalities)]
+        return [*open_images(sample.images, sample.key, self.modalities)]
 
     def _fill(self, out: np.ndarray, index: int, transform: EvalTransform) -> None:
-        """Put the pictures of a sample at the input size into `out`, ``(M, 3, H, W)`` uint8, zeros for missing ones."""
+        """Put the images of a sample at the input size into `out`, ``(M, 3, H, W)`` uint8, zeros for missing ones."""
         if self.store is not None:
             self.store.take(self._rows[index], out)
             return
-        for target, picture in zip(out, self._pictures(index), strict=True):
-            target[:] = 0 if picture is None else transform.pixels(picture)
+        for target, image in zip(out, self._images(index), strict=True):
+            target[:] = 0 if image is None else transform.pixels(image)
 
 
 def _numbers(item: int | tuple[int, int, int]) -> tuple[int, int, int]:
@@ -150,7 +150,7 @@ def _numbers(item: int | tuple[int, int, int]) -> tuple[int, int, int]:
 
 def collate(items: Sequence[Item], images: torch.Tensor | None = None) -> Batch:
     """Stack B items into a batch; `images` are theirs if they lie side by side already."""
-    moves = [item.moves for item in items]
+    augment_params = [item.augment_params for item in items]
     return Batch(
         images=torch.stack([item.images for item in items]) if images is None else images,
         present=torch.tensor([item.present for item in items], dtype=torch.bool),
@@ -160,7 +160,7 @@ def collate(items: Sequence[Item], images: torch.Tensor | None = None) -> Batch:
         sceneid=torch.tensor([item.sceneid for item in items], dtype=torch.int64),
         keys=[item.key for item in items],
         draws=[item.draw for item in items],
-        moves=None if None in moves else torch.tensor(moves, dtype=torch.int32),
+        augment_params=None if None in augment_params else torch.tensor(augment_params, dtype=torch.int32),
     )
 
 
@@ -178,7 +178,7 @@ def make_loader(
     seed: int = 0,
     workers: int = 0,
     pin_memory: bool = False,
-    store: PictureStore | None = None,
+    store: ImageCache | None = None,
     augment: Augment = "cpu",
 ) -> DataLoader[Batch]:
     """Return a loader of batches, in the samples' order or as a sampler draws them.
@@ -186,9 +186,9 @@ def make_loader(
     Neither the number of workers, nor a store, nor the global random generators change a byte of what it yields.
 
     Args:
-        samples: Samples with one picture per modality.
+        samples: Samples with one image per modality.
         transform: See `SampleDataset`.
-        modalities: Names of the pictures, in their order.
+        modalities: Names of the images, in their order.
         batch_size: Samples per batch; may be left out with a sampler, which has its own.
         sampler: Batch sampler for training; call its `set_epoch` before each epoch. None keeps the order and all
             samples, the last batch may be smaller.
@@ -204,7 +204,7 @@ def make_loader(
     Raises:
         ValueError: If there are no samples, `batch_size` is missing, below 1, or not the sampler's, or `SampleDataset`
             refuses.
-        KeyError: If a picture is not in the store.
+        KeyError: If an image is not in the store.
     """
     if not samples:
         raise ValueError("there are no samples to load")

@@ -1,4 +1,4 @@
-"""Anybody's own pictures as samples, listed in a manifest: a CSV or parquet file with one row per sample."""
+"""Anybody's own images as samples, listed in a manifest: a CSV or parquet file with one row per sample."""
 
 import csv
 import os
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..captions import split_sentences
-from .pictures import Window, check_windows, picture_path, through_window
+from ..captioning import split_sentences
+from .image import Window, check_windows, image_path, through_window
 from .sample import MODALITIES, Sample
 
 _LABELS = ("pid", "camid", "sceneid")
@@ -24,23 +24,23 @@ def read_manifest(
 ) -> list[Sample]:
     """Read samples from a CSV file with a header, or from a parquet file, one row per sample.
 
-    Columns: one per modality with the picture's path, relative to the manifest's folder (an empty cell is a missing
+    Columns: one per modality with the image's path, relative to the manifest's folder (an empty cell is a missing
     modality); optional are ``pid``, ``camid``, ``sceneid`` (whole numbers, -1 or empty for unknown), ``key`` (unique;
-    default: the cell of the first picture), ``split`` and ``caption_<modality>``.
+    default: the cell of the first image), ``split`` and ``caption_<modality>``.
 
     Args:
         path: The file: ``.parquet`` or ``.pq`` (needs pyarrow), else CSV in UTF-8.
-        modalities: Order of the pictures; a modality without a column is missing everywhere. None takes those of
+        modalities: Order of the images; a modality without a column is missing everywhere. None takes those of
             ``("rgb", "nir", "tir")`` that have a column; others have to be declared here.
         split: Read only the rows with this value in column ``split``; None reads all.
-        window: Windows for pictures of more than 8 bits, by modality; see `PictureFile`.
+        window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
         anywhere: Allow absolute paths, and paths that leave the manifest's folder.
 
     Returns:
         One sample per row, in the order of the file.
 
     Raises:
-        FileNotFoundError: If the manifest or pictures are missing; counts them.
+        FileNotFoundError: If the manifest or images are missing; counts them.
         ImportError: If a parquet file is read without pyarrow.
         ValueError: If a column is unknown or a cell is wrong; names the line.
     """
@@ -140,10 +140,10 @@ def _choose(table: _Table, modalities: Sequence[str] | None) -> tuple[str, ...]:
         known |= {modality, f"caption_{modality}"}
     odd = [column for column in columns if column not in known]
     if odd and modalities is None:
-        pictures = [column for column in odd if not column.startswith("caption_")] or odd
+        images = [column for column in odd if not column.startswith("caption_")] or odd
         raise ValueError(
-            f"{path}: columns {odd} are unknown; known are {sorted(known)}. If they name pictures, declare all "
-            f"modalities in their order, such as modalities={(*chosen, *pictures)!r}; else rename or remove them"
+            f"{path}: columns {odd} are unknown; known are {sorted(known)}. If they name images, declare all "
+            f"modalities in their order, such as modalities={(*chosen, *images)!r}; else rename or remove them"
         )
     if odd:
         raise ValueError(f"{path}: columns {odd} are unknown; with modalities {chosen} known are {sorted(known)}")
@@ -168,12 +168,12 @@ def _samples(
             raise ValueError(f"{where}: key {sample.key!r} occurs a second time; keys must be unique")
         samples[sample.key] = sample
         for modality, image in zip(modalities, sample.images, strict=True):
-            file = picture_path(image) if image is not None else None
+            file = image_path(image) if image is not None else None
             if file is not None and not file.is_file():
-                missing.append(f"{where}: no {modality} picture {file}")
+                missing.append(f"{where}: no {modality} image {file}")
     if missing:
         more = f"\n… and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise FileNotFoundError(f"{len(missing)} pictures are missing\n" + "\n".join(missing[:5]) + more)
+        raise FileNotFoundError(f"{len(missing)} images are missing\n" + "\n".join(missing[:5]) + more)
     return list(samples.values())
 
 
@@ -190,11 +190,11 @@ def _sample(
         inside = os.path.normpath(given)
         if not anywhere and (os.path.isabs(given) or inside.split(os.sep)[0] == os.pardir):
             raise ValueError(
-                f"{where}: picture {given!r} is not below the manifest's folder {folder}; with anywhere=True such "
+                f"{where}: image {given!r} is not below the manifest's folder {folder}; with anywhere=True such "
                 "paths are followed"
             )
     if not any(paths):
-        raise ValueError(f"{where}: the row names no picture")
+        raise ValueError(f"{where}: the row names no image")
     labels = {}
     for column in _LABELS:
         try:

@@ -1,4 +1,4 @@
-"""Anybody's own pictures as samples, found by their folders and names."""
+"""Anybody's own images as samples, found by their folders and names."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TypeAlias
 
-from .pictures import Window, check_windows, through_window
+from .image import Window, check_windows, through_window
 from .sample import MODALITIES, Sample
 
 _logger = logging.getLogger(__name__)
@@ -35,11 +35,11 @@ def read_pattern(
     split: str | None = None,
     window: Mapping[str, Window] | None = None,
 ) -> list[Sample]:
-    """Read samples from pictures whose labels stand in their paths.
+    """Read samples from images whose labels stand in their paths.
 
     In the pattern ``{split}``, ``{modality}``, ``{pid}``, ``{camid}`` and ``{sceneid}`` (whole numbers) stand for
-    labels, ``{*}`` for any text without a slash, ``{ext}`` for any picture ending; a label that occurs twice must be
-    the same twice, and all else is meant literally. Pictures whose paths differ in ``{modality}`` and ``{ext}`` only
+    labels, ``{*}`` for any text without a slash, ``{ext}`` for any image ending; a label that occurs twice must be
+    the same twice, and all else is meant literally. Images whose paths differ in ``{modality}`` and ``{ext}`` only
     are one sample. Modality names may be in upper or lower case; "vis" stands for rgb, "ni" for nir, "ti" and "th"
     for tir. Files that do not fit the pattern are left out, and how many is logged.
 
@@ -47,24 +47,24 @@ def read_pattern(
         root: Folder in which the pattern starts.
         pattern: Such as ``"{split}/{modality}/{pid}_c{camid}_{*}.jpg"``; a pattern without ``{modality}`` reads one
             modality, the first declared or "rgb".
-        modalities: Order of the pictures; pictures of others are left out. None takes those of
+        modalities: Order of the images; images of others are left out. None takes those of
             ``("rgb", "nir", "tir")`` that are found; others have to be declared here.
         split: Read only the samples of this split; None reads all.
-        window: Windows for pictures of more than 8 bits, by modality; see `PictureFile`.
+        window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
 
     Returns:
-        Samples sorted by key, the path of their first picture below `root`. Labels without a place in the pattern
+        Samples sorted by key, the path of their first image below `root`. Labels without a place in the pattern
         are -1.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If the pattern is wrong, nothing fits it, a modality is unknown, or two pictures are one.
+        ValueError: If the pattern is wrong, nothing fits it, a modality is unknown, or two images are one.
     """
     _, splits, notes = pattern_splits(root, pattern, modalities, window)
     for note in notes:
         _logger.warning("%s: %s", root, note)
     if split is not None and split not in splits:
-        raise ValueError(f"{root}: no pictures with split {split!r} by {pattern!r}; there are {sorted(splits)}")
+        raise ValueError(f"{root}: no images with split {split!r} by {pattern!r}; there are {sorted(splits)}")
     samples = splits[split] if split is not None else [sample for found in splits.values() for sample in found]
     return sorted(samples, key=lambda sample: sample.key)
 
@@ -74,21 +74,21 @@ def read_folder(
 ) -> list[Sample]:
     """Read unlabelled samples from one folder per modality: ``root/{rgb,nir,tir}/name.jpg``.
 
-    Pictures with one stem (the file name without its ending) are one sample. Folder names may be in upper or lower
+    Images with one stem (the file name without its ending) are one sample. Folder names may be in upper or lower
     case; "vis" stands for rgb, "ni" for nir, "ti" and "th" for tir. A modality without a folder, or without this
-    picture, is missing; how many are is logged.
+    image, is missing; how many are is logged.
 
     Args:
         root: Folder of the folders.
-        modalities: Order of the pictures.
-        window: Windows for pictures of more than 8 bits, by modality; see `PictureFile`.
+        modalities: Order of the images.
+        window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
 
     Returns:
-        Samples sorted by key (the name of the first picture), with pid, camid and sceneid -1.
+        Samples sorted by key (the name of the first image), with pid, camid and sceneid -1.
 
     Raises:
         FileNotFoundError: If there is none of the folders.
-        ValueError: If two folders stand for one modality, two pictures have one stem, or there is no picture.
+        ValueError: If two folders stand for one modality, two images have one stem, or there is no image.
     """
     root = Path(root).expanduser()
     windows = check_windows(window, modalities)
@@ -100,24 +100,24 @@ def read_folder(
     if not any(folders.values()):
         found = sorted(entry.name for entry in root.iterdir())[:5]
         raise FileNotFoundError(f"none of the folders {layout} (found {', '.join(found) or 'nothing'} in {root})")
-    pictures: dict[str, dict[str, Path]] = {m: {} for m in modalities}
+    paths: dict[str, dict[str, Path]] = {m: {} for m in modalities}
     for modality, places in folders.items():
         if len(places) > 1:
             raise ValueError(f"{root} has {len(places)} folders for {modality}: {', '.join(f.name for f in places)}")
         for file in sorted(file for place in places for file in place.iterdir()):
             if file.suffix.lower() in _ENDINGS:
-                if file.stem in pictures[modality]:
-                    raise ValueError(f"{file} and {pictures[modality][file.stem].name} have one stem: rename one")
-                pictures[modality][file.stem] = file
-    stems = {stem for column in pictures.values() for stem in column}
+                if file.stem in paths[modality]:
+                    raise ValueError(f"{file} and {paths[modality][file.stem].name} have one stem: rename one")
+                paths[modality][file.stem] = file
+    stems = {stem for column in paths.values() for stem in column}
     if not stems:
-        raise ValueError(f"no pictures ({', '.join(_ENDINGS)}) in {layout}")
+        raise ValueError(f"no images ({', '.join(_ENDINGS)}) in {layout}")
     samples = []
     for stem in stems:
-        files = {m: pictures[m].get(stem) for m in modalities}
+        files = {m: paths[m].get(stem) for m in modalities}
         images = tuple(file and through_window(file, windows.get(m)) for m, file in files.items())
         samples.append(Sample(next(file.name for file in files.values() if file), -1, -1, -1, images))
-    for modality, column in pictures.items():
+    for modality, column in paths.items():
         if len(column) < len(stems):
             _logger.warning("%s: %d of %d samples lack %s", root, len(stems) - len(column), len(stems), modality)
     return sorted(samples, key=lambda sample: sample.key)
@@ -126,7 +126,7 @@ def read_folder(
 def pattern_splits(
     root: str | Path, pattern: str, modalities: Sequence[str] | None, window: Mapping[str, Window] | None
 ) -> tuple[tuple[str, ...], dict[str, list[Sample]], list[str]]:
-    """Read pictures as `read_pattern` does.
+    """Read images as `read_pattern` does.
 
     Returns:
         The modalities, the samples by ``{split}``, sorted by key (all under ``""`` where the pattern has none), and
@@ -155,18 +155,16 @@ def pattern_splits(
             continue
         # named by what it says, not by where it lies
         moment = tuple((field, text) for field, text in match.groupdict().items() if field not in ("modality", "ext"))
-        pictures = moments.setdefault(moment, {})
-        if modality in pictures:
-            raise ValueError(
-                f"{root}: by {pattern!r} two files are one {modality} picture: {pictures[modality]}, {path}"
-            )
-        pictures[modality] = path
+        files = moments.setdefault(moment, {})
+        if modality in files:
+            raise ValueError(f"{root}: by {pattern!r} two files are one {modality} image: {files[modality]}, {path}")
+        files[modality] = path
     if ignored := sum(name not in modality_of for name in given):
-        notes.append(f"{ignored} pictures left out, of other modalities: {sorted(set(given) - set(modality_of))}")
+        notes.append(f"{ignored} images left out, of other modalities: {sorted(set(given) - set(modality_of))}")
     splits: dict[str, list[Sample]] = {}
-    for moment, pictures in moments.items():
-        images = tuple(through_window(root / pictures[m], windows.get(m)) if m in pictures else None for m in chosen)
-        key = next(pictures[m] for m in chosen if m in pictures)
+    for moment, files in moments.items():
+        images = tuple(through_window(root / files[m], windows.get(m)) if m in files else None for m in chosen)
+        key = next(files[m] for m in chosen if m in files)
         label = dict(moment)
         pid, camid, sceneid = (int(label.get(field, -1)) for field in ("pid", "camid", "sceneid"))
         splits.setdefault(label.get("split", ""), []).append(Sample(key, pid, camid, sceneid, images))
@@ -209,7 +207,7 @@ def _modalities(found: Set[str], wanted: Sequence[str] | None, where: str) -> tu
                 f"modalities={(*declared, *unknown)!r}"
             )
         if not modality_of:
-            raise ValueError(f"{where}: no pictures of modalities {tuple(wanted)}; there are {unknown}")
+            raise ValueError(f"{where}: no images of modalities {tuple(wanted)}; there are {unknown}")
     chosen = tuple(wanted) if wanted is not None else tuple(m for m in MODALITIES if m in modality_of.values())
     return chosen, modality_of
 

@@ -1,4 +1,4 @@
-"""The three records that flow from readers to models: one sample, one batch, one data set."""
+"""The three records that flow from readers to models: one sample, one batch, one dataset."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .pictures import Image, OnError, PictureFile, picture_path, screen_splits
+from .image import Image, ImageFile, OnError, drop_unreadable_splits, image_path
 
 MODALITIES: tuple[str, ...] = ("rgb", "nir", "tir")
 
@@ -18,15 +18,15 @@ class Sample:
     """One object seen once: the same moment in every modality.
 
     Attributes:
-        key: Unique in its data set; for published sets the file name, such as ``"000258_cam1_0_00.jpg"``.
+        key: Unique in its dataset; for published sets the file name, such as ``"000258_cam1_0_00.jpg"``.
         pid: Identity, or -1 when unknown.
         camid: Camera counted from 0, or -1 when unknown.
         sceneid: Scene, or -1 when the set has none.
-        images: One per modality, each a file, a `PictureFile`, or a ``(H, W, 3)`` or ``(H, W)`` uint8 array; None
+        images: One per modality, each a file, a `ImageFile`, or a ``(H, W, 3)`` or ``(H, W)`` uint8 array; None
             where missing.
         captions: One tuple of sentences per modality; ``()`` means no captions at all, an inner ``()`` that this
             modality has none.
-        truth: What a synthetic set knows about the picture (attributes, visibility, part map).
+        truth: What a synthetic set knows about the image (attributes, visibility, part map).
     """
 
     key: str
@@ -39,13 +39,13 @@ class Sample:
 
 
 def check_counts(samples: Sequence[Sample], modalities: Sequence[str]) -> None:
-    """Raise ValueError if a sample has another number of pictures or captions than there are modalities."""
+    """Raise ValueError if a sample has another number of images or captions than there are modalities."""
     for sample in samples:
         for what, given in (("images", sample.images), ("captions", sample.captions)):
             if len(given) != len(modalities) and (what == "images" or given):
                 raise ValueError(
                     f"sample {sample.key!r} has {len(given)} {what}, expected one for each of {tuple(modalities)}: "
-                    f"load the data set with modalities={tuple(modalities)!r}"
+                    f"load the dataset with modalities={tuple(modalities)!r}"
                 )
 
 
@@ -63,8 +63,8 @@ class Batch:
         sceneid: ``(B,)`` int64.
         keys: The samples' keys.
         draws: ``(epoch, slot)`` of each sample; ``(0, index)`` in evaluation.
-        moves: ``(B, M, 7)`` int32, the `Move` of each picture that is still to be done to uint8 pictures; None where
-            there is nothing to do.
+        augment_params: ``(B, M, 7)`` int32, the `AugmentParams` that the device has still to apply to uint8 images;
+            None where there is nothing to do.
     """
 
     images: torch.Tensor
@@ -75,7 +75,7 @@ class Batch:
     sceneid: torch.Tensor
     keys: list[str]
     draws: list[tuple[int, int]]
-    moves: torch.Tensor | None = None
+    augment_params: torch.Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of samples B."""
@@ -97,23 +97,23 @@ class Batch:
             pid=change(self.pid),
             camid=change(self.camid),
             sceneid=change(self.sceneid),
-            moves=None if self.moves is None else change(self.moves),
+            augment_params=None if self.augment_params is None else change(self.augment_params),
         )
 
 
 @dataclass(frozen=True)
 class ReIDDataset:
-    """A re-identification data set: three splits of samples, each sorted by key.
+    """A re-identification dataset: three splits of samples, each sorted by key.
 
     Attributes:
         name: Registered name, such as ``"rgbnt201"``.
-        modalities: Order of the pictures in every sample.
+        modalities: Order of the images in every sample.
         object_type: What is re-identified, such as ``"person"`` or ``"vehicle"``.
         protocol: Name of the evaluation protocol.
         train: Training samples.
         query: Query samples.
         gallery: Gallery samples; may hold the very same objects as `query`.
-        notes: What the reader noticed: pictures dropped, misnamed or missing, captions without a picture.
+        notes: What the reader noticed: images dropped, misnamed or missing, captions without an image.
     """
 
     name: str
@@ -129,24 +129,24 @@ class ReIDDataset:
         """Count what each split holds.
 
         Returns:
-            ``{split: {"samples", "ids", "cameras", "scenes", "pictures", "captions"}}`` for the splits train,
+            ``{split: {"samples", "ids", "cameras", "scenes", "images", "captions"}}`` for the splits train,
             query and gallery; the last two are dictionaries from modality to a count.
         """
         return {split: _count(samples, self.modalities) for split, samples in self._splits().items()}
 
-    def screened(self, on_error: OnError) -> "ReIDDataset":
-        """Return the set after every picture was decoded once, without those that cannot be read.
+    def drop_unreadable(self, on_error: OnError) -> "ReIDDataset":
+        """Return the set after every image was decoded once, without those that cannot be read.
 
         Args:
-            on_error: ``"raise"``, ``"skip"`` or ``"mask"``, see `screen_pictures`.
+            on_error: ``"raise"``, ``"skip"`` or ``"mask"``, see `drop_unreadable`.
 
         Returns:
             The same set where nothing is wrong, else one whose notes say what was done.
 
         Raises:
-            ValueError: If a picture is bad and `on_error` is "raise".
+            ValueError: If an image is bad and `on_error` is "raise".
         """
-        (train, query, gallery), notes = screen_splits(self._splits(), self.modalities, on_error)
+        (train, query, gallery), notes = drop_unreadable_splits(self._splits(), self.modalities, on_error)
         if not notes:
             return self
         return replace(self, train=train, query=query, gallery=gallery, notes=(*self.notes, *notes))
@@ -155,14 +155,14 @@ class ReIDDataset:
         """Return a fingerprint of what is read, the same wherever the files lie.
 
         It covers the modalities and, split by split and in order, every sample's key, labels, captions, which
-        pictures it has, and each picture's size in bytes, crop and window (of arrays: their values). Two sets of one
+        images it has, and each image's size in bytes, crop and window (of arrays: their values). Two sets of one
         fingerprint train and score alike unless files of one size differ in content.
 
         Returns:
             16 hexadecimal digits.
 
         Raises:
-            FileNotFoundError: If a picture is gone.
+            FileNotFoundError: If an image is gone.
         """
         state = hashlib.blake2b(digest_size=8)
         state.update(repr(self.modalities).encode())
@@ -182,10 +182,10 @@ class ReIDDataset:
 def _fingerprint(image: Image | None) -> bytes:
     if isinstance(image, np.ndarray):
         return f"array {image.shape} {image.dtype} ".encode() + np.ascontiguousarray(image).tobytes()
-    path = picture_path(image) if image is not None else None
+    path = image_path(image) if image is not None else None
     if path is None:
         return b"none"
-    part = (image.box, image.window) if isinstance(image, PictureFile) else (None, None)
+    part = (image.box, image.window) if isinstance(image, ImageFile) else (None, None)
     return f"file {path.stat().st_size} {part}".encode()
 
 
@@ -195,6 +195,6 @@ def _count(samples: Sequence[Sample], modalities: tuple[str, ...]) -> dict[str, 
         "ids": len({s.pid for s in samples}),
         "cameras": len({s.camid for s in samples if s.camid >= 0}),
         "scenes": len({s.sceneid for s in samples if s.sceneid >= 0}),
-        "pictures": {m: sum(s.images[i] is not None for s in samples) for i, m in enumerate(modalities)},
+        "images": {m: sum(s.images[i] is not None for s in samples) for i, m in enumerate(modalities)},
         "captions": {m: sum(bool(s.captions and s.captions[i]) for s in samples) for i, m in enumerate(modalities)},
     }

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from .keyed import keyed_rng
+from .rng import seeded_rng
 
 
 class PKSampler(Sampler[list[tuple[int, int, int]]]):
@@ -72,7 +72,7 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
     def set_epoch(self, epoch: int) -> None:
         """Draw the batches of `epoch` (counted from 0); call before iterating over it."""
         self.epoch = epoch
-        self._batches = self._draw(keyed_rng("sampler", self.seed, epoch))
+        self._batches = self._draw(seeded_rng("sampler", self.seed, epoch))
 
     def _draw(self, rng: np.random.Generator) -> list[list[int]]:
         k = self.num_instances

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
-from .keyed import keyed_rng
+from .rng import seeded_rng
 from .sample import ReIDDataset, Sample
 
 Rule = Literal["camera", "scene", "none"]
@@ -59,7 +59,7 @@ def split_identities(
 
     Args:
         samples: Labelled samples with unique keys; those of pid -1 (unknown) are left out.
-        modalities: Names of the pictures, in their order.
+        modalities: Names of the images, in their order.
         train: Share of the identities to train on, in [0, 1).
         rule: What a query ignores in the gallery: entries of its identity from its own ``"camera"``, from its own
             ``"scene"``, or ``"none"`` but itself. It becomes the set's protocol.
@@ -68,7 +68,7 @@ def split_identities(
         object_type: What is re-identified.
 
     Returns:
-        The data set; its notes name the test identities that can only be distractors.
+        The dataset; its notes name the test identities that can only be distractors.
 
     Raises:
         ValueError: If a setting is out of range, keys repeat, or no identity has a valid match.
@@ -109,7 +109,7 @@ def split_identities(
 def _draw(what: str, identities: set[int], share: float, least: int, seed: int) -> set[int]:
     """Draw a share of the identities, rounded half up, and at least so many."""
     count = max(least, int(share * len(identities) + 0.5))
-    order = keyed_rng("split", seed, what).permutation(len(identities))
+    order = seeded_rng("split", seed, what).permutation(len(identities))
     ordered = sorted(identities)
     return {ordered[i] for i in order[:count].tolist()}
 

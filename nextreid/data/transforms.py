@@ -1,4 +1,4 @@
-"""Pictures to tensors: the augmentation of the multi-modal re-identification literature, with explicit draws."""
+"""Images to tensors: the augmentation of the multi-modal re-identification literature, with explicit draws."""
 
 import math
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ _INTERPOLATION = {
     "lanczos": PILImage.Resampling.LANCZOS,
 }
 
-Picture: TypeAlias = PILImage.Image | np.ndarray
+Pixels: TypeAlias = PILImage.Image | np.ndarray
 
 
-class Move(NamedTuple):
-    """What training does to one picture before it is normalised, and the box it erases after.
+class AugmentParams(NamedTuple):
+    """What training does to one image before it is normalised, and the box it erases after.
 
     Attributes:
         flip: Whether left and right are exchanged, before all else.
-        down: Pixels by which the picture is shifted downwards; what comes in is black.
+        down: Pixels by which the image is shifted downwards; what comes in is black.
         right: Pixels by which it is shifted to the right.
         top: First row of the erased box.
         left: First column of it.
@@ -44,14 +44,14 @@ class Move(NamedTuple):
 class EvalTransform:
     """Resize to the input size without keeping the aspect ratio, then normalise.
 
-    A picture is a Pillow picture, or a ``(3, H, W)`` uint8 array that has the input size already (`pixels` makes such).
+    An image is a Pillow image, or a ``(3, H, W)`` uint8 array that has the input size already (`pixels` makes such).
 
     Args:
         img_size: ``(H, W)`` in pixels.
         mean: Mean of pixel values in [0, 1], one number or one per channel.
         std: Standard deviation, likewise.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
-        resize: Who resizes: "pillow", as published code does, or "torch", several times faster for pictures larger than
+        resize: Who resizes: "pillow", as published code does, or "torch", several times faster for images larger than
             the input, bilinear and bicubic only. Some of its values differ from Pillow's by one level of 256.
 
     Raises:
@@ -84,11 +84,11 @@ class EvalTransform:
 
     def __call__(
         self,
-        images: Sequence[Picture | None],
+        images: Sequence[Pixels | None],
         rng: np.random.Generator | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return ``(M, 3, H, W)`` float32, zeros where a picture is None, in `out` if it is given; `rng` is ignored."""
+        """Return ``(M, 3, H, W)`` float32, zeros where an image is None, in `out` if it is given; `rng` is ignored."""
         out = torch.empty(len(images), 3, *self.img_size) if out is None else out
         for target, image in zip(out.numpy(), images, strict=True):
             target[:] = 0 if image is None else self.pixels(image)
@@ -96,8 +96,8 @@ class EvalTransform:
                 self._normalise(target)
         return out
 
-    def pixels(self, image: Picture) -> np.ndarray:
-        """Return a picture at the input size before all else is done to it, ``(3, H, W)`` uint8.
+    def pixels(self, image: Pixels) -> np.ndarray:
+        """Return an image at the input size before all else is done to it, ``(3, H, W)`` uint8.
 
         Raises:
             ValueError: If an array has another shape or type.
@@ -120,14 +120,14 @@ class EvalTransform:
         batch = torch.from_numpy(pixels).unsqueeze(0)  # channels last in memory, for which there is a fast kernel
         return F.interpolate(batch, self.img_size, mode=self.interpolation, antialias=True)[0].numpy()
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[Move] | None:
-        """Return what is drawn for `count` pictures without touching them; None, for nothing is."""
+    def draw(self, count: int, rng: np.random.Generator) -> list[AugmentParams] | None:
+        """Return what is drawn for `count` images without touching them; None, for nothing is."""
         return None
 
-    def _normalise(self, picture: np.ndarray) -> None:
-        picture /= 255
-        picture -= self.mean.numpy()
-        picture /= self.std.numpy()
+    def _normalise(self, image: np.ndarray) -> None:
+        image /= 255
+        image -= self.mean.numpy()
+        image /= self.std.numpy()
 
 
 class TrainTransform(EvalTransform):
@@ -135,7 +135,7 @@ class TrainTransform(EvalTransform):
 
     The draws are those of the published code bases: one flip with probability `flip`, a crop offset of 0 … 2 `pad`
     pixels each way, and with probability `erase` one box of 2 … 33 % of the area and aspect ratio 0.3 … 3.33 filled
-    with N(0, 1) per value (up to ten attempts to find one that fits). Every draw is made whether or not a picture is
+    with N(0, 1) per value (up to ten attempts to find one that fits). Every draw is made whether or not an image is
     there: a missing modality does not change the others.
 
     Args:
@@ -182,11 +182,11 @@ class TrainTransform(EvalTransform):
 
     def __call__(
         self,
-        images: Sequence[Picture | None],
+        images: Sequence[Pixels | None],
         rng: np.random.Generator | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return ``(M, 3, H, W)`` float32, zeros where a picture is None, in `out` if it is given.
+        """Return ``(M, 3, H, W)`` float32, zeros where an image is None, in `out` if it is given.
 
         All draws come from `rng`.
 
@@ -194,7 +194,7 @@ class TrainTransform(EvalTransform):
             ValueError: If `rng` is None.
         """
         if rng is None:
-            raise ValueError("TrainTransform needs a generator: pass rng=keyed_rng(...)")
+            raise ValueError("TrainTransform needs a generator: pass rng=seeded_rng(...)")
         out = torch.empty(len(images), 3, *self.img_size) if out is None else out
         geometries = self._draw_geometries(len(images), rng)
         for target, image, geometry in zip(out.numpy(), images, geometries, strict=True):
@@ -211,13 +211,15 @@ class TrainTransform(EvalTransform):
                     target[:, top : top + height, left : left + width] = noise
         return out
 
-    def draw(self, count: int, rng: np.random.Generator) -> list[Move]:
-        """Return the draws for `count` pictures without the noise, which is left to the device.
+    def draw(self, count: int, rng: np.random.Generator) -> list[AugmentParams]:
+        """Return the draws for `count` images without the noise, which is left to the device.
 
         Flips, shifts and the first box are those of a call with the same generator. Behind the first box a call draws
         its noise, so that the boxes after it are others, of the same distribution.
         """
-        return [Move(*geometry, *(self._draw_box(rng) or ())) for geometry in self._draw_geometries(count, rng)]
+        return [
+            AugmentParams(*geometry, *(self._draw_box(rng) or ())) for geometry in self._draw_geometries(count, rng)
+        ]
 
     def _draw_geometries(self, count: int, rng: np.random.Generator) -> list[tuple[bool, int, int]]:
         if self.geometry == "shared":

@@ -1,18 +1,18 @@
 """Loops that use every room: train, evaluate, extract."""
 
+from .ablations import with_caption_quality
 from .checkpoint import write_json
-from .conditions import with_caption_quality
-from .distributed import is_first, process_group
-from .embed import embed_samples
-from .evaluate import EvaluationReport, evaluate
-from .export import ExportReport, export
-from .extract import Extraction, extract
+from .distributed import is_main, process_group
+from .embedding import embed_samples
+from .evaluation import EvaluationReport, evaluate
+from .exporter import ExportReport, export
+from .extraction import Extraction, extract
 from .feature_extractor import FeatureExtractor
 from .matrix import modality_matrix
 from .recipe import RECIPES, Recipe, get_recipe
 from .run_folder import TrainReport
 from .seeds import SeedsReport, train_seeds
-from .train import train
+from .trainer import train
 
 __all__ = [
     "RECIPES",
@@ -28,7 +28,7 @@ __all__ = [
     "export",
     "extract",
     "get_recipe",
-    "is_first",
+    "is_main",
     "modality_matrix",
     "process_group",
     "train",

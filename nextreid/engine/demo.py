@@ -1,4 +1,4 @@
-"""The demo: made-up persons in, NEXT and its control trained (or taken as they ship), measured and shown."""
+"""The demo: synthetic persons in, NEXT and its control trained (or taken as they ship), measured and shown."""
 
 import logging
 import platform
@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from nextreid.data import EvalTransform, ReIDDataset, Sample, collate, synthetic_persons
+from nextreid.data import EvalTransform, ReIDDataset, Sample, collate
 from nextreid.data.loader import SampleDataset
 from nextreid.models import ReIDModel, create_model, swap_folder
 from nextreid.retrieval import get_protocol, top_k
+from nextreid.synthetic import synthetic_persons
 from nextreid.version import __version__
-from nextreid.viz import Table, mask_picture, rank_list_picture, save_picture, write_report
+from nextreid.viz import Table, mask_image, rank_list_image, save_image, write_report
 
 from .checkpoint import write_json
-from .evaluate import embed_samples, evaluate, identities
+from .evaluation import embed_samples, evaluate, identities
 from .recipe import get_recipe
-from .train import train
+from .trainer import train
 
 _logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def run_demo(
         swap_folder(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    tell(f"\n{target / REPORT} shows the pictures; {target / METRICS} holds the numbers.")
+    tell(f"\n{target / REPORT} shows the images; {target / METRICS} holds the numbers.")
     return metrics
 
 
@@ -120,9 +121,9 @@ def _build(folder: Path, seed: int, size: DemoSize, tell: Callable[[str], object
     next_model = models["next_tiny"]
     ranks = _rank_list(next_model, dataset)
     masks, captions = _masks(next_model, dataset)
-    save_picture(ranks, folder / RANKS)
-    save_picture(masks, folder / MASKS)
-    lap("pictures", "drew the rank lists and the experts' masks")
+    save_image(ranks, folder / RANKS)
+    save_image(masks, folder / MASKS)
+    lap("images", "drew the rank lists and the experts' masks")
     metrics = {
         "seed": seed,
         "size": asdict(size),
@@ -209,7 +210,7 @@ def _rank_list(model: ReIDModel, dataset: ReIDDataset) -> Image:
         query_keys=[keys[i] for i in chosen],
         gallery_keys=keys,
     )
-    return rank_list_picture(queries, list(dataset.gallery), indices, matches, dataset.modalities)
+    return rank_list_image(queries, list(dataset.gallery), indices, matches, dataset.modalities)
 
 
 def _masks(model: ReIDModel, dataset: ReIDDataset) -> tuple[Image, list[list[str]]]:
@@ -228,7 +229,7 @@ def _masks(model: ReIDModel, dataset: ReIDDataset) -> tuple[Image, list[list[str
     captions = [
         [sample.key, *(" ".join(sentences) for sentences in sample.captions)] for sample in samples if sample.captions
     ]
-    return mask_picture(samples, mask, model.modalities, gamma), captions
+    return mask_image(samples, mask, model.modalities, gamma), captions
 
 
 def _report(
@@ -246,7 +247,7 @@ def _report(
         text_tower = "The weights are those that ship with the package."
     note = (
         f"{size['num_test']} identities that training never saw; protocol {metrics['protocol']}: "
-        f"a query ignores its own identity's pictures from its own camera. One seed. {text_tower} "
+        f"a query ignores its own identity's images from its own camera. One seed. {text_tower} "
         "The numbers speak of this generator only and compare with no benchmark."
     )
     tables = [
@@ -258,7 +259,7 @@ def _report(
             "From simulated captioners that misread and guess as published captions do.",
         ),
     ]
-    pictures = [
+    images = [
         (
             "Rank lists of next_tiny with captions, from the query it does worst to the one it does best. "
             "A tick in a solid frame is the same identity, a cross in a dashed frame another one.",
@@ -273,7 +274,7 @@ def _report(
         "seed": metrics["seed"],
         "generator": f"synthetic-persons, version {generator['version']}, {height}x{width} pixels",
         "identities": f"{size['num_train']} training, {size['num_test']} test",
-        "recipe": f"{recipe['name']}, {recipe['epochs']} epochs for each model" if recipe else "none: shipped weights",
+        "recipe": f"{recipe['name']}, {recipe['epochs']} epochs for each model" if recipe else "none: bundled weights",
         **metrics["versions"],
         "seconds": metrics["seconds"]["total"],
     }
@@ -283,6 +284,6 @@ def _report(
         intro=f"NEXT and its control, {'trained alike' if recipe else 'as they ship,'} on procedural persons seen in "
         "three spectra.",
         tables=tables,
-        pictures=pictures,
+        images=images,
         facts=facts,
     )

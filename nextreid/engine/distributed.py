@@ -26,7 +26,7 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def is_first() -> bool:
+def is_main() -> bool:
     """Whether this process writes the files and prints."""
     return rank() == 0
 
@@ -53,26 +53,26 @@ def process_group(device: str | torch.device, timeout: timedelta = timedelta(min
     dist.destroy_process_group()
 
 
-def from_first(value: Value) -> Value:
+def broadcast(value: Value) -> Value:
     """Return the first process's value in all of them; it must be picklable."""
     if world_size() == 1:
         return value
-    box: list[Any] = [value if is_first() else None]
+    box: list[Any] = [value if is_main() else None]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def on_first(call: Callable[[], Value]) -> Value:
+def on_main(call: Callable[[], Value]) -> Value:
     """Call in the first process alone; its result, or its error, is that of all, so that none waits for another."""
     if world_size() == 1:
         return call()
     result, error = None, None
-    if is_first():
+    if is_main():
         try:
             result = call()
         except Exception as raised:
             error = raised
-    told_result, told_error = from_first((result, _sendable(error)))
+    told_result, told_error = broadcast((result, _sendable(error)))
     if error is not None:
         raise error
     if told_error is not None:
@@ -90,7 +90,7 @@ def _sendable(error: Exception | None) -> Exception | None:
     return error
 
 
-def gather_lists(values: Sequence[Value]) -> list[Value]:
+def all_gather_objects(values: Sequence[Value]) -> list[Value]:
     """Return the processes' values one after the other, in the order of the ranks; they must be picklable."""
     if world_size() == 1:
         return list(values)
@@ -99,11 +99,11 @@ def gather_lists(values: Sequence[Value]) -> list[Value]:
     return [value for box in boxes for value in box]
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+def all_gather(rows: Tensor) -> Tensor:
     """Return the processes' rows one after the other ``(world_size * n, ...)``; every process has n of them.
 
     The gradient of a process's own rows comes back as it is, not summed: each process computes the same loss of all
-    rows, and `sum_gradients` adds up what the rows give to the weights.
+    rows, and `all_reduce_gradients` adds up what the rows give to the weights.
     """
     return rows if world_size() == 1 else _GatherRows.apply(rows)
 
@@ -124,7 +124,7 @@ class _GatherRows(torch.autograd.Function):
         return gradients[0][start : start + context.count]
 
 
-def sum_gradients(parameters: Sequence[nn.Parameter], everywhere: Sequence[nn.Parameter] = ()) -> None:
+def all_reduce_gradients(parameters: Sequence[nn.Parameter], everywhere: Sequence[nn.Parameter] = ()) -> None:
     """Add up the gradients of all processes, in place.
 
     Args:
@@ -151,7 +151,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter], everywhere: Sequence[nn.Pa
         start += p.numel()
 
 
-def share_weights(model: nn.Module) -> None:
+def broadcast_parameters(model: nn.Module) -> None:
     """Give every process the first one's parameters and buffers."""
     if world_size() == 1:
         return

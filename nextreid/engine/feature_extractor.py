@@ -1,4 +1,4 @@
-"""Anybody's pictures to vectors in one call: files, Pillow pictures, arrays and tensors."""
+"""Anybody's images to vectors in one call: files, Pillow images, arrays and tensors."""
 
 import logging
 import os
@@ -14,13 +14,13 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor
 
-from nextreid.data import Image, PictureFile, Sample, SampleDataset, collate, open_picture, split_sentences
-from nextreid.data.pictures import Window, check_windows, through_window
+from nextreid.data import Image, ImageFile, Sample, SampleDataset, collate, open_image, split_sentences
+from nextreid.data.image import Window, check_windows, through_window
 from nextreid.models import ReIDModel, create_model
 
-from .embed import eval_transform
+from .embedding import eval_transform
 
-Picture: TypeAlias = str | os.PathLike[str] | PictureFile | PILImage.Image | np.ndarray | Tensor
+ImageInput: TypeAlias = str | os.PathLike[str] | ImageFile | PILImage.Image | np.ndarray | Tensor
 Caption: TypeAlias = str | Sequence[str] | None
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,17 +30,17 @@ _logger = logging.getLogger(__name__)
 
 
 class _Given(NamedTuple):
-    """One sample in the model's order: M pictures that are not looked at yet, and M captions or none at all."""
+    """One sample in the model's order: M images that are not looked at yet, and M captions or none at all."""
 
-    pictures: tuple[Any, ...]
+    images: tuple[Any, ...]
     captions: tuple[tuple[str, ...], ...]
 
 
 class FeatureExtractor:
-    """Turns pictures into vectors, with the resizing and the normalisation that belong to the model's weights.
+    """Turns images into vectors, with the resizing and the normalisation that belong to the model's weights.
 
-    A picture is a file (its name, a path, a `PictureFile`), a Pillow picture, or a uint8 array or tensor of shape
-    ``(H, W, 3)``, ``(3, H, W)``, or grey ``(H, W)``, ``(H, W, 1)``, ``(1, H, W)``. Pillow pictures are read as their
+    An image is a file (its name, a path, a `ImageFile`), a Pillow image, or a uint8 array or tensor of shape
+    ``(H, W, 3)``, ``(3, H, W)``, or grey ``(H, W)``, ``(H, W, 1)``, ``(1, H, W)``. Pillow images are read as their
     files are: turned as EXIF says, palettes looked up, an alpha channel dropped. Grey becomes three equal channels.
     The channels of an array are red, green, blue: that OpenCV's frames are the other way round cannot be seen, turn
     them with ``frame[..., ::-1]``. What could be read in more than one way is refused, whatever its values: numbers
@@ -57,12 +57,12 @@ class FeatureExtractor:
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, or torch's own, for the weights; None leaves them.
         normalize: Whether vectors have length 1; then ``a @ b`` is the cosine of two of them.
         batch_size: Samples of a forward pass.
-        window: For pictures of more than 8 bits the raw values by modality that become black and white, as in
-            ``{"tir": (7000, 9000)}``; see `PictureFile`. It holds for files.
+        window: For images of more than 8 bits the raw values by modality that become black and white, as in
+            ``{"tir": (7000, 9000)}``; see `ImageFile`. It holds for files.
 
     Attributes:
         model: The model; its ``num_features`` is the length D of the vectors.
-        modalities: Names of the pictures, in the model's order.
+        modalities: Names of the images, in the model's order.
 
     Raises:
         ValueError: If the name, an argument or a weight does not fit, or a modality is named ``captions``.
@@ -105,27 +105,27 @@ class FeatureExtractor:
         self._encoding = threading.Lock()
 
     def __call__(
-        self, *given: Any, captions: Mapping[str, Caption] | None = None, **pictures: Picture | None
+        self, *given: Any, captions: Mapping[str, Caption] | None = None, **images: ImageInput | None
     ) -> Tensor:
         """Embed one sample, or a list of them.
 
         Args:
-            *given: One sample as a table from modality to picture, or as its M pictures in the model's order, None
-                where one is missing; or a list of samples, each a table or a tuple of M pictures. A table may have its
-                captions under ``captions``. For a model of one modality a picture alone is a sample too.
+            *given: One sample as a table from modality to image, or as its M images in the model's order, None
+                where one is missing; or a list of samples, each a table or a tuple of M images. A table may have its
+                captions under ``captions``. For a model of one modality an image alone is a sample too.
             captions: Captions of the one sample by modality, each a string or a list of sentences; as many as there
                 are, none at all by default.
-            **pictures: The pictures of one sample by modality; a missing one is left out, or None.
+            **images: The images of one sample by modality; a missing one is left out, or None.
 
         Returns:
             Float32 on the CPU: ``(D,)`` for one sample, ``(n, D)`` for a list of n, which may be empty.
 
         Raises:
-            ValueError: If a sample has no picture, a name is not the model's, a picture can be read in more than one
+            ValueError: If a sample has no image, a name is not the model's, an image can be read in more than one
                 way or not at all, or a caption would not be read; the message names sample, modality and file.
         """
-        if given and pictures:
-            raise ValueError(f"either name all pictures, {_named(self.modalities)}, or none")
+        if given and images:
+            raise ValueError(f"either name all images, {_named(self.modalities)}, or none")
         only = given[0] if len(given) == 1 else None
         if isinstance(only, list | tuple):
             if captions is not None:
@@ -133,15 +133,15 @@ class FeatureExtractor:
                     f"the captions of a list belong to its samples: {{'{self.modalities[0]}': ..., '{_CAPTIONS}': ...}}"
                 )
             return self._embed_given([self._arrange(sample, None, f" of sample {i}") for i, sample in enumerate(only)])
-        sample = only if isinstance(only, Mapping) else given or pictures
+        sample = only if isinstance(only, Mapping) else given or images
         return self._embed_given([self._arrange(sample, captions, "")], alone=True)[0]
 
-    def encode(self, frame: Picture | Mapping[str, Picture | None], boxes: Any) -> Tensor:
+    def encode(self, frame: ImageInput | Mapping[str, ImageInput | None], boxes: Any) -> Tensor:
         """Embed the objects of a frame, as trackers ask for.
 
         Args:
-            frame: A table from modality to picture, all of one size and of the same view; for a model of one modality
-                the picture alone will do.
+            frame: A table from modality to image, all of one size and of the same view; for a model of one modality
+                the image alone will do.
             boxes: ``(n, 4)`` numbers, array or tensor: left, upper, right and lower edge in pixels. What lies outside
                 the frame is cut off; a pixel that a box covers in part belongs to it.
 
@@ -149,7 +149,7 @@ class FeatureExtractor:
             ``(n, D)`` float32 on the CPU, in the order of the boxes; n may be 0.
 
         Raises:
-            ValueError: If the frame is refused as a sample would be, its pictures differ in size, or a box is no
+            ValueError: If the frame is refused as a sample would be, its images differ in size, or a box is no
                 number or covers no part of the frame; the message has its number, counted from 0.
         """
         given = self._arrange(frame, None, "")
@@ -158,13 +158,13 @@ class FeatureExtractor:
                 f"encode reads no captions: one for all boxes of a frame says nothing; leave {_CAPTIONS!r} out"
             )
         frames = [
-            None if picture is None else self._open(picture, modality)
-            for modality, picture in zip(self.modalities, given.pictures, strict=True)
+            None if source is None else self._open(source, modality)
+            for modality, source in zip(self.modalities, given.images, strict=True)
         ]
         sizes = {m: f.shape[1::-1] for m, f in zip(self.modalities, frames, strict=True) if f is not None}
         if len(set(sizes.values())) > 1:
             found = ", ".join(f"{m} {width} x {height}" for m, (width, height) in sizes.items())
-            raise ValueError(f"the pictures of a frame must show the same view in one size, got {found}: align them")
+            raise ValueError(f"the images of a frame must show the same view in one size, got {found}: align them")
         edges = _edges(boxes, *next(iter(sizes.values())))
 
         def sample(number: int) -> Sample:
@@ -175,27 +175,27 @@ class FeatureExtractor:
         return self._embed(len(edges), sample, text=False)
 
     def _arrange(self, sample: Any, captions: Mapping[str, Caption] | None, owner: str) -> _Given:
-        """Bring a sample into the model's order; its pictures are not touched."""
+        """Bring a sample into the model's order; its images are not touched."""
         if not isinstance(sample, Mapping):
             row = tuple(sample) if isinstance(sample, list | tuple) else (sample,)
             if len(row) != len(self.modalities):
                 raise ValueError(
-                    f"pictures without names{owner} must be one for each of {self.modalities}, got {len(row)}: name "
+                    f"images without names{owner} must be one for each of {self.modalities}, got {len(row)}: name "
                     f"those that there are, {_named(self.modalities)}; a list is one of samples"
                 )
             sample = dict(zip(self.modalities, row, strict=True))
         if unknown := [name for name in sample if name not in (*self.modalities, _CAPTIONS)]:
             raise ValueError(f"unknown modality {', '.join(map(repr, unknown))}{owner}; there are: {self.modalities}")
-        pictures = tuple(sample.get(modality) for modality in self.modalities)
-        if all(picture is None for picture in pictures):
-            raise ValueError(f"no picture{owner}: give one or more of {', '.join(self.modalities)}")
+        images = tuple(sample.get(modality) for modality in self.modalities)
+        if all(source is None for source in images):
+            raise ValueError(f"no image{owner}: give one or more of {', '.join(self.modalities)}")
         if _CAPTIONS in sample:
             if captions is not None:
                 raise ValueError("captions were given twice, with the sample and beside it")
             captions = sample[_CAPTIONS]
-        return _Given(pictures, () if captions is None else self._read(captions, pictures, owner))
+        return _Given(images, () if captions is None else self._read(captions, images, owner))
 
-    def _read(self, captions: Any, pictures: tuple[Any, ...], owner: str) -> tuple[tuple[str, ...], ...]:
+    def _read(self, captions: Any, images: tuple[Any, ...], owner: str) -> tuple[tuple[str, ...], ...]:
         if not isinstance(captions, Mapping):
             raise ValueError(
                 f"captions{owner} must be a table by modality, such as {{'{self.modalities[0]}': 'A red coat.'}}, got "
@@ -204,7 +204,7 @@ class FeatureExtractor:
         if unknown := sorted(set(captions) - set(self.modalities), key=str):
             raise ValueError(f"captions{owner} of unknown modalities {unknown}; there are: {self.modalities}")
         rows: list[tuple[str, ...]] = []
-        for modality, picture in zip(self.modalities, pictures, strict=True):
+        for modality, source in zip(self.modalities, images, strict=True):
             caption = captions.get(modality)
             if caption is None or isinstance(caption, str):
                 rows.append(split_sentences(caption or ""))
@@ -212,10 +212,8 @@ class FeatureExtractor:
                 rows.append(tuple(caption))
             else:
                 raise ValueError(f"the {modality} caption{owner} must be a string or a list of sentences")
-            if rows[-1] and picture is None:
-                raise ValueError(
-                    f"a {modality} caption{owner} without the {modality} picture is not read: leave it out"
-                )
+            if rows[-1] and source is None:
+                raise ValueError(f"a {modality} caption{owner} without the {modality} image is not read: leave it out")
         if not any(rows):
             return ()
         if not self.model.uses_text:
@@ -225,17 +223,17 @@ class FeatureExtractor:
     def _embed_given(self, given: Sequence[_Given], *, alone: bool = False) -> Tensor:
         def sample(number: int) -> Sample:
             key, owner = ("", "") if alone else (str(number), f" of sample {number}")
-            pictures, captions = given[number]
+            images, captions = given[number]
             images = tuple(
-                None if picture is None else self._image(picture, modality, f"the {modality} picture{owner}")
-                for modality, picture in zip(self.modalities, pictures, strict=True)
+                None if source is None else self._image(source, modality, f"the {modality} image{owner}")
+                for modality, source in zip(self.modalities, images, strict=True)
             )
             return Sample(key, -1, -1, -1, images, captions)
 
         return self._embed(len(given), sample, text=any(one.captions for one in given))
 
     def _embed(self, count: int, sample: Callable[[int], Sample], *, text: bool) -> Tensor:
-        """Embed numbered samples; their pictures are opened batch by batch."""
+        """Embed numbered samples; their images are opened batch by batch."""
         model = self.model
         if model.training:
             raise ValueError("the model is in training mode: call model.eval() before features are extracted again")
@@ -261,32 +259,32 @@ class FeatureExtractor:
         with self._encoding:  # the text tower keeps what it encoded, in a table that two threads must not fill at once
             return self.model.encode_text(captions)
 
-    def _image(self, picture: Any, modality: str, what: str) -> Image:
-        """Turn a picture as users give it into one as samples have it."""
-        if isinstance(picture, PictureFile):
-            return picture
-        if isinstance(picture, str | os.PathLike):
-            return through_window(Path(picture), self._windows.get(modality))
-        if isinstance(picture, PILImage.Image):
-            return _from_pillow(picture, what)
-        if isinstance(picture, np.ndarray | Tensor):
-            return _from_array(picture, what)
+    def _image(self, source: Any, modality: str, what: str) -> Image:
+        """Turn an image as users give it into one as samples have it."""
+        if isinstance(source, ImageFile):
+            return source
+        if isinstance(source, str | os.PathLike):
+            return through_window(Path(source), self._windows.get(modality))
+        if isinstance(source, PILImage.Image):
+            return _from_pillow(source, what)
+        if isinstance(source, np.ndarray | Tensor):
+            return _from_array(source, what)
         raise ValueError(
-            f"{what} is a {type(picture).__name__}, expected a file's name or path, a Pillow picture, or a uint8 array "
+            f"{what} is a {type(source).__name__}, expected a file's name or path, a Pillow image, or a uint8 array "
             "or tensor; encoded bytes are opened by PIL.Image.open(io.BytesIO(data))"
         )
 
-    def _open(self, picture: Any, modality: str) -> np.ndarray:
+    def _open(self, source: Any, modality: str) -> np.ndarray:
         """Return the pixels ``(H, W, 3)`` or ``(H, W)`` of a frame."""
-        image = self._image(picture, modality, f"the {modality} picture")
-        return image if isinstance(image, np.ndarray) else np.asarray(open_picture(image, "", modality).convert("RGB"))
+        image = self._image(source, modality, f"the {modality} image")
+        return image if isinstance(image, np.ndarray) else np.asarray(open_image(image, "", modality).convert("RGB"))
 
 
-def _from_pillow(picture: PILImage.Image, what: str) -> np.ndarray:
-    if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"{what} has more than 8 bits (mode {picture.mode}): {_deep()}")
+def _from_pillow(source: PILImage.Image, what: str) -> np.ndarray:
+    if source.mode.startswith(("I", "F")):
+        raise ValueError(f"{what} has more than 8 bits (mode {source.mode}): {_deep()}")
     try:
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
     except Exception as error:  # it may have been opened only, and turn out damaged now
         raise ValueError(f"cannot read {what}: {error}") from error
 
@@ -306,13 +304,13 @@ def _from_array(array: np.ndarray | Tensor, what: str) -> np.ndarray:
     first, last = (len(shape) == 3 and shape[axis] in (1, 3) for axis in (0, -1))
     if first and last:
         raise ValueError(
-            f"{what} has shape {shape}: its channels could be the first axis or the last; pass a Pillow picture, as by "
+            f"{what} has shape {shape}: its channels could be the first axis or the last; pass a Pillow image, as by "
             "PIL.Image.fromarray of (H, W, 3)"
         )
     if len(shape) != 2 and not (first or last):
         raise ValueError(
             f"{what} has shape {shape}, expected (H, W, 3), (3, H, W) or grey (H, W); drop a fourth channel, and pass "
-            "several pictures as a list of samples"
+            "several images as a list of samples"
         )
     pixels = array.cpu().numpy() if isinstance(array, Tensor) else array
     pixels = np.moveaxis(pixels, 0, -1) if first else pixels

@@ -8,15 +8,22 @@ from dataclasses import replace
 from typing import Any
 
 from nextreid.data import ReIDDataset, Sample
-from nextreid.data.pictures import OnError
+from nextreid.data.image import OnError
 from nextreid.models import ReIDModel
 from nextreid.retrieval import Protocol, Rerank, get_protocol
 
-from .conditions import has_captions
-from .distributed import on_first
-from .embed import embed_subsets
-from .evaluate import EvaluationReport, check_modalities, check_splits, folds, rank_splits, screened
-from .origin import refuse_trained_on
+from .ablations import has_captions
+from .distributed import on_main
+from .embedding import embed_subsets
+from .evaluation import (
+    EvaluationReport,
+    averages_modalities,
+    check_modalities,
+    check_splits,
+    drop_unreadable,
+    rank_splits,
+)
+from .provenance import refuse_trained_on
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +48,7 @@ def modality_matrix(
 ) -> list[EvaluationReport]:
     """Evaluate with every non-empty subset of the modalities.
 
-    Each picture is decoded once and each sample embedded once for each subset. A sample that shows nothing under a
+    Each image is decoded once and each sample embedded once for each subset. A sample that shows nothing under a
     subset is left out of that cell, which says how many were; a cell without queries or gallery is left out whole.
 
     Args:
@@ -72,7 +79,7 @@ def modality_matrix(
         )
     refuse_trained_on(model, dataset, allow_leak)
     check_modalities(model, dataset)
-    dataset = screened(dataset, on_error)
+    dataset = drop_unreadable(dataset, on_error)
     check_splits(dataset)
     start = time.perf_counter()
     samples = list({sample.key: sample for sample in (*dataset.query, *dataset.gallery)}.values())
@@ -84,7 +91,7 @@ def modality_matrix(
         zip(shown, embed_subsets(model, samples, shown, text=text, after_neck=after_neck, **embedding), strict=True)
     )
     share = (time.perf_counter() - start) / len(shown)
-    digest = on_first(dataset.digest)
+    digest = on_main(dataset.digest)
     reports = []
     for of_query, of_gallery in itertools.product(shown, shown) if cross else zip(shown, shown, strict=True):
         start = time.perf_counter()
@@ -98,13 +105,13 @@ def modality_matrix(
             _logger.warning("%s is left out: no sample of one side shows these modalities", name)
             continue
         cell = replace(rule, name=name, query_modalities=of_query, gallery_modalities=of_gallery) if cross else rule
-        folded = folds(cell)
+        averaged = averages_modalities(cell)
         sides = (
             embedded[of_query][[rows[sample.key] for sample in query]],
             embedded[of_gallery][[rows[sample.key] for sample in gallery]],
         )
-        if folded:
-            sides = model.fold_modalities(sides[0]), model.fold_modalities(sides[1])
+        if averaged:
+            sides = model.average_modalities(sides[0]), model.average_modalities(sides[1])
         result = rank_splits(*sides, query, gallery, cell, rerank)
         missing = () if cross else tuple(m for m in dataset.modalities if m not in of_query)
         reports.append(
@@ -118,7 +125,7 @@ def modality_matrix(
                 digest,
                 model.pretrained_cfg.trained_on,
                 left_out,
-                folded,
+                averaged,
             )
         )
     return reports

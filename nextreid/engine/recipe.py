@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from nextreid.data.store import SUFFIX
+from nextreid.data.image_cache import SUFFIX
 
 # What must hold for a number: (lowest, highest, whether the lowest itself is allowed). None is allowed where it is the
 # type's other half.
@@ -30,7 +30,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "flip": (0, 1, True),
     "pad": (0, math.inf, True),
     "erase": (0, 1, True),
-    "caption_keep": (0, 1, False),
+    "caption_keep_ratio": (0, 1, False),
     "caption_quality": (0, 1, False),
     "eval_every": (0, math.inf, True),
     "eval_batch_size": (1, math.inf, True),
@@ -48,7 +48,7 @@ class Recipe:
     Attributes:
         name: The name that results carry.
         epochs: Passes of the identity sampler (peers: 50).
-        num_ids: P, identities of a batch (peers: batch 64 with 8 pictures each).
+        num_ids: P, identities of a batch (peers: batch 64 with 8 images each).
         num_instances: K, samples of each identity in a batch.
         optimizer: ``"adam"`` (the paper; weight decay is coupled) or ``"adamw"``.
         lr_image_tower: Rate of the pretrained image tower (the paper: 3.5e-6). Frozen parameters are
@@ -73,16 +73,16 @@ class Recipe:
         geometry: Whether the modalities of a sample share flip and crop. ``"shared"`` keeps patch positions aligned,
             which the modulation across modalities (Eq. 6) relies on; the peers draw ``"independent"``.
         text: Whether captions are read, in training and in the evaluations of the run.
-        caption_keep: Probability that a sentence is kept when a caption is drawn (Eq. 4); None draws the number of
-            sentences uniformly.
+        caption_keep_ratio: Probability that a sentence is kept when a caption is drawn (Eq. 4); None draws the number
+            of sentences uniformly.
         caption_quality: Share of the sentences that exist at all, in training and at test (Table 5).
         amp: ``"bf16"`` autocasts the forward pass of the training; evaluation is always in float32.
         compile: Whether the training step runs through ``torch.compile``; it then rounds and drops features otherwise.
         eval_every: Epochs between evaluations, the last epoch included always (peers: 1); 0 never evaluates.
         eval_batch_size: Samples of a batch in the evaluation.
         seed: Key of every random draw: sampling, augmentation, captions, dropout, the new classifier.
-        workers: Processes that load pictures; the result does not depend on it.
-        store: ``"off"`` decodes each picture every time it is drawn, ``"memory"`` once before the first epoch, and a
+        workers: Processes that load images; the result does not depend on it.
+        store: ``"off"`` decodes each image every time it is drawn, ``"memory"`` once before the first epoch, and a
             file name that ends in ``.store`` once and for all runs; the result does not depend on it.
         augment: ``"cpu"`` augments in the loading processes; ``"device"`` leaves it to the device, which draws other
             noise for erased boxes.
@@ -113,7 +113,7 @@ class Recipe:
     erase: float = 0.5
     geometry: Literal["shared", "independent"] = "shared"
     text: bool = True
-    caption_keep: float | None = None
+    caption_keep_ratio: float | None = None
     caption_quality: float = 1.0
     amp: Literal["off", "bf16"] = "bf16"
     compile: bool = False

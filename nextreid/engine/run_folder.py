@@ -64,7 +64,7 @@ class TrainReport:
 def describe(
     model: ReIDModel, dataset: ReIDDataset, recipe: Recipe, source: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
-    """Return what ``recipe.json`` keeps: the recipe, the model and its start, the data set, software and hardware."""
+    """Return what ``recipe.json`` keeps: the recipe, the model and its start, the dataset, software and hardware."""
     cfg = model.pretrained_cfg
     return {
         "recipe": recipe.to_dict(),

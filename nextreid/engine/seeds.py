@@ -12,10 +12,10 @@ from nextreid.data import ReIDDataset
 from nextreid.models import ReIDModel
 
 from .checkpoint import write_json
-from .distributed import on_first
+from .distributed import on_main
 from .recipe import Recipe
 from .run_folder import RECIPE, TrainReport
-from .train import train
+from .trainer import train
 
 SUMMARY = "summary.json"
 MEASURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
@@ -105,5 +105,5 @@ def train_seeds(
             torch.default_generator.manual_seed(seed)
             model = make_model()
         runs[seed] = train(model, dataset, replace(recipe, seed=seed), folder / f"seed{seed}", resume=resume, **options)
-        on_first(lambda: write_json(folder / SUMMARY, SeedsReport(folder, runs).to_dict()))
+        on_main(lambda: write_json(folder / SUMMARY, SeedsReport(folder, runs).to_dict()))
     return SeedsReport(folder, runs)

@@ -8,8 +8,8 @@ from .neck import BNNeck
 from .next_head import NEXTHead
 from .router import Router
 from .sampling import straight_through_mask, topk_threshold
-from .semantic_expert import SampledTokens, SemanticSamplingExpert, SemanticSamplingExperts
-from .structure_expert import StructureExpert, StructureExperts, StructureTokens
+from .semantic_experts import SampledTokens, SemanticSamplingExpert, SemanticSamplingExperts
+from .structure_experts import StructureExpert, StructureExperts, StructureTokens
 from .text_modulation import TextModulation
 
 __all__ = [

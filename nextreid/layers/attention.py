@@ -56,7 +56,7 @@ class CrossAttention(nn.Module):
         return self.proj(rearrange(context, "b h q d -> b q (h d)"))
 
     def absorb(self, query: Tensor) -> Tensor:
-        """Move the key projection to the queries: ``(B, Q, D)`` to ``(B, Q*heads, D)``.
+        """AugmentParams the key projection to the queries: ``(B, Q, D)`` to ``(B, Q*heads, D)``.
 
         The product of a row with a token is the logit of that query, head and token, scale included, so that keys need
         not be formed.

@@ -23,8 +23,8 @@ from .expert import Expert
 from .mmfa import MMFA, Aggregator
 from .router import Router
 from .sampling import straight_through_mask, topk_threshold
-from .semantic_expert import SampledTokens, SemanticSamplingExpert, SemanticSamplingExperts
-from .structure_expert import StructureExpert, StructureExperts
+from .semantic_experts import SampledTokens, SemanticSamplingExpert, SemanticSamplingExperts
+from .structure_experts import StructureExpert, StructureExperts
 from .text_modulation import TextModulation
 
 _OURS = (CrossAttention, Expert, MMFA, Aggregator, Router, TextModulation, StructureExpert, StructureExperts)
@@ -316,7 +316,7 @@ def _sample(
         modulations = [cast(TextModulation, expert.modulation) for expert in experts]
         shift = torch.stack([modulation.shift(beta[:, e]) for e, modulation in enumerate(modulations)], dim=1)
         gamma = gamma + shift * captioned.any(2)[..., None, None]
-    sigma = topk_threshold(gamma, first.keep) if first.sampling == "topk" else sigma[..., None]
+    sigma = topk_threshold(gamma, first.keep_ratio) if first.sampling == "topk" else sigma[..., None]
     if mapped or first.sampling == "topk":
         mask = straight_through_mask(gamma, sigma, first.temperature)
         mask = mask if present is None else mask * present[:, None, :, None].to(mask.dtype)

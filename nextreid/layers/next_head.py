@@ -9,8 +9,8 @@ from ..ops import get_backend
 from ._registry import register_layer
 from .fused import fused_head, is_fusible
 from .mmfa import AGGREGATIONS, MMFA
-from .semantic_expert import SemanticSamplingExperts
-from .structure_expert import StructureExperts
+from .semantic_experts import SemanticSamplingExperts
+from .structure_experts import StructureExperts
 
 MASKED_TOKENS = ("zero", "drop")
 
@@ -128,12 +128,12 @@ class NEXTHead(ExpertBranches):
         semantic_routing: ``"specific"`` or ``"shared"`` (Table 4).
         sampling: ``"dynamic"``, ``"fixed"``, ``"topk"``, ``"all"`` (Table 8) or ``"random"``, their control.
         sampling_threshold: Threshold of ``"fixed"``.
-        sampling_keep: Share that ``"topk"`` and ``"random"`` keep.
+        sampling_keep_ratio: Share that ``"topk"`` and ``"random"`` keep.
         modulation_scope: ``"position"`` or ``"map"``; see `TextModulation` (Eq. 6).
         text_modulation: Build the modulation. Without captions in training its weights do not learn: False then.
         masked_tokens: Sampled-out tokens stay in the attention as ``"zero"`` tokens (Eq. 7) or ``"drop"`` out of it.
         structure_routing: ``"shared"`` or ``"specific"`` (Table 4).
-        structure_grain: Routing weights per ``"token"`` or per ``"sample"`` (Eq. 8).
+        structure_granularity: Routing weights per ``"token"`` or per ``"sample"`` (Eq. 8).
         structure_output: ``"sum"`` (Eq. 9), or ``"each"`` structure expert as a token set of its own.
         aggregation: ``"attention"`` (Eq. 11), ``"mean"``, or ``"concat"`` of the class tokens, without experts.
         num_heads: Heads of the aggregation.
@@ -161,12 +161,12 @@ class NEXTHead(ExpertBranches):
         semantic_routing: str = "specific",
         sampling: str = "dynamic",
         sampling_threshold: float = 0.0,
-        sampling_keep: float = 0.5,
+        sampling_keep_ratio: float = 0.5,
         modulation_scope: str = "position",
         text_modulation: bool = True,
         masked_tokens: str = "zero",
         structure_routing: str = "shared",
-        structure_grain: str = "token",
+        structure_granularity: str = "token",
         structure_output: str = "sum",
         aggregation: str = "attention",
         num_heads: int = 8,
@@ -206,7 +206,7 @@ class NEXTHead(ExpertBranches):
                 routing=semantic_routing,
                 sampling=sampling,
                 threshold=sampling_threshold,
-                keep=sampling_keep,
+                keep_ratio=sampling_keep_ratio,
                 text=text_modulation,
                 modulation_scope=modulation_scope,
                 num_tokens=num_tokens,
@@ -219,7 +219,7 @@ class NEXTHead(ExpertBranches):
                 mlp_ratio=mlp_ratio,
                 drop=drop,
                 routing=structure_routing,
-                grain=structure_grain,
+                granularity=structure_granularity,
                 output=structure_output,
             )
         # Without any expert the backbone's own tokens are the one token set (Table 3, row B).
@@ -242,10 +242,10 @@ class NEXTHead(ExpertBranches):
         """Embed samples.
 
         Args:
-            cls: Class tokens ``(B, M, in_dim)``, or any other vector for each picture; None for the mean of the tokens.
+            cls: Class tokens ``(B, M, in_dim)``, or any other vector for each image; None for the mean of the tokens.
             tokens: Patch tokens ``(B, M, N, in_dim)``: the rows of a feature map, or a single vector with N = 1.
             text: Caption features ``(B, M, D)``, or one for each semantic expert ``(B, E_t, M, D)``, in the space of
-                the (projected) tokens; rows of zeros for pictures without a caption; None for none at all. Where no
+                the (projected) tokens; rows of zeros for images without a caption; None for none at all. Where no
                 expert is modulated they change nothing.
             present: Which modalities exist, bool ``(B, M)``; None for all. Whatever an absent one's tokens hold, NaN
                 included, its parts of the embedding are zero and no other part sees it.

@@ -18,7 +18,7 @@ class TextModulation(nn.Module):
     betas of all modalities together, as the authors' figure of the framework draws it, and adds one score per
     modality: ``gamma_m = FC(act(FC([beta_1; ...; beta_M])))_m + alpha_m``.
 
-    A zero caption feature means "this picture has no caption": its beta is zero. Where no present modality of a
+    A zero caption feature means "this image has no caption": its beta is zero. Where no present modality of a
     sample has a caption, and when ``text`` is None, ``gamma = alpha`` exactly.
 
     Args:
@@ -53,7 +53,7 @@ class TextModulation(nn.Module):
 
         Args:
             alpha: Routing scores ``(B, M, N)`` (Eq. 2).
-            tokens: Patch tokens ``(B, M, N, D)`` in the joint space of pictures and text.
+            tokens: Patch tokens ``(B, M, N, D)`` in the joint space of images and text.
             text: Caption features ``(B, M, D)``; zero rows stand for absent captions; None for no captions at all.
             present: Which modalities exist, bool ``(B, M)``; None for all of them.
 

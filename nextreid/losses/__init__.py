@@ -1,7 +1,7 @@
 """Losses for training an embedding."""
 
+from .criterion import Criterion
 from .identity import identity_loss
-from .reid import ReIDLoss
 from .triplet import batch_hard_triplet
 
-__all__ = ["ReIDLoss", "batch_hard_triplet", "identity_loss"]
+__all__ = ["Criterion", "batch_hard_triplet", "identity_loss"]

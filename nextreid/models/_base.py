@@ -38,7 +38,7 @@ class ReIDModel(nn.Module):
     Args:
         image_tower: timm name of the vision transformer; see `ImageTower`.
         img_size: Height and width in pixels.
-        modalities: Names of the modalities, in the order of the pictures' axis M.
+        modalities: Names of the modalities, in the order of the images' axis M.
         embed_dim: Width D of the tokens.
         share_image_tower: One tower for all modalities, or one each.
         num_cameras: Cameras to learn an embedding for; 0 for none.
@@ -119,7 +119,7 @@ class ReIDModel(nn.Module):
     def encode_images(
         self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encode the pictures of all modalities.
+        """Encode the images of all modalities.
 
         Args:
             images: ``(B, M, 3, H, W)``, normalised, of any floating type.
@@ -130,12 +130,12 @@ class ReIDModel(nn.Module):
             Class tokens ``(B, M, D)`` and patch tokens ``(B, M, N, D)``, zero where a modality is absent.
 
         Raises:
-            ValueError: If the pictures' or the mask's shape is not the model's.
+            ValueError: If the images' or the mask's shape is not the model's.
         """
         self._check(images, present)
         images = images.to(next(self.image_tower.parameters()).dtype)  # half, where the weights are
         if present is not None:
-            # Whatever stands in for an absent picture, NaN included, must not reach the sample.
+            # Whatever stands in for an absent image, NaN included, must not reach the sample.
             images = images.masked_fill(~present[:, :, None, None, None], 0.0)
         if isinstance(self.image_tower, nn.ModuleList):
             pairs = [tower(images[:, m], camid) for m, tower in enumerate(self.image_tower)]
@@ -155,16 +155,16 @@ class ReIDModel(nn.Module):
         count, (height, width) = len(self.modalities), self.img_size
         if images.dim() != 5 or images.shape[1] != count or images.shape[2] != 3:
             raise ValueError(
-                f"pictures have shape {tuple(images.shape)}, expected (B, M, 3, H, W) with M = {count} modalities "
+                f"images have shape {tuple(images.shape)}, expected (B, M, 3, H, W) with M = {count} modalities "
                 f"{self.modalities}; build the model with modalities= for others"
             )
         if images.shape[-2:] != (height, width):
             raise ValueError(
-                f"pictures are {images.shape[-2]}x{images.shape[-1]} (HxW), this model takes {height}x{width}; "
+                f"images are {images.shape[-2]}x{images.shape[-1]} (HxW), this model takes {height}x{width}; "
                 "resize them or build the model with img_size="
             )
         if not images.is_floating_point():
-            raise ValueError(f"pictures must be normalised floats, got {images.dtype}")
+            raise ValueError(f"images must be normalised floats, got {images.dtype}")
         if present is not None and (present.shape != images.shape[:2] or present.dtype != torch.bool):
             raise ValueError(
                 f"present is {present.dtype} {tuple(present.shape)}, expected bool (B, M) = {tuple(images.shape[:2])}"
@@ -280,7 +280,7 @@ class ReIDModel(nn.Module):
             raise ValueError("a model with num_classes=0 has no neck; use the feature before the neck")
         return self.neck.get_submodule("norm")(embedding)
 
-    def fold_modalities(self, embedding: Tensor) -> Tensor:
+    def average_modalities(self, embedding: Tensor) -> Tensor:
         """Average the modalities' parts of embeddings, so that samples without a modality in common can be compared.
 
         An embedding keeps D numbers for each modality in each of its G groups, zero where the modality is absent:

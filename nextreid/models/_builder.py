@@ -106,7 +106,7 @@ def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], p
         return state
     patch = model.patch_size
     old = [size[0] // patch[0], size[1] // patch[1]]
-    _logger.warning("%s: position tables resampled from %dx%d pictures to %dx%d", path, *size, *model.img_size)
+    _logger.warning("%s: position tables resampled from %dx%d images to %dx%d", path, *size, *model.img_size)
     own = model.state_dict()
     for key in (k for k in state if k.endswith("trunk.pos_embed") and k in own):
         prefix = state[key].shape[1] - old[0] * old[1]
@@ -119,8 +119,8 @@ def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], p
 def load_checkpoint(model: ReIDModel, path: str) -> None:
     """Load a checkpoint folder, or the ``.safetensors`` file of one, strictly but for two things that it names.
 
-    Identities differ from one data set to the next: where the checkpoint's classifier has another number of them than
-    the model, the model keeps its own new one. Where the picture sizes differ, the position tables are resampled from
+    Identities differ from one dataset to the next: where the checkpoint's classifier has another number of them than
+    the model, the model keeps its own new one. Where the image sizes differ, the position tables are resampled from
     the checkpoint's grid. Both are logged; all else must fit.
 
     Raises:
@@ -137,7 +137,7 @@ def load_checkpoint(model: ReIDModel, path: str) -> None:
             told |= {"metrics": None, "protocol": None}  # measured at the other size
         model.pretrained_cfg = model.pretrained_cfg.replace(**told)
     else:
-        _logger.warning("%s: no %s beside it says for which pictures and modalities it was trained", path, CONFIG)
+        _logger.warning("%s: no %s beside it says for which images and modalities it was trained", path, CONFIG)
     own = model.state_dict()
     saved = {key for key in state if key.startswith("neck.")}
     wanted = {key for key in own if key.startswith("neck.")}

@@ -23,7 +23,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     licenses = config.get("licenses", {})
     parts = [
         f"---\n{_head(licenses.get('weights'))}\n---\n\n# {name}",
-        "A model of nextreid for multi-modal object re-identification: pictures of one object in several modalities, "
+        "A model of nextreid for multi-modal object re-identification: images of one object in several modalities, "
         "and captions where the model reads them, become one vector. This card is made from `config.json`.",
         "## Model\n\n" + _table(("", ""), _model_rows(config, cfg)),
         _arguments(args),
@@ -60,7 +60,7 @@ def _model_rows(config: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[tuple
     return [
         ("Architecture", config["architecture"]),
         ("Modalities, in this order", _listed(cfg.get("modalities"))),
-        ("Pictures, height x width", f"{size[1]}x{size[2]}" if size else None),
+        ("Images, height x width", f"{size[1]}x{size[2]}" if size else None),
         ("Mean and standard deviation", " and ".join(filter(None, (_listed(cfg.get(k)) for k in ("mean", "std"))))),
         ("Resize", ", ".join(str(cfg[k]) for k in ("crop_mode", "interpolation") if k in cfg)),
         ("Embedding, numbers", config.get("num_features")),
@@ -81,7 +81,7 @@ def _training_rows(cfg: Mapping[str, Any]) -> list[tuple[str, Any]]:
     while True:
         epoch = f"{record['epoch']} of {record.get('epochs', UNKNOWN)}" if "epoch" in record else None
         rows += [
-            (f"{prefix}Data set", record.get("dataset")),
+            (f"{prefix}Dataset", record.get("dataset")),
             (f"{prefix}Digest of the data", record.get("digest")),
             (f"{prefix}Protocol", record.get("protocol")),
             (f"{prefix}Recipe", record.get("recipe")),

@@ -183,5 +183,5 @@ def _notes(source: Path, mapping: ClipMapping, untrained: tuple[str, ...], mean:
     rest = f"untrained: {', '.join(untrained)}" if untrained else "nothing else has weights"
     return (
         f"From {source.name} (sha256 {digest}, {mapping.naming} names): {sides} tower; {rest}. "
-        f"The pictures' mean is the zoo's {mean}, not CLIP's own."
+        f"The images' mean is the zoo's {mean}, not CLIP's own."
     )

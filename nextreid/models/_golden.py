@@ -23,7 +23,7 @@ CAPTION = ("A person seen from the back during daytime.", "She is wearing a red 
 
 
 class GoldenInput(NamedTuple):
-    """Two samples; the second has no picture of the last modality, where the model has several.
+    """Two samples; the second has no image of the last modality, where the model has several.
 
     Attributes:
         images: ``(2, M, 3, H, W)``, in [-1, 1].
@@ -61,7 +61,7 @@ class Finding(NamedTuple):
 
 
 def golden_input(model: ReIDModel, seed: int = SEED) -> GoldenInput:
-    """Form the input of the proof for a model's modalities, picture size and width.
+    """Form the input of the proof for a model's modalities, image size and width.
 
     The bytes are SHAKE-256 of the seed, which no version of a random generator can change.
 

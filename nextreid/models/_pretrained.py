@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SHIPPED = Path(__file__).parents[1] / "weights"
+BUNDLED = Path(__file__).parents[1] / "weights"
 """Folder of the checkpoint folders that the package brings along, each named ``arch.tag``."""
 # What belongs to weights and goes where they go; the other fields belong to the architecture.
 OF_WEIGHTS = ("protocol", "metrics", "trained_on", "license", "data_license", "base_weights", "notes")
@@ -28,7 +28,7 @@ class PretrainedCfg:
         mean: Per-channel mean, the same for every modality.
         std: Per-channel standard deviation.
         interpolation: Resampling of the resize.
-        crop_pct: Share of the picture that evaluation keeps; 1.0, since a centre crop cuts limbs off.
+        crop_pct: Share of the image that evaluation keeps; 1.0, since a centre crop cuts limbs off.
         crop_mode: ``"squash"``: resize to the input size without regard to the aspect.
         modalities: Names of the modalities in the model's order.
         num_classes: Identities of the classifier in the weights.
@@ -39,7 +39,7 @@ class PretrainedCfg:
         trained_on: What training told of itself: ``dataset``, ``digest``, ``protocol``, ``recipe``, ``seed``,
             ``epoch``, ``epochs``, ``epoch_rule``, and under ``start`` the same of the weights that it started from.
         license: Of the weights.
-        data_license: Of the pictures and captions that they were trained on.
+        data_license: Of the images and captions that they were trained on.
         base_weights: What the training started from, where that was no checkpoint of ours, such as CLIP's towers.
         paper_ids: Such as ``arXiv:2505.20001``.
         notes: Anything else a user must know.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ._base import Captions, Features, ReIDModel
 from ._builder import build_model_with_cfg
-from ._pretrained import SHIPPED, PretrainedCfg, generate_default_cfgs
+from ._pretrained import BUNDLED, PretrainedCfg, generate_default_cfgs
 from ._registry import register_model
 from ._tiny import TINY_IMAGE
 
@@ -24,7 +24,7 @@ class Baseline(ReIDModel):
     Args:
         image_tower: timm name; see `ImageTower`.
         img_size: Height and width in pixels.
-        modalities: Names of the modalities, in the order of the pictures' axis M.
+        modalities: Names of the modalities, in the order of the images' axis M.
         embed_dim: Width D of the tokens.
         num_classes: Training identities; 0 gives embeddings.
         pool: The class ``"token"``, or the ``"avg"`` of the patch tokens.
@@ -83,7 +83,7 @@ default_cfgs = generate_default_cfgs(
     {
         "baseline_clip_b16": PretrainedCfg(clip=("ViT-B-16-quickgelu", "openai")),
         "baseline_tiny.synthetic_persons": PretrainedCfg(
-            input_size=(3, 64, 32), file=str(SHIPPED / "baseline_tiny.synthetic_persons")
+            input_size=(3, 64, 32), file=str(BUNDLED / "baseline_tiny.synthetic_persons")
         ),
     }
 )

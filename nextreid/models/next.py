@@ -10,7 +10,7 @@ from ..layers.next_head import ExpertBranches, NEXTHead
 from ..towers import TextTower
 from ._base import Captions, Features, ReIDModel
 from ._builder import build_model_with_cfg
-from ._pretrained import SHIPPED, PretrainedCfg, generate_default_cfgs
+from ._pretrained import BUNDLED, PretrainedCfg, generate_default_cfgs
 from ._registry import register_model
 from ._tiny import TINY_IMAGE, TINY_TEXT
 
@@ -32,8 +32,8 @@ class NEXT(ExpertBranches, ReIDModel):
         image_tower: timm name; see `ImageTower`.
         text_tower: open_clip name or settings, see `TextTower`; None for a model that takes no captions as text.
         img_size: Height and width in pixels.
-        modalities: Names of the modalities, in the order of the pictures' axis M.
-        embed_dim: Width D of the joint space of pictures and text.
+        modalities: Names of the modalities, in the order of the images' axis M.
+        embed_dim: Width D of the joint space of images and text.
         num_classes: Training identities; 0 gives embeddings.
         num_semantic_experts: E_t (Fig. 4); for this and the arguments that are not listed here see `NEXTHead`.
         text_modulation: Build the modulation; None builds it when there is a text tower.
@@ -62,12 +62,12 @@ class NEXT(ExpertBranches, ReIDModel):
         semantic_routing: str = "specific",
         sampling: str = "dynamic",
         sampling_threshold: float = 0.0,
-        sampling_keep: float = 0.5,
+        sampling_keep_ratio: float = 0.5,
         modulation_scope: str = "position",
         text_modulation: bool | None = None,
         masked_tokens: str = "zero",
         structure_routing: str = "shared",
-        structure_grain: str = "token",
+        structure_granularity: str = "token",
         structure_output: str = "sum",
         aggregation: str = "attention",
         num_heads: int = 8,
@@ -95,12 +95,12 @@ class NEXT(ExpertBranches, ReIDModel):
             semantic_routing=semantic_routing,
             sampling=sampling,
             sampling_threshold=sampling_threshold,
-            sampling_keep=sampling_keep,
+            sampling_keep_ratio=sampling_keep_ratio,
             modulation_scope=modulation_scope,
             text_modulation=text_tower is not None if text_modulation is None else text_modulation,
             masked_tokens=masked_tokens,
             structure_routing=structure_routing,
-            structure_grain=structure_grain,
+            structure_granularity=structure_granularity,
             structure_output=structure_output,
             aggregation=aggregation,
             num_heads=num_heads,
@@ -160,7 +160,7 @@ default_cfgs = generate_default_cfgs(
         ),
         "next": PretrainedCfg(timm=True),
         "next_tiny.synthetic_persons": PretrainedCfg(
-            input_size=(3, 64, 32), file=str(SHIPPED / "next_tiny.synthetic_persons")
+            input_size=(3, 64, 32), file=str(BUNDLED / "next_tiny.synthetic_persons")
         ),
     }
 )

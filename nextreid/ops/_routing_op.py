@@ -30,9 +30,9 @@ def route_op(
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`nextreid.ops.route` by the Triton kernels: mask, gamma and beta, which has no elements without text."""
-    from . import _routing_kernel
+    from . import routing_triton
 
-    return _routing_kernel.forward(hidden, weight, bias, sigma, tokens, text, captioned, w1, b1, w2, b2, present)
+    return routing_triton.forward(hidden, weight, bias, sigma, tokens, text, captioned, w1, b1, w2, b2, present)
 
 
 @torch.library.custom_op("nextreid::route_backward", mutates_args=())
@@ -57,10 +57,10 @@ def route_backward_op(
     temperature: float,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of hidden, sigma, all weights ``(E, S)``, tokens and text; see `_routing_kernel.backward`."""
-    from . import _routing_kernel
+    """Gradients of hidden, sigma, all weights ``(E, S)``, tokens and text; see `routing_triton.backward`."""
+    from . import routing_triton
 
-    return _routing_kernel.backward(
+    return routing_triton.backward(
         (grad_mask, grad_gamma, grad_beta), gamma, beta, hidden, weight, sigma, tokens, text, captioned, w1, b1, w2,
         present, temperature, needs,
     )  # fmt: skip

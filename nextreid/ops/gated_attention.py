@@ -56,7 +56,7 @@ def gated_attention(
     if form == "triton":
         checked = _checked(query, residual, update, gate, keys)
         if _suits_kernels(checked):
-            from ._gated_attention_kernel import gated_attention_triton
+            from .gated_attention_triton import gated_attention_triton
 
             return gated_attention_triton(checked, residual, update, gate, keys)
     return gated_attention_torch(query, residual, update, gate, keys)

@@ -1,7 +1,7 @@
 """From router activations to sampling masks: scores, cosines, modulation and threshold (NEXT, Eq. 2, 3, 5 and 6).
 
 Three forms of one function: `route_reference` (the equations as they are written, one expert and one modality at a
-time), `route_torch` (the same numbers in a few batched calls) and the Triton kernels of ``_routing_kernel.py``.
+time), `route_torch` (the same numbers in a few batched calls) and the Triton kernels of ``routing_triton.py``.
 `route` checks its arguments and takes the form that `nextreid.ops.resolve` names. The arithmetic of all forms is
 float32 (float64 for float64 ``hidden``) whatever the inputs' types, and autocast does not touch it: in half precision
 the cosines move by more than the margins between scores.

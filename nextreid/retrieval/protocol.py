@@ -20,9 +20,9 @@ class Protocol:
         distance: ``"cosine"`` or ``"euclidean"``.
         normalize: Whether embeddings are scaled to unit length first; always so for cosine.
         feature: The embedding to extract, in front of the batch-norm neck or behind it.
-        query_rule: In words, which samples are the queries. The reader of a data set applies it.
+        query_rule: In words, which samples are the queries. The reader of a dataset applies it.
         gallery_rule: In words, which samples are the gallery.
-        query_modalities: What a query shows, in the order of the data set; None shows all.
+        query_modalities: What a query shows, in the order of the dataset; None shows all.
         gallery_modalities: What a gallery entry shows, likewise.
         ties: Where a match stands among other entries at exactly its distance: ``"stable"`` in gallery order,
             ``"optimistic"`` in front of them, ``"pessimistic"`` behind them.
@@ -131,8 +131,8 @@ def list_protocols() -> list[str]:
 def get_protocol(protocol: str | Protocol) -> Protocol:
     """Return a protocol by name; a `Protocol` is handed back as it is.
 
-    A name may end in what the two sides show: ``"rgbnt201:tir>rgb"`` searches with thermal pictures in a gallery of
-    RGB pictures, ``"camera:rgb+tir>rgb+nir+tir"`` with two modalities in a gallery of three. That is its name then.
+    A name may end in what the two sides show: ``"rgbnt201:tir>rgb"`` searches with thermal images in a gallery of
+    RGB images, ``"camera:rgb+tir>rgb+nir+tir"`` with two modalities in a gallery of three. That is its name then.
 
     Raises:
         ValueError: If the name is unknown or the sides cannot be read.

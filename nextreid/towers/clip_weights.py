@@ -78,19 +78,19 @@ def load_clip_weights(
     """
     naming = _naming(state_dict)
     towers = [image] if isinstance(image, ImageTower) else list(image or ())
-    picture_side, text_side, left_out = _sides(state_dict, naming)
+    image_side, text_side, left_out = _sides(state_dict, naming)
     grids: tuple[Size, Size] | None = None
     problems: list[str] = []
     loads: list[tuple[nn.Module, dict[str, Tensor]]] = []
     if towers:
-        own = {key: state_dict[source] for key, source in picture_side.items()}
+        own = {key: state_dict[source] for key, source in image_side.items()}
         if naming == "OpenAI":
             own = {key: _as_timm(key, tensor) for key, tensor in own.items()}
         grids = _resample(own, towers[0])
-        problems += _problems(towers[0], own, picture_side, "image tower", skip=("camera",))
+        problems += _problems(towers[0], own, image_side, "image tower", skip=("camera",))
         loads += [(tower, own) for tower in towers]
     else:
-        left_out += picture_side.values()
+        left_out += image_side.values()
     if text is not None:
         own = {key: state_dict[source] for key, source in text_side.items()}
         problems += _problems(text, own, text_side, "text tower")
@@ -105,7 +105,7 @@ def load_clip_weights(
         text.clear_cache()
     if grids:
         _logger.info("position table resampled from %dx%d to %dx%d patches", *grids[0], *grids[1])
-    filled = len(picture_side) if towers else 0
+    filled = len(image_side) if towers else 0
     return ClipMapping(naming, filled, len(text_side) if text is not None else 0, tuple(sorted(left_out)), grids)
 
 
@@ -142,16 +142,16 @@ def _naming(names: Iterable[str]) -> str:
 
 def _sides(state: Mapping[str, Tensor], naming: str) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Our names of the image side and of the text side with their sources, and what lies beside both."""
-    picture_side, text_side, beside, unknown = {}, {}, [], []
+    image_side, text_side, beside, unknown = {}, {}, [], []
     for key in state:
         root = key.removeprefix("text.")
         if naming == "timm":
             if key == "head.bias" and not state[key].any():
                 beside.append(key)  # CLIP's projection has none; timm's layer carries zeros
             else:
-                picture_side["proj.weight" if key == "head.weight" else f"trunk.{key}"] = key
+                image_side["proj.weight" if key == "head.weight" else f"trunk.{key}"] = key
         elif key.startswith("visual."):
-            picture_side[_image_name(key.removeprefix("visual."), naming)] = key
+            image_side[_image_name(key.removeprefix("visual."), naming)] = key
         elif root.startswith(_TEXT) and f"transformer.{root}" not in text_side:
             text_side[f"transformer.{root}"] = key
         elif root in _BESIDE:
@@ -163,7 +163,7 @@ def _sides(state: Mapping[str, Tensor], naming: str) -> tuple[dict[str, str], di
             f"beside a CLIP in {naming} names there are {len(unknown)} unknown: {_grouped(unknown)}; "
             "take them out of the file, or name the model that they belong to"
         )
-    return picture_side, text_side, beside
+    return image_side, text_side, beside
 
 
 def _image_name(own: str, naming: str) -> str:
@@ -194,7 +194,7 @@ def _resample(state: dict[str, Tensor], tower: ImageTower) -> tuple[Size, Size] 
     side = math.isqrt(max(places, 0))
     if side * side != places or not side:
         raise ValueError(
-            f"the position table has {places} places besides the class token's, which is no square: CLIP's pictures "
+            f"the position table has {places} places besides the class token's, which is no square: CLIP's images "
             "are square, and the file does not say which grid of another shape this is; take CLIP's own weights"
         )
     new = (int(tower.grid_size[0]), int(tower.grid_size[1]))

@@ -10,7 +10,7 @@ Size = tuple[int, int]
 
 
 class ImageTower(nn.Module):
-    """A timm ViT that gives the class token and the patch tokens of one picture, projected to width D.
+    """A timm ViT that gives the class token and the patch tokens of one image, projected to width D.
 
     Tokens are taken after the tower's final norm. With a CLIP tower the projection is CLIP's own visual projection,
     applied to every token, so that patches and captions share one space.
@@ -105,11 +105,11 @@ class ImageTower(nn.Module):
 
     @property
     def num_tokens(self) -> int:
-        """Number N of patch tokens of one picture."""
+        """Number N of patch tokens of one image."""
         return self.grid_size[0] * self.grid_size[1]
 
     def forward(self, images: Tensor, camid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             images: ``(B, 3, H, W)``, normalised.
@@ -121,11 +121,11 @@ class ImageTower(nn.Module):
             the patch tokens takes its place; register tokens are left out.
 
         Raises:
-            ValueError: If the pictures' size is not the tower's, or a camera number is too large.
+            ValueError: If the images' size is not the tower's, or a camera number is too large.
         """
         if images.shape[-2:] != self.img_size:
             raise ValueError(
-                f"pictures are {images.shape[-2]}x{images.shape[-1]} (HxW), this tower takes "
+                f"images are {images.shape[-2]}x{images.shape[-1]} (HxW), this tower takes "
                 f"{self.img_size[0]}x{self.img_size[1]}; resize them or build the model with img_size="
             )
         tokens = self.proj(self._tokens(images, camid))

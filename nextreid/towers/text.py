@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..version import __version__
 from .packing import pack_sentences
-from .text_table import TextTable, digest
+from .text_cache import TextFeatureCache, digest
 
 CONTEXT = 77
 VOCABULARY = 49_408
@@ -60,7 +60,7 @@ class TextTower(nn.Module):
             its settings (``{"width": 64, "heads": 2, "layers": 2}``). With ``vocab_size`` below CLIP's 49,408 a text is
             cut into the pieces of CLIP's first merges: rarer words take more tokens, and the table is smaller.
         embed_dim: Width D of the features; None takes the named model's.
-        table_bytes: Most bytes of features to keep, on the tower's device; the oldest go first. 0 keeps none.
+        cache_bytes: Most bytes of features to keep, on the tower's device; the oldest go first. 0 keeps none.
 
     Raises:
         ValueError: If open_clip has no such model, or its text side is not a plain CLIP transformer.
@@ -70,7 +70,7 @@ class TextTower(nn.Module):
         self,
         name: str | dict[str, Any] = "ViT-B-16-quickgelu",
         embed_dim: int | None = None,
-        table_bytes: int = 512 * 2**20,
+        cache_bytes: int = 512 * 2**20,
     ) -> None:
         super().__init__()
         if isinstance(name, str):
@@ -103,7 +103,7 @@ class TextTower(nn.Module):
             raise ValueError(f"the text side of {name!r} does not read its feature at the end token as CLIP does")
         self.embed_dim: int = width
         self.vocab_size: int = vocab_size
-        self.table = TextTable(table_bytes)
+        self.table = TextFeatureCache(cache_bytes)
         self._settings = {"quick_gelu": quick, "embed_dim": width, **own}
         self._identity: str | None = None
         self._weights_seen: tuple[tuple[int, torch.dtype, int], ...] | None = None
@@ -228,7 +228,7 @@ class TextTower(nn.Module):
         return out
 
     @torch.no_grad()
-    def warm(self, captions: Iterable[Caption]) -> int:
+    def precompute(self, captions: Iterable[Caption]) -> int:
         """Encode captions ahead, so that `encode` finds them; a log line tells how far it is.
 
         Args:
@@ -242,7 +242,7 @@ class TextTower(nn.Module):
         texts = dict.fromkeys(text for caption in captions for text in self.windows(caption))
         room = self.table.limit(self.embed_dim * weight.element_size())
         if len(texts) > room:
-            _logger.warning("the text table has room for %d of %d texts: give it more table_bytes", room, len(texts))
+            _logger.warning("the text table has room for %d of %d texts: give it more cache_bytes", room, len(texts))
         new = sorted([text for text in texts if text not in self.table][:room], key=self.count_tokens)
         for start in range(0, len(new), _WARM):
             chunk = new[start : start + _WARM]
@@ -250,11 +250,11 @@ class TextTower(nn.Module):
             _logger.info("text tower: %d of %d texts encoded", start + len(chunk), len(new))
         return len(new)
 
-    def open_table(self, path: str | os.PathLike[str]) -> None:
+    def open_cache(self, path: str | os.PathLike[str]) -> None:
         """Let a file keep the table from run to run.
 
-        It is read when it is first needed, and written by `save_table`. A file that is damaged, or of another tower,
-        device or library, is not used: a warning says so, and the next `save_table` replaces it.
+        It is read when it is first needed, and written by `save_cache`. A file that is damaged, or of another tower,
+        device or library, is not used: a warning says so, and the next `save_cache` replaces it.
 
         Args:
             path: A ``.safetensors`` file, there or not.
@@ -264,8 +264,8 @@ class TextTower(nn.Module):
         """
         self.table.open(path)
 
-    def save_table(self) -> bool:
-        """Write the table to the file of `open_table`, together with what other processes wrote there.
+    def save_cache(self) -> bool:
+        """Write the table to the file of `open_cache`, together with what other processes wrote there.
 
         Returns:
             Whether the file holds the whole table now; False if none was opened. If it cannot be written (a full disk,

@@ -1,4 +1,4 @@
-"""What the semantic experts sample: pictures with the patches that a mask leaves out dimmed."""
+"""What the semantic experts sample: images with the patches that a mask leaves out dimmed."""
 
 from collections.abc import Sequence
 
@@ -7,50 +7,50 @@ from PIL import Image, ImageDraw
 
 from nextreid.data.sample import Sample
 
-from .picture import FAINT, INK, PAPER, RIGHT, RULE, Size, draw_picture, fit_text, font, hatched, size_to_draw
+from .drawing import FAINT, INK, PAPER, RIGHT, RULE, Size, draw_image, fit_text, font, hatched, size_to_draw
 
 _MARGIN = 24
 _GAP = 10
-_SHARE = 22  # below a picture: the share kept
-_LABELS = 44  # left of the pictures: names of the modalities
+_SHARE = 22  # below an image: the share kept
+_LABELS = 44  # left of the images: names of the modalities
 _TEXT = 13
 _VEIL = np.array([236, 239, 243], np.float32)
 # dark violet to yellow through blue-green, evenly lighter
 _SCALE = np.array([[60, 20, 90], [52, 78, 145], [32, 138, 140], [110, 196, 92], [250, 228, 60]], np.float32)
 
 
-def mask_picture(
+def mask_image(
     samples: Sequence[Sample],
     masks: np.ndarray,
     modalities: Sequence[str],
     gamma: np.ndarray | None = None,
     *,
-    picture_size: int = 160,
+    image_size: int = 160,
 ) -> Image.Image:
-    """Draw, for each sample and modality, the picture and what each expert keeps of it.
+    """Draw, for each sample and modality, the image and what each expert keeps of it.
 
     Args:
         samples: S samples.
         masks: ``(S, E_t, M, h, w)``; positive where an expert keeps the patch. E_t experts, a grid of h by w patches.
-        modalities: M names, in the order of the samples' pictures.
-        gamma: ``(S, E_t, M, h, w)`` scores from which the masks were cut (NEXT, equation 6); a second picture per
+        modalities: M names, in the order of the samples' images.
+        gamma: ``(S, E_t, M, h, w)`` scores from which the masks were cut (NEXT, equation 6); a second image per
             expert then shows them, all on one colour scale.
-        picture_size: Longer side of one drawn picture, in pixels.
+        image_size: Longer side of one drawn image, in pixels.
 
     Returns:
-        An RGB picture.
+        An RGB image.
 
     Raises:
         ValueError: If shapes do not fit each other, or there is nothing to draw.
     """
     masks = np.asarray(masks) > 0
     _check(samples, masks, modalities, gamma)
-    size = size_to_draw(samples, picture_size)
+    size = size_to_draw(samples, image_size)
     scores = None if gamma is None else np.asarray(gamma, np.float32)
     low, high = _score_range(samples, scores) if scores is not None else (0.0, 0.0)
 
     experts = masks.shape[1]
-    titles = ["picture"]
+    titles = ["image"]
     for e in range(experts):
         titles += [f"expert {e + 1}"] if scores is None else [f"expert {e + 1}", f"gamma {e + 1}"]
     row_height, column = size[1] + _SHARE, size[0] + _GAP
@@ -74,17 +74,17 @@ def mask_picture(
             label = fit_text(modality.upper(), _TEXT, _LABELS - 4)
             draw.text((_MARGIN, row + size[1] // 2), label, INK, font(_TEXT), anchor="lm")
             source = sample.images[m]
-            picture = draw_picture(source, size)
-            canvas.paste(picture, (_MARGIN + _LABELS, row))
+            image = draw_image(source, size)
+            canvas.paste(image, (_MARGIN + _LABELS, row))
             for e in range(experts):
                 x = _MARGIN + _LABELS + (1 + e * (1 if scores is None else 2)) * column
                 mask = masks[s, e, m]
-                canvas.paste(picture if source is None else _dim(picture, mask), (x, row))
-                share = "no picture" if source is None else f"{mask.mean():.0%} kept"
+                canvas.paste(image if source is None else _dim(image, mask), (x, row))
+                share = "no image" if source is None else f"{mask.mean():.0%} kept"
                 at = (x + size[0] // 2, row + size[1] + 4)
                 draw.text(at, fit_text(share, _TEXT - 1, column), FAINT, font(_TEXT - 1), anchor="mt")
                 if scores is not None:
-                    shown = picture if source is None else _heat(picture, scores[s, e, m], low, high)
+                    shown = image if source is None else _heat(image, scores[s, e, m], low, high)
                     canvas.paste(shown, (x + column, row))
     return canvas
 
@@ -101,12 +101,12 @@ def _check(samples: Sequence[Sample], masks: np.ndarray, modalities: Sequence[st
     for sample in samples:
         if len(sample.images) != len(modalities):
             raise ValueError(
-                f"sample {sample.key!r} has {len(sample.images)} pictures but modalities are {', '.join(modalities)}"
+                f"sample {sample.key!r} has {len(sample.images)} images but modalities are {', '.join(modalities)}"
             )
 
 
 def _score_range(samples: Sequence[Sample], scores: np.ndarray) -> tuple[float, float]:
-    """Return the smallest and largest score of the pictures that exist."""
+    """Return the smallest and largest score of the images that exist."""
     present = np.array([[source is not None for source in sample.images] for sample in samples])
     shown = scores.transpose(0, 2, 1, 3, 4)[present]
     return float(shown.min()), float(shown.max())
@@ -123,13 +123,13 @@ def _spread(grid: np.ndarray, size: Size) -> np.ndarray:
     return np.repeat(np.repeat(grid, np.diff(rows), axis=0), np.diff(columns), axis=1)
 
 
-def _dim(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+def _dim(image: Image.Image, mask: np.ndarray) -> Image.Image:
     """Veil the patches outside `mask` ``(h, w)``, draw the grid, and outline what is kept."""
-    pixels = np.asarray(picture, np.float32)
-    grey = np.asarray(picture.convert("L"), np.float32)[..., None]
+    pixels = np.asarray(image, np.float32)
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]
     veiled = 0.22 * grey + 0.78 * _VEIL
-    shown = np.where(_spread(mask, picture.size)[..., None], pixels, veiled)
-    rows, columns = _edges(picture.height, mask.shape[0]), _edges(picture.width, mask.shape[1])
+    shown = np.where(_spread(mask, image.size)[..., None], pixels, veiled)
+    rows, columns = _edges(image.height, mask.shape[0]), _edges(image.width, mask.shape[1])
     for line in rows[1:-1]:
         shown[line] = 0.7 * shown[line] + 0.3 * 128
     for line in columns[1:-1]:
@@ -138,18 +138,18 @@ def _dim(picture: Image.Image, mask: np.ndarray) -> Image.Image:
     draw = ImageDraw.Draw(result)
     padded = np.pad(mask, 1)
     for i, j in zip(*np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1]), strict=True):
-        y = min(rows[i], picture.height - 1)
+        y = min(rows[i], image.height - 1)
         draw.line([(columns[j], y), (columns[j + 1], y)], fill=RIGHT, width=2)
     for i, j in zip(*np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1]), strict=True):
-        x = min(columns[j], picture.width - 1)
+        x = min(columns[j], image.width - 1)
         draw.line([(x, rows[i]), (x, rows[i + 1])], fill=RIGHT, width=2)
     return result
 
 
-def _heat(picture: Image.Image, scores: np.ndarray, low: float, high: float) -> Image.Image:
-    """Lay the colours of `scores` ``(h, w)`` over a grey picture."""
-    grey = np.asarray(picture.convert("L"), np.float32)[..., None]
-    colours = _colour((_spread(scores, picture.size) - low) / max(high - low, 1e-12))
+def _heat(image: Image.Image, scores: np.ndarray, low: float, high: float) -> Image.Image:
+    """Lay the colours of `scores` ``(h, w)`` over a grey image."""
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]
+    colours = _colour((_spread(scores, image.size) - low) / max(high - low, 1e-12))
     return Image.fromarray((0.3 * grey + 0.7 * colours).astype(np.uint8))
 
 
@@ -163,7 +163,7 @@ def _draw_legend(canvas: Image.Image, draw: ImageDraw.ImageDraw, scores: tuple[f
     x, y = _MARGIN, _MARGIN + 8
     tile = Image.new("RGB", (32, 20), (96, 104, 116))
     entries = [(_dim(tile, np.array([[True]])), "kept"), (_dim(tile, np.array([[False]])), "left out")]
-    for sign, text in [*entries, (hatched((32, 20)), "no picture")]:
+    for sign, text in [*entries, (hatched((32, 20)), "no image")]:
         canvas.paste(sign, (x, y - 10))
         draw.text((x + 40, y), text, INK, font(_TEXT), anchor="lm")
         x += 40 + round(font(_TEXT).getlength(text)) + 22

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from nextreid.data.sample import Sample
 
-from .picture import (
+from .drawing import (
     FAINT,
     INK,
     PAPER,
@@ -15,7 +15,7 @@ from .picture import (
     RULE,
     WRONG,
     Size,
-    draw_picture,
+    draw_image,
     fit_text,
     font,
     frame,
@@ -26,7 +26,7 @@ from .picture import (
 
 _MARGIN = 24
 _FRAME = 4
-_INSET = _FRAME + 2  # from the outer edge of a frame to the pictures
+_INSET = _FRAME + 2  # from the outer edge of a frame to the images
 _GAP = 12  # between neighbouring cards
 _HEAD = 26  # above a card: its rank and mark
 _CAPTION = 36  # below a card: identity and camera
@@ -35,14 +35,14 @@ _TEXT = 13
 _LEGEND_WIDTH = 500
 
 
-def rank_list_picture(
+def rank_list_image(
     queries: Sequence[Sample],
     gallery: Sequence[Sample],
     indices: np.ndarray,
     matches: np.ndarray,
     modalities: Sequence[str],
     *,
-    picture_size: int = 144,
+    image_size: int = 144,
 ) -> Image.Image:
     """Draw one block per query: its modalities stacked, then its k nearest gallery entries.
 
@@ -53,18 +53,18 @@ def rank_list_picture(
         gallery: G samples.
         indices: ``(Q, k)`` gallery indices, nearest first; -1 where there is no entry (see `nextreid.retrieval.top_k`).
         matches: ``(Q, k)`` bool, whether an entry shows the query's identity.
-        modalities: M names, in the order of the samples' pictures.
-        picture_size: Longer side of one drawn picture, in pixels.
+        modalities: M names, in the order of the samples' images.
+        image_size: Longer side of one drawn image, in pixels.
 
     Returns:
-        An RGB picture.
+        An RGB image.
 
     Raises:
         ValueError: If shapes do not fit each other, an index lies outside the gallery, or there is nothing to draw.
     """
     indices, matches = np.asarray(indices), np.asarray(matches)
     _check(queries, gallery, indices, matches, modalities)
-    size = size_to_draw(queries, picture_size)
+    size = size_to_draw(queries, image_size)
     width, height = _card_size(size, len(modalities))
     step = width + _GAP
     top = _MARGIN + 40
@@ -113,7 +113,7 @@ def _check(
     for sample in [*queries, *(gallery[i] for i in np.unique(indices) if i >= 0)]:
         if len(sample.images) != len(modalities):
             raise ValueError(
-                f"sample {sample.key!r} has {len(sample.images)} pictures but modalities are {', '.join(modalities)}"
+                f"sample {sample.key!r} has {len(sample.images)} images but modalities are {', '.join(modalities)}"
             )
 
 
@@ -130,7 +130,7 @@ def _draw_card(
     num_modalities: int,
     right: bool | None,
 ) -> None:
-    """Draw stacked pictures with frame and caption; `right` None is a query, `sample` None an empty place."""
+    """Draw stacked images with frame and caption; `right` None is a query, `sample` None an empty place."""
     x, y = corner
     width, height = _card_size(size, num_modalities)
     box = (x, y, x + width, y + height)
@@ -139,7 +139,7 @@ def _draw_card(
         draw.text((x + width // 2, y + height // 2), "no entry", FAINT, font(_TEXT), anchor="mm")
         return
     for m, source in enumerate(sample.images):
-        canvas.paste(draw_picture(source, size), (x + _INSET, y + _INSET + m * (size[1] + 2)))
+        canvas.paste(draw_image(source, size), (x + _INSET, y + _INSET + m * (size[1] + 2)))
     if right is None:
         frame(draw, box, INK, 2, dashed=False)
     else:
@@ -165,7 +165,7 @@ def _draw_head(canvas: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int, t
 def _draw_legend(canvas: Image.Image, draw: ImageDraw.ImageDraw) -> None:
     y = _MARGIN + 8
     x = _MARGIN
-    for kind, text in (("right", "same identity"), ("wrong", "other identity"), ("missing", "no picture")):
+    for kind, text in (("right", "same identity"), ("wrong", "other identity"), ("missing", "no image")):
         box = (x, y - 10, x + 30, y + 10)
         if kind == "missing":
             canvas.paste(hatched((30, 20)), box[:2])

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: facts, tables and pictures of a run."""
+"""One self-contained HTML page: facts, tables and images of a run."""
 
 import base64
 import math
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .picture import write_atomic
+from .drawing import write_atomic
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ def write_report(
     title: str,
     intro: str = "",
     tables: Sequence[Table] = (),
-    pictures: Sequence[tuple[str, Image.Image]] = (),
+    images: Sequence[tuple[str, Image.Image]] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a page that needs nothing but itself: pictures are embedded, styles inline, no scripts, no requests.
+    """Write a page that needs nothing but itself: images are embedded, styles inline, no scripts, no requests.
 
     All text is escaped. The page follows the reader's light or dark setting and fits a phone.
 
@@ -61,8 +61,8 @@ def write_report(
         title: Heading of the page.
         intro: Text below it; an empty line begins a new paragraph.
         tables: In the order to show.
-        pictures: Captions and pictures, in the order to show.
-        facts: What was run, such as model, data set and versions, as names and values.
+        images: Captions and images, in the order to show.
+        facts: What was run, such as model, dataset and versions, as names and values.
 
     Returns:
         The path.
@@ -73,7 +73,7 @@ def write_report(
         items = "".join(f"<div><dt>{escape(name)}</dt><dd>{_cell(value)}</dd></div>" for name, value in facts.items())
         parts.append(f"<dl>{items}</dl>")
     parts += [_table(table) for table in tables]
-    parts += [_figure(caption, image) for caption, image in pictures]
+    parts += [_figure(caption, image) for caption, image in images]
     page = _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(parts))
     return write_atomic(Path(path), page.encode("utf-8"))
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.caption_server import Behaviour, CaptionServer
-from nextreid.captions import read_captions
+from benchmarks.speed.caption_server import Behaviour, CaptionServer
+from nextreid.captioning import read_captions
 from nextreid.cli import main
 
 
@@ -21,16 +21,16 @@ def server():
 def folder(tmp_path):
     rng = np.random.default_rng(0)
     for modality in ("rgb", "ni", "ti"):
-        (tmp_path / "pictures" / modality).mkdir(parents=True)
+        (tmp_path / "images" / modality).mkdir(parents=True)
         for n in range(3):
             pixels = rng.integers(0, 255, (16, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pictures" / modality / f"000{n}_cam1_0_00.png")
-    (tmp_path / "pictures" / "ti" / "0002_cam1_0_00.png").unlink()  # a missing modality
+            Image.fromarray(pixels).save(tmp_path / "images" / modality / f"000{n}_cam1_0_00.png")
+    (tmp_path / "images" / "ti" / "0002_cam1_0_00.png").unlink()  # a missing modality
     return tmp_path
 
 
 def run(folder, server, *more):
-    command = ["captions", "run", str(folder / "pictures"), "--server", server.url, "--out", str(folder / "out")]
+    command = ["captions", "run", str(folder / "images"), "--server", server.url, "--out", str(folder / "out")]
     return main([*command, "--schema", "person", *more])
 
 
@@ -38,7 +38,7 @@ def test_from_a_folder_to_captions_that_train(folder, server, capsys):
     out = folder / "out"
     assert run(folder, server, "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "8 pictures, 0 calls are stored, 8 are missing" in said and "assumed" in said and not server.paid
+    assert "8 images, 0 calls are stored, 8 are missing" in said and "assumed" in said and not server.paid
     assert not out.exists()
     assert run(folder, server, "--max-calls", "3", "--price", "0.15,0.60") == 1
     assert "5 calls are left: --max-calls is reached; run again" in capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_several_models_and_a_writer(folder, server, capsys):
     ],
 )
 def test_mistakes_are_explained(folder, server, capsys, monkeypatch, more, says):
-    import nextreid.captions.probe as probe
+    import nextreid.captioning.probe as probe
 
     monkeypatch.setattr(probe, "_TRIES", 1)
     assert run(folder, server, *more) == 2
@@ -102,7 +102,7 @@ def test_a_key_goes_to_its_own_host_only(folder, server, capsys, monkeypatch):
     assert "sk-of-another-program" not in json.dumps(server.headers)
     server.behaviour.key = "sk-mine"
     assert run(folder, server, "--model", "n", "--key-env", "127.0.0.1=MINE") == 0
-    remote = ["--model", "m", "--model", "n@https://models.example.com", "--send-pictures-to-host", "--key-env", "MINE"]
+    remote = ["--model", "m", "--model", "n@https://models.example.com", "--send-images-to-host", "--key-env", "MINE"]
     assert run(folder, server, *remote) == 2
     assert "say whose key it is" in capsys.readouterr().err
     kept = b"".join(f.read_bytes() for f in (folder / "out").iterdir())
@@ -112,10 +112,10 @@ def test_a_key_goes_to_its_own_host_only(folder, server, capsys, monkeypatch):
 def test_an_own_schema_and_what_is_unreadable(folder, server, capsys):
     schema = {"name": "dog", "version": "1", "fields": [{"name": "breed", "values": ["pug", "poodle"]}]}
     (folder / "dog.json").write_text(json.dumps(schema))
-    (folder / "pictures" / "rgb" / "0001_cam1_0_00.png").write_bytes(b"nothing")
+    (folder / "images" / "rgb" / "0001_cam1_0_00.png").write_bytes(b"nothing")
     own = ["--schema", str(folder / "dog.json"), "--model", "m"]
     assert run(folder, server, *own) == 2
-    assert "1 pictures cannot be read" in capsys.readouterr().err and not server.paid
+    assert "1 images cannot be read" in capsys.readouterr().err and not server.paid
     assert run(folder, server, *own, "--on-error", "skip") == 0
     captions = read_captions(folder / "out" / "all_RGB.json")
     assert len(captions) == 2 and all("breed is" in text for text in captions.values())

@@ -9,7 +9,7 @@ from PIL import Image
 
 from nextreid.cli import main
 from nextreid.data import list_datasets, load_dataset
-from nextreid.data.synthetic import write_tree
+from nextreid.synthetic import write_tree
 
 MODALITIES = ("rgb", "nir", "tir")
 
@@ -32,7 +32,7 @@ def tree(tmp_path):
     return write_tree(persons, tmp_path / "RGBNT201")
 
 
-def write_pictures(folder, split="test", ids=3, cameras=2, frames=2):
+def write_images(folder, split="test", ids=3, cameras=2, frames=2):
     """``{split}/{modality}/{pid}_c{camid}_{frame}.png``."""
     names = [f"{pid}_c{camid}_{frame}.png" for pid in range(ids) for camid in range(cameras) for frame in range(frames)]
     for number, modality in enumerate(MODALITIES):
@@ -72,9 +72,7 @@ def test_a_damaged_tree(run, tree):
     victim.write_bytes(victim.read_bytes()[:200])
     status, text, _ = run("check", "rgbnt201", "--root", tree)
     assert (
-        status == 1
-        and "error [unreadable] pictures that cannot be read: 1 (test tir 1)" in text
-        and str(victim) in text
+        status == 1 and "error [unreadable] images that cannot be read: 1 (test tir 1)" in text and str(victim) in text
     )
     assert text.rstrip().endswith("not usable as it is: 1 error, 0 warnings, 0 notes")
     status, text, _ = run("check", "rgbnt201", "--root", tree, "--quick")
@@ -101,7 +99,7 @@ def test_long_captions_are_counted_by_clips_tokenizer(run, tree):
 
 @pytest.mark.parametrize(("camid", "protocol", "expected"), [(None, None, 0), (0, None, 1), (0, "none", 0)])
 def test_a_manifest_of_one_camera(run, tmp_path, camid, protocol, expected):
-    path = write_manifest(tmp_path, write_pictures(tmp_path), camid)
+    path = write_manifest(tmp_path, write_images(tmp_path), camid)
     status, text, _ = run("check", path, *(["--protocol", protocol] if protocol else []))
     assert status == expected
     assert ("queries that can never match: 12 of 12" in text) == (expected == 1)
@@ -109,20 +107,20 @@ def test_a_manifest_of_one_camera(run, tmp_path, camid, protocol, expected):
 
 
 def test_a_bad_manifest_cannot_be_read(run, tmp_path):
-    path = write_manifest(tmp_path, write_pictures(tmp_path))
+    path = write_manifest(tmp_path, write_images(tmp_path))
     (tmp_path / "test" / "nir" / "1_c0_0.png").unlink()
     status, text, err = run("check", path)
     assert status == 2 and text == "" and "nir" in err and "1_c0_0.png" in err and "Traceback" not in err
 
 
 def test_a_folder_by_its_pattern(run, tmp_path):
-    write_pictures(tmp_path, "train", ids=8)
+    write_images(tmp_path, "train", ids=8)
     status, text, _ = run("check", tmp_path, "--pattern", "{split}/{modality}/{pid}_c{camid}_{*}.png", "--num-ids", 9)
     assert status == 0 and "few-identities" in text and "empty-split" in text
 
 
-def test_unlabelled_pictures(run, tmp_path):
-    write_pictures(tmp_path, "new", ids=2)
+def test_unlabelled_images(run, tmp_path):
+    write_images(tmp_path, "new", ids=2)
     status, text, _ = run("check", tmp_path / "new")
     assert status == 0 and "note [unlabelled]" in text and "samples" in text
     (tmp_path / "new" / "tir" / "0_c0_0.png").write_bytes(b"")
@@ -133,10 +131,10 @@ def test_unlabelled_pictures(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "'nowhere' is no file, no folder, and no data set; data sets are"),
+        (["nowhere"], "'nowhere' is no file, no folder, and no dataset; datasets are"),
         (["."], "Say what the folder is: a published set (nextreid data check NAME --root"),
         (["rgbnt201", "--root", "."], "no RGBNT201 in ."),
-        ([".", "--root", "."], "--root goes with the name of a data set"),
+        ([".", "--root", "."], "--root goes with the name of a dataset"),
         (["synthetic-persons", "--protocol", "nothing"], "unknown protocol 'nothing'"),
         (["synthetic-persons", "--dataset-arg", "nothing"], "NAME=VALUE"),
     ],
@@ -152,7 +150,7 @@ def test_cards_and_the_list(run):
     status, text, _ = run("card", "wmveid863")
     assert status == 0 and "MSVR310" in text and "868" in text
     status, text, err = run("card", "veri")
-    assert status == 2 and "no card for a data set 'veri'" in err
+    assert status == 2 and "no card for a dataset 'veri'" in err
     status, text, _ = run("list")
     lines = text.splitlines()
     assert status == 0 and [line.split()[0] for line in lines] == list_datasets()

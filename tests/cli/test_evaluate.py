@@ -41,7 +41,7 @@ def test_sides_of_a_protocol(run, tmp_path):
     assert status == 0 and "[protocol camera:tir>rgb, no captions at test" in out
     assert row["protocol_details"]["query_modalities"] == ["tir"]
     assert row["protocol_details"]["gallery_modalities"] == ["rgb"]
-    assert row["folded"] and "modality parts averaged" in out
+    assert row["averaged"] and "modality parts averaged" in out
     assert told["trained_on"]["dataset"] == "synthetic-persons" == row["trained_on"]["dataset"]
     assert re.fullmatch("[0-9a-f]{16}", row["digest"]) and told["trained_on"]["digest"] == row["digest"]
 
@@ -82,7 +82,7 @@ def test_every_subset_against_every_one(run, tmp_path):
             query, *numbers = line.split()
             for number, gallery in zip(numbers, columns, strict=True):
                 cell = rows[f"synthetic-persons:{query}>{gallery}"]
-                assert cell.get("folded", False) == (query != gallery)
+                assert cell.get("averaged", False) == (query != gallery)
                 assert number == f"{100 * cell[measure]:.1f}"
 
 
@@ -120,7 +120,7 @@ def test_weights_that_know_the_test_set_are_refused(run, trained, tmp_path):
             raise ValueError("these weights know the test set")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nextreid.engine.origin.refuse_leak", refuse)
+        patch.setattr("nextreid.engine.provenance.refuse_leak", refuse)
         status, _, err = run(checkpoint=tmp_path / "last")
         assert status == 2 and "these weights know the test set" in err
         assert run("--allow-leak", "--missing", "all", "--no-text", checkpoint=tmp_path / "last")[0] == 0

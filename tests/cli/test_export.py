@@ -10,7 +10,7 @@ from PIL import Image
 from nextreid import create_model, save_model
 from nextreid.cli import export as command
 from nextreid.cli import main
-from nextreid.engine.export import FORMATS
+from nextreid.engine.exporter import FORMATS
 
 
 @pytest.fixture
@@ -30,17 +30,17 @@ def test_formats_are_those_of_the_engine():
     assert set(command.FORMATS) == set(FORMATS)
 
 
-def test_a_checkpoint_becomes_a_file_compared_on_pictures(checkpoint, tmp_path, capsys):
+def test_a_checkpoint_becomes_a_file_compared_on_images(checkpoint, tmp_path, capsys):
     for number, modality in enumerate(("rgb", "nir", "tir")):
-        (tmp_path / "pictures" / modality).mkdir(parents=True)
+        (tmp_path / "images" / modality).mkdir(parents=True)
         for name in "abc":
             pixels = np.random.default_rng(number + ord(name)).integers(0, 256, (20, 10, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pictures" / modality / f"{name}.png")
-    assert export(checkpoint, "--format", "torch_export", "--check", tmp_path / "pictures", "--raw") == 0
+            Image.fromarray(pixels).save(tmp_path / "images" / modality / f"{name}.png")
+    assert export(checkpoint, "--format", "torch_export", "--check", tmp_path / "images", "--raw") == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"{tmp_path / 'model.pt2'}: images, present to embeddings of 96 numbers"
     assert second.startswith(
-        f"against the model on 24 made-up samples and 3 of {tmp_path / 'pictures'}: lowest cosine "
+        f"against the model on 24 synthetic samples and 3 of {tmp_path / 'images'}: lowest cosine "
     )
     run = torch.export.load(tmp_path / "model.pt2").module()
     batch = {"images": torch.randn(1, 3, 3, 16, 16), "present": torch.ones(1, 3, dtype=torch.bool)}

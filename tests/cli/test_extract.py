@@ -1,4 +1,4 @@
-"""``nextreid extract`` with pictures that cannot be read."""
+"""``nextreid extract`` with images that cannot be read."""
 
 import csv
 
@@ -13,12 +13,12 @@ from nextreid.cli import main
 @pytest.fixture
 def source(tmp_path):
     for number, modality in enumerate(("rgb", "nir", "tir")):
-        (tmp_path / "pictures" / modality).mkdir(parents=True)
+        (tmp_path / "images" / modality).mkdir(parents=True)
         for name in "abc":
             pixels = np.random.default_rng(number + ord(name)).integers(0, 256, (20, 10, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pictures" / modality / f"{name}.png")
-    (tmp_path / "pictures" / "nir" / "b.png").write_bytes(b"torn")
-    return tmp_path / "pictures"
+            Image.fromarray(pixels).save(tmp_path / "images" / modality / f"{name}.png")
+    (tmp_path / "images" / "nir" / "b.png").write_bytes(b"torn")
+    return tmp_path / "images"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def source(tmp_path):
         ("mask", ["rgb+nir+tir", "rgb+tir", "rgb+nir+tir"]),
     ],
 )
-def test_a_bad_picture_follows_the_policy(source, tmp_path, capsys, policy, present):
+def test_a_bad_image_follows_the_policy(source, tmp_path, capsys, policy, present):
     save_model(create_model("baseline_tiny"), tmp_path / "model")
     words = ["extract", tmp_path / "model", source, "--out", tmp_path / "out", "--on-error", policy, "--device", "cpu"]
     status = main([str(word) for word in words])

@@ -1,4 +1,4 @@
-"""``nextreid train``: what it prints, over seeds, with bad pictures, and by two processes."""
+"""``nextreid train``: what it prints, over seeds, with bad images, and by two processes."""
 
 import json
 import os
@@ -84,12 +84,12 @@ def test_seeds_print_mean_and_spread(run, tmp_path):
     assert run(*words(tmp_path / "runs", "--seeds", "2", "--resume"))[1] == out
 
 
-def test_a_bad_picture_follows_the_policy(run, tmp_path, monkeypatch):
+def test_a_bad_image_follows_the_policy(run, tmp_path, monkeypatch):
     real = load_dataset
 
     def spoilt(*args, **kwargs):
         data = real(*args, **kwargs)
-        (tmp_path / "broken.jpg").write_bytes(b"no picture")
+        (tmp_path / "broken.jpg").write_bytes(b"no image")
         first = replace(data.train[0], images=(tmp_path / "broken.jpg", *data.train[0].images[1:]))
         return replace(data, train=(first, *data.train[1:]))
 
@@ -140,7 +140,7 @@ def test_torchrun_trains_as_one_process_and_prints_once(run, tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_ends_when_one_process_cannot_go_on(tmp_path):
-    """The second process cannot read a picture; the first waits for it, and is ended."""
+    """The second process cannot read an image; the first waits for it, and is ended."""
     script = tmp_path / "spoilt.py"
     script.write_text(
         "import sys, os\nfrom nextreid.cli import main\nimport nextreid.data.loader as loader\n"
@@ -162,9 +162,9 @@ def test_torchrun_ends_when_one_process_cannot_go_on(tmp_path):
     assert done.returncode != 0 and "nextreid train: cannot read that.jpg" in done.stderr
 
 
-def test_a_text_table_needs_a_text_tower(run, tmp_path):
+def test_a_text_cache_needs_a_text_tower(run, tmp_path):
     path = str(tmp_path / "texts.safetensors")
-    status, _, error = run(*words(tmp_path / "run", model="baseline_tiny", epochs=1), "--text-table", path)
+    status, _, error = run(*words(tmp_path / "run", model="baseline_tiny", epochs=1), "--text-cache", path)
     assert status != 0 and "baseline_tiny has no text tower" in error
-    status, _, _ = run(*words(tmp_path / "run", model="next_tiny", epochs=1), "--text-table", path)
+    status, _, _ = run(*words(tmp_path / "run", model="next_tiny", epochs=1), "--text-cache", path)
     assert status == 0 and (tmp_path / "texts.safetensors").is_file()

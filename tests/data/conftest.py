@@ -1,4 +1,4 @@
-"""Published folder trees with real-form names and made-up pixels."""
+"""Published folder trees with real-form names and synthetic pixels."""
 
 import io
 import json

@@ -12,20 +12,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nextreid.data import (
     Batch,
     EvalTransform,
-    PictureStore,
+    ImageCache,
     PKSampler,
     Sample,
     TrainTransform,
     augment_batch,
-    keyed_rng,
     make_loader,
+    seeded_rng,
 )
 
 SIZE = (32, 16)
 
 
 def samples(count: int = 12) -> list[Sample]:
-    """Samples of which every fourth lacks its second picture."""
+    """Samples of which every fourth lacks its second image."""
     rng = np.random.default_rng(5)
     return [
         Sample(
@@ -78,33 +78,38 @@ def test_flip_shift_and_normalisation_are_the_transforms_to_the_bit(
     for cpu, raw in zip(
         batches(transform, epoch=epoch), batches(transform, epoch=epoch, augment="device"), strict=True
     ):
-        assert raw.images.dtype == torch.uint8 and raw.moves is not None and raw.moves.shape == (8, 3, 7)
+        assert (
+            raw.images.dtype == torch.uint8 and raw.augment_params is not None and raw.augment_params.shape == (8, 3, 7)
+        )
         out = augment_batch(raw, transform, generator())
         assert bits(out.images) == bits(cpu.images) and out.images.dtype == torch.float32
-        assert out.moves is None and out.draws == cpu.draws and torch.equal(out.present, cpu.present)
+        assert out.augment_params is None and out.draws == cpu.draws and torch.equal(out.present, cpu.present)
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_evaluation_normalises_only(kept: bool) -> None:
     transform = EvalTransform(SIZE, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
-    store = PictureStore.build(GIVEN, ("rgb", "nir", "tir"), transform) if kept else None
+    store = ImageCache.build(GIVEN, ("rgb", "nir", "tir"), transform) if kept else None
     raw = batches(transform, store=store, augment="device")
-    assert [len(batch) for batch in raw] == [5, 5, 2] and all(batch.moves is None for batch in raw)
+    assert [len(batch) for batch in raw] == [5, 5, 2] and all(batch.augment_params is None for batch in raw)
     for cpu, batch in zip(batches(transform), raw, strict=True):
         assert bits(augment_batch(batch, transform).images) == bits(cpu.images)
 
 
-def test_what_is_erased_is_one_box_of_fresh_noise_in_each_picture() -> None:
+def test_what_is_erased_is_one_box_of_fresh_noise_in_each_image() -> None:
     erasing, plain = (TrainTransform(SIZE, pad=3, erase=erase) for erase in (1.0, 0.0))
     noise = []
     for raw, bare in zip(batches(erasing, augment="device"), batches(plain, augment="device"), strict=True):
-        assert raw.moves is not None and bare.moves is not None
-        same = bare.moves[:, :1]  # the flips and shifts come first in the stream
-        assert torch.equal(raw.moves[:, :, :3], same[..., :3].expand(-1, 3, -1)) and not bare.moves[..., 3:].any()
+        assert raw.augment_params is not None and bare.augment_params is not None
+        same = bare.augment_params[:, :1]  # the flips and shifts come first in the stream
+        assert (
+            torch.equal(raw.augment_params[:, :, :3], same[..., :3].expand(-1, 3, -1))
+            and not bare.augment_params[..., 3:].any()
+        )
         out, kept = augment_batch(raw, erasing, generator(1)), augment_batch(bare, plain, generator(1))
         drawn = torch.randn(out.images.shape, generator=generator(1))
         for i, m in np.ndindex(8, 3):
-            top, left, height, width = raw.moves[i, m, 3:].tolist()
+            top, left, height, width = raw.augment_params[i, m, 3:].tolist()
             expected = kept.images[i, m].clone()
             if raw.present[i, m]:
                 box = (slice(None), slice(top, top + height), slice(left, left + width))
@@ -120,27 +125,29 @@ def test_the_first_box_is_the_transforms_own() -> None:
     transform = TrainTransform(SIZE, flip=0, pad=0, erase=1.0)
     one = [np.zeros((3, *SIZE), np.uint8)]
     for key in range(50):
-        (move,) = transform.draw(1, keyed_rng(key))
-        assert len(transform.draw(3, keyed_rng(key))) == 3 and transform.draw(3, keyed_rng(key))[0] == move
+        (move,) = transform.draw(1, seeded_rng(key))
+        assert len(transform.draw(3, seeded_rng(key))) == 3 and transform.draw(3, seeded_rng(key))[0] == move
         box = torch.zeros(SIZE, dtype=torch.bool)
         box[move.top : move.top + move.height, move.left : move.left + move.width] = True
-        assert torch.equal((transform(one, keyed_rng(key))[0] != -1).all(0), box)
+        assert torch.equal((transform(one, seeded_rng(key))[0] != -1).all(0), box)
 
 
 def test_boxes_come_as_often_as_asked_for() -> None:
     transform = TrainTransform(SIZE, erase=0.3)
-    drawn = [move.height > 0 for key in range(1000) for move in transform.draw(3, keyed_rng(key))]
+    drawn = [move.height > 0 for key in range(1000) for move in transform.draw(3, seeded_rng(key))]
     assert 0.27 < sum(drawn) / len(drawn) < 0.33
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_workers_and_a_store_change_nothing(kept: bool) -> None:
     transform = TrainTransform(SIZE, pad=4, geometry="independent")
-    store = PictureStore.build(GIVEN, ("rgb", "nir", "tir"), transform) if kept else None
+    store = ImageCache.build(GIVEN, ("rgb", "nir", "tir"), transform) if kept else None
     one, two = batches(transform, augment="device"), batches(transform, augment="device", workers=2, store=store)
     assert len(one) == len(two) >= 1
     for a, b in zip(one, two, strict=True):
-        assert torch.equal(a.images, b.images) and torch.equal(a.moves, b.moves) and a.draws == b.draws
+        assert (
+            torch.equal(a.images, b.images) and torch.equal(a.augment_params, b.augment_params) and a.draws == b.draws
+        )
         assert bits(augment_batch(a, transform, generator(2)).images) == bits(
             augment_batch(b, transform, generator(2)).images
         )
@@ -171,7 +178,7 @@ def test_the_number_of_operator_calls_does_not_grow_with_the_batch() -> None:
     (batch, *_) = batches(transform, augment="device")
     counts = []
     for times in (1, 5):
-        tensors = {name: torch.cat([getattr(batch, name)] * times) for name in ("images", "present", "moves")}
+        tensors = {name: torch.cat([getattr(batch, name)] * times) for name in ("images", "present", "augment_params")}
         with Calls() as calls:
             augment_batch(replace(batch, **tensors), transform, generator())
         counts.append(calls.count)
@@ -181,8 +188,11 @@ def test_the_number_of_operator_calls_does_not_grow_with_the_batch() -> None:
 def test_the_draws_travel_with_the_batch() -> None:
     (batch, *_) = batches(TrainTransform(SIZE), augment="device")
     moved = batch.to("meta")
-    assert moved.moves is not None and moved.moves.is_meta and moved.images.is_meta
-    assert batch.to("cpu").moves is batch.moves and batches(TrainTransform(SIZE))[0].moves is None
+    assert moved.augment_params is not None and moved.augment_params.is_meta and moved.images.is_meta
+    assert (
+        batch.to("cpu").augment_params is batch.augment_params
+        and batches(TrainTransform(SIZE))[0].augment_params is None
+    )
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -11,8 +11,8 @@ from nextreid.data import (
     draw_captions,
     draw_sentences,
     keep_quality,
-    keyed_rng,
     read_captions,
+    seeded_rng,
     split_sentences,
 )
 from nextreid.towers import pack_sentences
@@ -23,7 +23,7 @@ FIVE = ("A.", "B.", "C.", "D.", "E.")
 @given(st.integers(0, 7), st.integers(0, 999), st.sampled_from([None, 0.0, 0.3, 1.0]))
 def test_drawn_sentences_are_a_subset_in_order(n: int, key: int, keep: float | None) -> None:
     sentences = tuple(f"{i}." for i in range(n))
-    drawn = draw_sentences(sentences, keyed_rng(key), keep)
+    drawn = draw_sentences(sentences, seeded_rng(key), keep)
     assert list(drawn) == sorted(set(drawn)) and set(drawn) <= set(sentences)
     assert bool(drawn) == bool(n)
     if keep == 1.0:
@@ -33,7 +33,7 @@ def test_drawn_sentences_are_a_subset_in_order(n: int, key: int, keep: float | N
 
 
 def test_size_is_uniform_and_then_the_subset() -> None:
-    drawn = Counter(draw_sentences(FIVE[:3], keyed_rng(i)) for i in range(9000))
+    drawn = Counter(draw_sentences(FIVE[:3], seeded_rng(i)) for i in range(9000))
     sizes = Counter({k: sum(c for s, c in drawn.items() if len(s) == k) for k in (1, 2, 3)})
     assert all(abs(count - 3000) < 200 for count in sizes.values())
     assert len(drawn) == 7
@@ -41,20 +41,20 @@ def test_size_is_uniform_and_then_the_subset() -> None:
 
 
 def test_keep_is_the_probability_of_each_sentence() -> None:
-    drawn = Counter(draw_sentences(FIVE[:2], keyed_rng(i), keep=0.5) for i in range(8000))
+    drawn = Counter(draw_sentences(FIVE[:2], seeded_rng(i), keep_ratio=0.5) for i in range(8000))
     expected = {("A.", "B."): 2000, ("A.",): 3000, ("B.",): 3000}
     assert all(abs(drawn[s] - count) < 200 for s, count in expected.items())
 
 
 def test_quality_keeps_a_share() -> None:
     for share, size in ((0.35, 2), (0.7, 4), (1.0, 5), (0.01, 1), (0.5, 3)):
-        kept = keep_quality(FIVE, share, keyed_rng("quality", 0, "a.jpg"))
+        kept = keep_quality(FIVE, share, seeded_rng("quality", 0, "a.jpg"))
         assert len(kept) == size and list(kept) == sorted(kept)
-    assert keep_quality((), 0.5, keyed_rng(0)) == ()
-    assert len({keep_quality(FIVE, 0.35, keyed_rng(i)) for i in range(300)}) == 10
+    assert keep_quality((), 0.5, seeded_rng(0)) == ()
+    assert len({keep_quality(FIVE, 0.35, seeded_rng(i)) for i in range(300)}) == 10
     for share in (0.0, 1.1):
         with pytest.raises(ValueError, match="share"):
-            keep_quality(FIVE, share, keyed_rng(0))
+            keep_quality(FIVE, share, seeded_rng(0))
 
 
 def test_draws_depend_neither_on_batch_nor_on_order() -> None:
@@ -66,7 +66,7 @@ def test_draws_depend_neither_on_batch_nor_on_order() -> None:
     order = [2, 0]
     again = draw_captions([captions[i] for i in order], [keys[i] for i in order], [draws[i] for i in order], 2, seed=3)
     assert again == rows[4:6] + rows[0:2]
-    expected = draw_sentences(FIVE, keyed_rng("caption", 3, 0, 1, "b", 1, 0))
+    expected = draw_sentences(FIVE, seeded_rng("caption", 3, 0, 1, "b", 1, 0))
     assert rows[1 * 2 + 1][0] == expected
 
 
@@ -89,7 +89,7 @@ def test_bad_draws_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in length: 1, 2, 1"):
         draw_captions([[FIVE]], ["a", "b"], [(0, 0)], 1, seed=0)
     with pytest.raises(ValueError, match="keep"):
-        draw_sentences(FIVE, keyed_rng(0), keep=1.5)
+        draw_sentences(FIVE, seeded_rng(0), keep_ratio=1.5)
 
 
 FIGURES = [

@@ -126,12 +126,12 @@ def test_the_holding_folder_may_have_a_folder_of_the_same_name(write_rgbnt201: W
 
 
 def test_a_tree_without_known_names_is_refused(write_rgbnt201: Writer) -> None:
-    with pytest.raises(ValueError, match=r"train: no picture with a name of the published form .*RGB/1\.jpg"):
+    with pytest.raises(ValueError, match=r"train: no image with a name of the published form .*RGB/1\.jpg"):
         load_dataset("rgbnt201", write_rgbnt201(train=["1.jpg", "2.jpg"]))
 
 
 def test_empty_folders_are_refused(write_rgbnt201: Writer) -> None:
-    with pytest.raises(ValueError, match=r"test: no picture .* hold no files"):
+    with pytest.raises(ValueError, match=r"test: no image .* hold no files"):
         load_dataset("rgbnt201", write_rgbnt201(test=[]))
 
 
@@ -151,7 +151,7 @@ def test_captions_are_joined_by_name(write_rgbnt201: Writer, write_captions: Wri
     assert turned.summary()["train"]["captions"] == {"tir": 5}
 
 
-def test_captions_and_pictures_that_do_not_meet_are_noted(write_msvr310: Writer, write_captions: Writer) -> None:
+def test_captions_and_images_that_do_not_meet_are_noted(write_msvr310: Writer, write_captions: Writer) -> None:
     home = write_msvr310()
     names = [s.key for s in load_dataset("msvr310", home).train]
     tests = [s.key for s in load_dataset("msvr310", home).gallery]
@@ -166,12 +166,12 @@ def test_captions_and_pictures_that_do_not_meet_are_noted(write_msvr310: Writer,
     assert data.train[2].captions[0][0] == "In RGB."
     assert data.notes == (
         f"train: 1 of 4 samples lack nir: {names[1]}",
-        "train: 1 captions in train_RGB.json name no rgb picture",
-        "train: 1 rgb pictures have no caption in train_RGB.json",
-        "train: 2 captions in train_NI.json name no nir picture",
-        "train: 1 nir pictures have no caption in train_NI.json",
-        "train: 1 captions in train_TI.json name no tir picture",
-        "train: 1 tir pictures have no caption in train_TI.json",
+        "train: 1 captions in train_RGB.json name no rgb image",
+        "train: 1 rgb images have no caption in train_RGB.json",
+        "train: 2 captions in train_NI.json name no nir image",
+        "train: 1 nir images have no caption in train_NI.json",
+        "train: 1 captions in train_TI.json name no tir image",
+        "train: 1 tir images have no caption in train_TI.json",
         "train: 1 captions in train_TI.json are blank",
     )
 
@@ -193,8 +193,8 @@ def test_caption_files_that_are_absent_are_noted(write_rgbnt201: Writer, write_c
     data = load_dataset("rgbnt201", home, captions=text)
     assert [bool(c) for c in data.train[0].captions] == [True, False, True] and data.query[0].captions == ()
     assert data.notes == (
-        "train: no caption file train_NI.json, so 0 of 5 nir pictures have a caption",
-        *(f"test: no caption file test_{n}.json, so 0 of 4 {m} pictures have a caption" for n, m in NAMES),
+        "train: no caption file train_NI.json, so 0 of 5 nir images have a caption",
+        *(f"test: no caption file test_{n}.json, so 0 of 4 {m} images have a caption" for n, m in NAMES),
     )
     expected = r"no caption file in captions=.*\{train,test\}_\{NI\}\.json in it or in one of text, RGBNT201, 201"
     with pytest.raises(FileNotFoundError, match=expected):
@@ -222,13 +222,14 @@ def test_an_empty_caption_file_means_none_for_this_modality(write_rgbnt201: Writ
     (text / "test_NI.json").write_text("[]")
     data = load_dataset("rgbnt201", home, captions=text)
     assert data.query[0].captions[1] == () and data.query[0].captions[2]
-    assert data.notes == ("test: 4 nir pictures have no caption in test_NI.json",)
+    assert data.notes == ("test: 4 nir images have no caption in test_NI.json",)
 
 
 def test_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list_datasets()  # loads what registers itself, before the copy
     monkeypatch.setattr(registry, "_readers", dict(registry._readers))
     assert {"rgbnt201", "msvr310"} <= set(list_datasets()) and list_datasets() == sorted(list_datasets())
-    with pytest.raises(ValueError, match=r"unknown data set 'market'; known are .*msvr310.*rgbnt201"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'market'; known are .*msvr310.*rgbnt201"):
         load_dataset("market", tmp_path)
     with pytest.raises(ValueError, match="'rgbnt201': missing a required argument: 'root'; it takes root, captions"):
         load_dataset("rgbnt201")

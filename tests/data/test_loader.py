@@ -104,8 +104,8 @@ def test_augmentation_depends_on_seed_epoch_and_slot_only() -> None:
 
 
 def test_any_callable_transforms() -> None:
-    def transform(pictures: list[Image.Image | None], rng: np.random.Generator) -> torch.Tensor:
-        shown = [0 if picture is None else int(np.asarray(picture).sum()) for picture in pictures]
+    def transform(images: list[Image.Image | None], rng: np.random.Generator) -> torch.Tensor:
+        shown = [0 if image is None else int(np.asarray(image).sum()) for image in images]
         return torch.tensor(shown)[:, None] + int(rng.integers(5))
 
     given = samples()
@@ -126,7 +126,7 @@ def test_one_sample_is_the_row_of_its_batch() -> None:
         (batch, *_) = make_loader(given, transform, sampler=sampler, augment=augment)
         rows = [SampleDataset(given, transform, augment=augment)[item] for item in items]
         assert_same(batch, collate(rows))
-        assert (augment == "cpu") == (rows[0].moves is None)
+        assert (augment == "cpu") == (rows[0].augment_params is None)
 
 
 def test_files_and_arrays_give_the_same(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_files_and_arrays_give_the_same(tmp_path: Path) -> None:
     assert torch.equal(one.images, two.images)
 
 
-def test_unreadable_picture_is_named(tmp_path: Path, jpeg_bytes: bytes) -> None:
-    cases = {"missing.jpg": None, "text.jpg": b"not a picture", "empty.jpg": b"", "cut.jpg": jpeg_bytes[:-40]}
+def test_unreadable_image_is_named(tmp_path: Path, jpeg_bytes: bytes) -> None:
+    cases = {"missing.jpg": None, "text.jpg": b"not an image", "empty.jpg": b"", "cut.jpg": jpeg_bytes[:-40]}
     for name, content in cases.items():
         path = tmp_path / name
         if content is not None:
@@ -147,11 +147,11 @@ def test_unreadable_picture_is_named(tmp_path: Path, jpeg_bytes: bytes) -> None:
             SampleDataset([sample], EvalTransform(SIZE), ("rgb", "tir"))[0]
         assert all(part in str(error.value) for part in (str(path), "the-key", "tir")), name
     broken = Sample("the-key", 0, 0, -1, (np.zeros((4, 4, 7), np.uint8),))
-    with pytest.raises(ValueError, match="array, the rgb picture of sample 'the-key'"):
+    with pytest.raises(ValueError, match="array, the rgb image of sample 'the-key'"):
         SampleDataset([broken], EvalTransform(SIZE), ("rgb",))[0]
 
 
-def test_sixteen_bit_pictures_are_refused(tmp_path: Path) -> None:
+def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "thermal.png"
     Image.fromarray(np.full((8, 8), 30000, np.uint16)).save(path)
     with pytest.raises(ValueError, match="8 bits"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nextreid.data import EvalTransform, PictureFile, load_dataset, make_loader, read_manifest
+from nextreid.data import EvalTransform, ImageFile, load_dataset, make_loader, read_manifest
 
 Rows = list[dict[str, object]]
 
@@ -15,8 +15,8 @@ Rows = list[dict[str, object]]
 @pytest.fixture
 def write(tmp_path: Path, jpeg: Path) -> Callable[[Rows], Path]:
     for name in ("a.jpg", "b.jpg", "a_t.jpg"):
-        (tmp_path / "pictures").mkdir(exist_ok=True)
-        (tmp_path / "pictures" / name).write_bytes(jpeg.read_bytes())
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(jpeg.read_bytes())
 
     def write_rows(rows: Rows) -> Path:
         path = tmp_path / "manifest.csv"
@@ -31,17 +31,17 @@ def write(tmp_path: Path, jpeg: Path) -> Callable[[Rows], Path]:
 
 def test_full_manifest(write: Callable[[Rows], Path], tmp_path: Path) -> None:
     rows: Rows = [
-        {"key": "two", "pid": 5, "camid": 1, "sceneid": 2, "split": "query", "rgb": "pictures/b.jpg", "tir": ""},
-        {"key": "one", "pid": 4, "camid": "", "sceneid": -1, "split": "train", "rgb": "pictures/a.jpg"},
+        {"key": "two", "pid": 5, "camid": 1, "sceneid": 2, "split": "query", "rgb": "images/b.jpg", "tir": ""},
+        {"key": "one", "pid": 4, "camid": "", "sceneid": -1, "split": "train", "rgb": "images/a.jpg"},
     ]
-    rows[1] |= {"tir": "pictures/a_t.jpg"}
+    rows[1] |= {"tir": "images/a_t.jpg"}
     rows = [row | {"caption_rgb": text} for row, text in zip(rows, ("A man. He, say, runs.", ""), strict=True)]
     two, one = read_manifest(write(rows))
     assert (two.key, two.pid, two.camid, two.sceneid) == ("two", 5, 1, 2)
-    assert two.images == (tmp_path / "pictures/b.jpg", None)
+    assert two.images == (tmp_path / "images/b.jpg", None)
     assert two.captions == (("A man.", "He, say, runs."), ())
     assert (one.pid, one.camid, one.sceneid, one.captions) == (4, -1, -1, ())
-    assert one.images == (tmp_path / "pictures/a.jpg", tmp_path / "pictures/a_t.jpg")
+    assert one.images == (tmp_path / "images/a.jpg", tmp_path / "images/a_t.jpg")
     assert [s.key for s in read_manifest(tmp_path / "manifest.csv", split="train")] == ["one"]
     wide = read_manifest(tmp_path / "manifest.csv", modalities=("tir", "nir", "rgb"))
     assert [image is not None for image in wide[1].images] == [True, False, True]
@@ -49,25 +49,25 @@ def test_full_manifest(write: Callable[[Rows], Path], tmp_path: Path) -> None:
     assert batch.present.tolist() == [[True, False], [True, True]]
 
 
-def test_only_pictures(write: Callable[[Rows], Path]) -> None:
-    samples = read_manifest(write([{"rgb": "pictures/b.jpg"}, {"rgb": "pictures/a.jpg"}]))
+def test_only_images(write: Callable[[Rows], Path]) -> None:
+    samples = read_manifest(write([{"rgb": "images/b.jpg"}, {"rgb": "images/a.jpg"}]))
     assert [(s.key, s.pid, s.camid, s.sceneid) for s in samples] == [
-        ("pictures/b.jpg", -1, -1, -1),
-        ("pictures/a.jpg", -1, -1, -1),
+        ("images/b.jpg", -1, -1, -1),
+        ("images/a.jpg", -1, -1, -1),
     ]
 
 
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
-        ([{"rgb": "pictures/a.jpg", "camdi": 1}], ValueError, r"columns \['camdi'\] are unknown.*camid"),
+        ([{"rgb": "images/a.jpg", "camdi": 1}], ValueError, r"columns \['camdi'\] are unknown.*camid"),
         ([{"pid": 1}], ValueError, "no column for a modality"),
-        ([{"rgb": "/tmp/a.jpg"}], ValueError, "line 2: picture '/tmp/a.jpg' is not below the manifest's folder"),
-        ([{"rgb": "x/../../a.jpg"}], ValueError, r"line 2: picture 'x/\.\./\.\./a.jpg' is not below .*anywhere=True"),
-        ([{"rgb": "pictures/c.jpg"}], FileNotFoundError, r"line 2: no rgb picture .*c\.jpg"),
-        ([{"rgb": "pictures/a.jpg", "pid": "x"}], ValueError, "line 2: pid must be a whole number, got 'x'"),
-        ([{"rgb": "pictures/a.jpg"}, {"rgb": "pictures/a.jpg"}], ValueError, "line 3: key 'pictures/a.jpg' occurs a s"),
-        ([{"rgb": "", "tir": "", "pid": 1}], ValueError, "line 2: the row names no picture"),
+        ([{"rgb": "/tmp/a.jpg"}], ValueError, "line 2: image '/tmp/a.jpg' is not below the manifest's folder"),
+        ([{"rgb": "x/../../a.jpg"}], ValueError, r"line 2: image 'x/\.\./\.\./a.jpg' is not below .*anywhere=True"),
+        ([{"rgb": "images/c.jpg"}], FileNotFoundError, r"line 2: no rgb image .*c\.jpg"),
+        ([{"rgb": "images/a.jpg", "pid": "x"}], ValueError, "line 2: pid must be a whole number, got 'x'"),
+        ([{"rgb": "images/a.jpg"}, {"rgb": "images/a.jpg"}], ValueError, "line 3: key 'images/a.jpg' occurs a s"),
+        ([{"rgb": "", "tir": "", "pid": 1}], ValueError, "line 2: the row names no image"),
     ],
 )
 def test_bad_rows_are_named(write: Callable[[Rows], Path], rows: Rows, error: type[Exception], message: str) -> None:
@@ -80,9 +80,9 @@ def test_parquet_reads_as_csv_does(write: Callable[[Rows], Path], tmp_path: Path
     import pyarrow.parquet as pq
 
     texts = ["A man. He runs.", None]
-    rows = [{"key": k, "pid": p, "camid": c, "rgb": f"pictures/{k}.jpg"} for k, p, c in (("a", 7, 1), ("b", 8, ""))]
+    rows = [{"key": k, "pid": p, "camid": c, "rgb": f"images/{k}.jpg"} for k, p, c in (("a", 7, 1), ("b", 8, ""))]
     csv_path = write([row | {"caption_rgb": text} for row, text in zip(rows, texts, strict=True)])
-    columns = {"key": ["a", "b"], "pid": [7, 8], "rgb": ["pictures/a.jpg", "pictures/b.jpg"], "caption_rgb": texts}
+    columns = {"key": ["a", "b"], "pid": [7, 8], "rgb": ["images/a.jpg", "images/b.jpg"], "caption_rgb": texts}
     for camid in ([1, None], [1.0, float("nan")], ["1", ""]):
         pq.write_table(pa.table(columns | {"camid": camid}), tmp_path / "m.parquet")
         assert read_manifest(tmp_path / "m.parquet") == read_manifest(csv_path)
@@ -98,40 +98,40 @@ def test_parquet_reads_as_csv_does(write: Callable[[Rows], Path], tmp_path: Path
 
 
 def test_modalities_of_ones_own_are_declared(write: Callable[[Rows], Path], tmp_path: Path) -> None:
-    path = write([{"rgb": "pictures/a.jpg", "depth": "pictures/b.jpg", "event": "", "caption_depth": "Near."}])
+    path = write([{"rgb": "images/a.jpg", "depth": "images/b.jpg", "event": "", "caption_depth": "Near."}])
     expected = r"columns \['depth', 'event', 'caption_depth'\] are unknown.*modalities=\('rgb', 'depth', 'event'\)"
     with pytest.raises(ValueError, match=expected):
         read_manifest(path)
     (sample,) = read_manifest(path, ("event", "depth", "rgb"))
-    assert sample.images == (None, tmp_path / "pictures/b.jpg", tmp_path / "pictures/a.jpg")
+    assert sample.images == (None, tmp_path / "images/b.jpg", tmp_path / "images/a.jpg")
     assert sample.captions == ((), ("Near.",), ())
     with pytest.raises(ValueError, match=r"columns \['event'\] are unknown; with modalities \('depth',\) known are"):
         read_manifest(path, ("depth",))
 
 
-def test_missing_pictures_are_counted(write: Callable[[Rows], Path]) -> None:
-    path = write([{"rgb": f"pictures/{i}.jpg"} for i in range(8)])
-    with pytest.raises(FileNotFoundError, match=r"8 pictures are missing\n.*line 2: no rgb .*\n(.*\n)*… and 3 more"):
+def test_missing_images_are_counted(write: Callable[[Rows], Path]) -> None:
+    path = write([{"rgb": f"images/{i}.jpg"} for i in range(8)])
+    with pytest.raises(FileNotFoundError, match=r"8 images are missing\n.*line 2: no rgb .*\n(.*\n)*… and 3 more"):
         read_manifest(path)
 
 
-def test_pictures_elsewhere_need_leave(write: Callable[[Rows], Path], tmp_path: Path) -> None:
-    path = write([{"rgb": "pictures/../pictures/a.jpg"}])
+def test_images_elsewhere_need_leave(write: Callable[[Rows], Path], tmp_path: Path) -> None:
+    path = write([{"rgb": "images/../images/a.jpg"}])
     assert len(read_manifest(path)) == 1
     (tmp_path / "lists").mkdir()
     path = path.rename(tmp_path / "lists" / "m.csv")
-    path.write_text(f"rgb,tir\n../pictures/a.jpg,{tmp_path}/pictures/b.jpg\n")
+    path.write_text(f"rgb,tir\n../images/a.jpg,{tmp_path}/images/b.jpg\n")
     with pytest.raises(ValueError, match="anywhere=True"):
         read_manifest(path)
     (sample,) = read_manifest(path, anywhere=True)
-    assert [image.resolve() for image in sample.images] == [tmp_path / "pictures" / n for n in ("a.jpg", "b.jpg")]
+    assert [image.resolve() for image in sample.images] == [tmp_path / "images" / n for n in ("a.jpg", "b.jpg")]
 
 
 def test_windows_belong_to_modalities(write: Callable[[Rows], Path], tmp_path: Path) -> None:
-    path = write([{"rgb": "pictures/a.jpg", "tir": "pictures/a_t.jpg"}])
+    path = write([{"rgb": "images/a.jpg", "tir": "images/a_t.jpg"}])
     (sample,) = read_manifest(path, window={"tir": [7000, 9000]})
-    files = tmp_path / "pictures/a.jpg", tmp_path / "pictures/a_t.jpg"
-    assert sample.images == (files[0], PictureFile(files[1], window=(7000, 9000)))
+    files = tmp_path / "images/a.jpg", tmp_path / "images/a_t.jpg"
+    assert sample.images == (files[0], ImageFile(files[1], window=(7000, 9000)))
     with pytest.raises(ValueError, match=r"window names \['nir'\], but the modalities are \('rgb', 'tir'\)"):
         read_manifest(path, window={"nir": "minmax"})
     with pytest.raises(ValueError, match="window must be"):
@@ -144,7 +144,7 @@ SPLITS = ("train", "train", "query", "gallery", "test", "val")
 def split_rows(camid: object = 3) -> Rows:
     """Six rows with keys in falling order, one split each."""
     return [
-        {"key": f"k{9 - i}", "pid": i if i < 2 else 9, "camid": camid, "split": split, "rgb": "pictures/a.jpg"}
+        {"key": f"k{9 - i}", "pid": i if i < 2 else 9, "camid": camid, "split": split, "rgb": "images/a.jpg"}
         for i, split in enumerate(SPLITS)
     ]
 
@@ -168,7 +168,7 @@ def test_a_manifest_is_a_data_set(write: Callable[[Rows], Path]) -> None:
         load_dataset("manifest", path, protocol="cam")
 
 
-def test_one_picture_may_be_query_and_gallery_but_not_twice_in_one(write: Callable[[Rows], Path]) -> None:
+def test_one_image_may_be_query_and_gallery_but_not_twice_in_one(write: Callable[[Rows], Path]) -> None:
     rows = split_rows()
     for row in rows[2:4]:
         row["key"] = "both"
@@ -181,7 +181,7 @@ def test_one_picture_may_be_query_and_gallery_but_not_twice_in_one(write: Callab
 
 
 def test_a_manifest_without_splits_is_split_by_identity(write: Callable[[Rows], Path]) -> None:
-    rows: Rows = [{"key": f"{p}{c}", "pid": p, "camid": c, "rgb": "pictures/a.jpg"} for p in range(6) for c in (0, 1)]
+    rows: Rows = [{"key": f"{p}{c}", "pid": p, "camid": c, "rgb": "images/a.jpg"} for p in range(6) for c in (0, 1)]
     path = write(rows)
     expected = (
         r"manifest.csv has no column 'split'.*train=0\.5 .*, as split_identities\(read_manifest\('.*\), modalities="
@@ -234,7 +234,7 @@ def test_captions_of_a_run_join_by_key(tmp_path):
     dataset = load_dataset("manifest", tmp_path / "mine.csv", captions=home)
     assert [sample.captions for sample in dataset.train] == [((f"Person {s.pid}.",), ()) for s in dataset.train]
     assert [bool(sample.captions[0]) for sample in dataset.query] == [True, True, True, False]
-    assert any("1 rgb pictures have no caption in all_RGB.json" in note for note in dataset.notes)
+    assert any("1 rgb images have no caption in all_RGB.json" in note for note in dataset.notes)
     assert any("no caption file all_NI" not in note and "all_TI" in note for note in dataset.notes)
     with pytest.raises(FileNotFoundError, match=r"expected \{all\}_\{RGB,TI\}\.json"):
         load_dataset("manifest", tmp_path / "mine.csv", captions=tmp_path)

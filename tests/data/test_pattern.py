@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from nextreid.data import PictureFile, load_dataset, read_folder, read_pattern
+from nextreid.data import ImageFile, load_dataset, read_folder, read_pattern
 from nextreid.data import pattern as module
 
 Labels = dict[str, tuple[int, int, int]]
@@ -42,7 +42,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none of the folders .*found red in"):
         read_folder(tmp_path)
     touch(tmp_path, "rgb/a.txt")
-    with pytest.raises(ValueError, match=r"no pictures \(\.bmp"):
+    with pytest.raises(ValueError, match=r"no images \(\.bmp"):
         read_folder(tmp_path)
     touch(tmp_path, "rgb/a.jpg", "rgb/a.png")
     with pytest.raises(ValueError, match="have one stem"):
@@ -52,7 +52,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_a_pattern_reads_labels_and_pairs_pictures(tmp_path: Path, caplog) -> None:
+def test_a_pattern_reads_labels_and_pairs_images(tmp_path: Path, caplog) -> None:
     touch(
         tmp_path,
         *(f"train/{m}/0007_c{c}_{f}.jpg" for m in ("RGB", "TI") for c in (1, 12) for f in ("a", "b")),
@@ -76,7 +76,7 @@ def test_a_pattern_reads_labels_and_pairs_pictures(tmp_path: Path, caplog) -> No
         "test: 1 of 1 samples lack tir",
     ]
     assert [s.key for s in read_pattern(tmp_path, split="test")] == ["test/RGB/9_c-1_.JPG"]
-    with pytest.raises(ValueError, match=r"no pictures with split 'query' .*there are \['test', 'train'\]"):
+    with pytest.raises(ValueError, match=r"no images with split 'query' .*there are \['test', 'train'\]"):
         read_pattern(tmp_path, split="query")
 
 
@@ -106,11 +106,9 @@ def test_modalities_of_ones_own_and_windows(tmp_path: Path, caplog) -> None:
     with pytest.raises(ValueError, match=expected):
         read_pattern(tmp_path, pattern)
     (sample,) = read_pattern(tmp_path, pattern, ("depth", "rgb"), window={"depth": [0, 4000]})
-    assert sample.images == (PictureFile(tmp_path / "Depth/1.png", window=(0, 4000)), tmp_path / "rgb/1.png")
-    assert "2 pictures left out, of other modalities: ['event']" in caplog.text
-    with pytest.raises(
-        ValueError, match=r"no pictures of modalities \('tir',\); there are \['Depth', 'event', 'rgb'\]"
-    ):
+    assert sample.images == (ImageFile(tmp_path / "Depth/1.png", window=(0, 4000)), tmp_path / "rgb/1.png")
+    assert "2 images left out, of other modalities: ['event']" in caplog.text
+    with pytest.raises(ValueError, match=r"no images of modalities \('tir',\); there are \['Depth', 'event', 'rgb'\]"):
         read_pattern(tmp_path, pattern, ("tir",))
     touch(tmp_path, "vis/1.png")
     (sample,) = read_pattern(tmp_path, pattern, ("vis", "rgb"))
@@ -162,5 +160,5 @@ def test_bad_patterns_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no path of the form '{pid}\.png'; at that depth there are 1\.jpg, x\.png"):
         read_pattern(tmp_path, "{pid}.png")
     touch(tmp_path, "vis/1.jpg", "rgb/1.jpg")
-    with pytest.raises(ValueError, match=r"two files are one rgb picture: rgb/1\.jpg, vis/1\.jpg"):
+    with pytest.raises(ValueError, match=r"two files are one rgb image: rgb/1\.jpg, vis/1\.jpg"):
         read_pattern(tmp_path, "{modality}/{pid}.jpg")

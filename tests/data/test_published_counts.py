@@ -1,4 +1,4 @@
-"""Trees with all the published names, or as many as there are, and made-up pixels: the published counts."""
+"""Trees with all the published names, or as many as there are, and synthetic pixels: the published counts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trees
 
-from nextreid.data import ReIDDataset, Sample, load_dataset, open_picture, read_captions
+from nextreid.data import ReIDDataset, Sample, load_dataset, open_image, read_captions
 
 Writer = Callable[..., Path]
 
@@ -62,4 +62,4 @@ def test_rgbnt100_with_as_many_names_as_published(tmp_path: Path, query: bool) -
     assert [s.key for s in data.query] == sorted(published)
     rebuilt = "query: no folder query, rebuilt by its rule, every fifth frame: 1715 samples"
     assert data.notes == (() if query else (rebuilt,))
-    assert [open_picture(image).size for image in data.train[0].images] == [(256, 128)] * 3
+    assert [open_image(image).size for image in data.train[0].images] == [(256, 128)] * 3

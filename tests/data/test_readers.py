@@ -60,7 +60,7 @@ def test_a_strip_is_cut_into_its_modalities(tmp_path: Path) -> None:
     file.unlink()
     Image.fromarray(values[:, :512]).save(file)
     bad = load_dataset("rgbnt100", home)
-    message = rf"{file}, the rgb picture of sample '{file.name}': it must be 768 x 128 .* found 512 x 128"
+    message = rf"{file}, the rgb image of sample '{file.name}': it must be 768 x 128 .* found 512 x 128"
     with pytest.raises(ValueError, match=message):
         SampleDataset(bad.train, EvalTransform((16, 32)))[0]
 
@@ -83,7 +83,7 @@ def test_rgbnt100_takes_captions_of_idea(tmp_path: Path) -> None:
     every["test_TI"].remove("0504_c0003_003.jpg")
     write_texts(tmp_path / "anno" / "RGBNT100" / "text", **every)
     data = load_dataset("rgbnt100", tmp_path, captions=tmp_path / "anno")
-    assert data.notes == ("test: 1 tir pictures have no caption in test_TI.json",)
+    assert data.notes == ("test: 1 tir images have no caption in test_TI.json",)
     assert data.query[0].captions[1] == (f"test_NI of {data.query[0].key}.",)
     assert data.gallery[-1].captions[2] == ()
 
@@ -98,7 +98,7 @@ def test_rgbn300(tmp_path: Path, folder: str, query: tuple[str, ...] | None) -> 
         ((0, 0, 256, 128), (512, 128)),
         ((256, 0, 512, 128), (512, 128)),
     ]
-    # 0504 has one camera only: without a list its pictures are no queries
+    # 0504 has one camera only: without a list its images are no queries
     assert keys(data.query) == sorted(query or STRIP_TEST[:-1])
     assert (data.notes == ()) == (query is not None)
     assert query or "no folder query, and its list is not published: all 12 of 13 gallery" in data.notes[0]
@@ -169,8 +169,8 @@ def test_wmveid863_takes_its_query_folder(wmveid863: Path) -> None:
     assert data.train[3].captions == (("train_RGB of 0451_v1_n1_s999_000.jpg.",), (), ())
     assert not any("no folder query" in note for note in data.notes)
     notes = "\n".join(data.notes)
-    assert "test: 1 captions in test_RGB.json name no rgb picture" in notes
-    assert "test: 6 rgb pictures have no caption in test_RGB.json" in notes
+    assert "test: 1 captions in test_RGB.json name no rgb image" in notes
+    assert "test: 6 rgb images have no caption in test_RGB.json" in notes
 
 
 @pytest.mark.parametrize("folder", ["Market1501-MM", "Market-1501-RGBNT"])
@@ -221,8 +221,8 @@ def test_every_file_system_gives_the_same(name: str, tmp_path: Path, monkeypatch
 
 def test_captions_from_the_table_of_a_run(tmp_path: Path) -> None:
     """The table that a captioning run writes reads like the published files that it writes beside it."""
-    from nextreid.captions import get_schema
-    from nextreid.captions.export import Description, write_captions, write_table
+    from nextreid.captioning import get_schema
+    from nextreid.captioning.export import Description, write_captions, write_table
 
     strips(tmp_path / "RGBNT100", 3)
     told = [

@@ -19,11 +19,11 @@ def test_summary_counts_each_split() -> None:
         "ids": 2,
         "cameras": 2,
         "scenes": 1,
-        "pictures": {"rgb": 3, "tir": 1},
+        "images": {"rgb": 3, "tir": 1},
         "captions": {"rgb": 1, "tir": 0},
     }
     assert summary["query"]["samples"] == 1
-    assert summary["gallery"]["pictures"] == {"rgb": 0, "tir": 0}
+    assert summary["gallery"]["images"] == {"rgb": 0, "tir": 0}
 
 
 def test_sample_is_frozen() -> None:

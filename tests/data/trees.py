@@ -1,4 +1,4 @@
-"""Writers of the published folder trees: real-form names, made-up pixels, every file a link to one picture."""
+"""Writers of the published folder trees: real-form names, synthetic pixels, every file a link to one image."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ MSVR310_TEST = (
     "0317_s000_v2_001.jpg",
 )
 
-# The published defects: a misnamed RGB picture (0865), pictures without a partner (0865, 0406, 0476), identities in
+# The published defects: a misnamed RGB image (0865), images without a partner (0865, 0406, 0476), identities in
 # both splits, one of them with an equal name (0451); 0018 and 0030 come from MSVR310, the test's 0900 has one view.
 WMVEID863 = {
     "train/0018/vis,ni,th": ("v1_n9_s002_020.jpg", "v4_n9_s002_021.jpg"),
@@ -56,7 +56,7 @@ MARKET = {
 
 
 def pixels(size: tuple[int, int] = (4, 8), seed: int = 0) -> np.ndarray:
-    """A made-up picture of (width, height), (H, W, 3) uint8."""
+    """A synthetic image of (width, height), (H, W, 3) uint8."""
     return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
 
 

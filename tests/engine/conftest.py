@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nextreid.data import MODALITIES, ReIDDataset, Sample, keyed_rng
+from nextreid.data import MODALITIES, ReIDDataset, Sample, seeded_rng
 from nextreid.engine import get_recipe
 from nextreid.models import create_model
 
@@ -11,16 +11,16 @@ WORDS = ("red", "blue", "green", "dark", "pale", "striped")
 
 
 def make_sample(pid, number, camid=None, captions=True):
-    rng = keyed_rng("engine test", pid, number)
-    tint = keyed_rng("engine test", pid).integers(0, 60, 3)
-    # Every picture has its own light, so that an untrained model mixes identities up.
-    pictures = tuple(
+    rng = seeded_rng("engine test", pid, number)
+    tint = seeded_rng("engine test", pid).integers(0, 60, 3)
+    # Every image has its own light, so that an untrained model mixes identities up.
+    images = tuple(
         (rng.integers(0, 96, (64, 32, 3)) + tint + rng.integers(0, 90, 3)).astype(np.uint8) for _ in MODALITIES
     )
     word = WORDS[PIDS.index(pid)]
     said = tuple((f"A {word} coat.", f"View {number} in {m}.", "The person walks.") for m in MODALITIES)
     camera = number % 2 if camid is None else camid
-    return Sample(f"{pid:03}_{number}", pid, camera, -1, pictures, said if captions else ())
+    return Sample(f"{pid:03}_{number}", pid, camera, -1, images, said if captions else ())
 
 
 def make_dataset(pids=PIDS, captions=True, each=4):

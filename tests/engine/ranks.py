@@ -34,7 +34,7 @@ def recipe_of(**changes):
 
 
 def run_training(data, out, seed=0, resume=False):
-    """Train NEXT without dropout; return losses and pictures of every step."""
+    """Train NEXT without dropout; return losses and images of every step."""
     model, steps = build(seed, drop=0.0), []
     loop = sys.modules[train.__module__]._Epoch
     step = loop._step
@@ -109,7 +109,7 @@ def failures(data, out):
     module.save_state = full_disk
     refused("disk", lambda: train(build(0), dataset, recipe_of(), out / "disk", progress=False))
     module.save_state = save
-    refused("odd", lambda: distributed.on_first(lambda: Odd.fail()))
+    refused("odd", lambda: distributed.on_main(lambda: Odd.fail()))
     return told
 
 
@@ -127,21 +127,21 @@ class Odd(Exception):
 def exchanges():
     rank, world = distributed.rank(), distributed.world_size()
     rows = torch.full((2, 3), float(rank), dtype=torch.bfloat16, requires_grad=True)
-    gathered = distributed.gather_rows(rows)
+    gathered = distributed.all_gather(rows)
     (gathered * torch.arange(1, 4 * 3 + 1).view(4, 3)).sum().backward()
     a, b, c = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
     a.grad, c.grad = torch.tensor([1.0, rank]), torch.tensor([4.0, 6.0])
     if rank == 1:
         b.grad = torch.tensor([5.0, 5.0])
     unused = torch.nn.Parameter(torch.zeros(3))
-    distributed.sum_gradients([a, unused, b, c], everywhere=[c])
+    distributed.all_reduce_gradients([a, unused, b, c], everywhere=[c])
     return {
         "world": world,
         "rows": gathered.tolist(),
         "own gradient": rows.grad.tolist(),
         "grads": [a.grad.tolist(), unused.grad, b.grad.tolist(), c.grad.tolist()],
-        "lists": distributed.gather_lists([rank] * (rank + 1)),
-        "first": distributed.from_first(f"from {rank}"),
+        "lists": distributed.all_gather_objects([rank] * (rank + 1)),
+        "first": distributed.broadcast(f"from {rank}"),
     }
 
 
@@ -166,7 +166,7 @@ def main():
         resumed, more, _ = run_training(data, out / "one", seed=rank, resume=True)  # begun by one process
         result["resumed"] = {"steps": more, "epochs": len(resumed.history)}
         (out / f"rank{rank}.json").write_text(json.dumps(result))
-        distributed.on_first(lambda: None)
+        distributed.on_main(lambda: None)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import torch
 
 from nextreid.engine import get_recipe
 from nextreid.engine.checkpoint import load_state, read_tensors, save_state, write_jsonl, write_tensors, write_whole
-from nextreid.engine.optim import build_optimizer
+from nextreid.engine.optimizer import build_optimizer
 
 
 def step(model, optimizer, seed):

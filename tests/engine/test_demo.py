@@ -19,8 +19,8 @@ def test_everything_is_written(demo):
     out, metrics, lines = demo
     assert json.loads((out / "metrics.json").read_text()) == metrics
     for name in ("rank_list.png", "masks.png"):
-        with Image.open(out / name) as picture:
-            assert min(picture.size) > 200
+        with Image.open(out / name) as image:
+            assert min(image.size) > 200
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "next_tiny" in page
     assert (out / "runs" / "next_tiny" / "last" / "model.safetensors").is_file()
@@ -63,7 +63,7 @@ def test_shipped_weights_are_shown_without_training(demo, tmp_path):
     assert asked == [(row["model"], row["text"], row["missing"]) for row in trained]
     assert all(row["dataset"] == "synthetic-persons" for row in shown["results"])
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "shipped weights" in page and "text tower is random" not in page
+    assert "bundled weights" in page and "text tower is random" not in page
     other = run_demo(tmp_path / "out", seed=4, smoke=True, pretrained=True)  # replaces the folder as a whole
     assert other["results"] != shown["results"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["seed"] == 4

@@ -148,9 +148,9 @@ def test_what_fails_in_one_process_ends_both_with_one_message(pair):
 
 def test_in_one_process_nothing_is_exchanged():
     rows = torch.zeros(2, 2, requires_grad=True)
-    assert distributed.gather_rows(rows) is rows and distributed.gather_lists([1]) == [1]
-    assert (distributed.world_size(), distributed.rank(), distributed.is_first()) == (1, 0, True)
+    assert distributed.all_gather(rows) is rows and distributed.all_gather_objects([1]) == [1]
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
     with process_group("cpu"):
         assert not torch.distributed.is_initialized()
     with pytest.raises(ValueError, match="as it is"):
-        distributed.on_first(lambda: (_ for _ in ()).throw(ValueError("as it is")))
+        distributed.on_main(lambda: (_ for _ in ()).throw(ValueError("as it is")))

@@ -1,4 +1,4 @@
-"""Pictures of every kind to vectors; the references are `extract`, the model itself, and crops written as files."""
+"""Images of every kind to vectors; the references are `extract`, the model itself, and crops written as files."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import nextreid
-from nextreid.data import PictureFile, keyed_rng, split_sentences
+from nextreid.data import ImageFile, seeded_rng, split_sentences
 from nextreid.engine import FeatureExtractor, extract, feature_extractor
 
 COLOURS = ("red", "green", "blue", "white", "yellow", "grey")
@@ -24,13 +24,13 @@ SAID = {"rgb": f"A woman in a red coat. {LONG}", "tir": ["A person.", "A bag."]}
 
 
 def pixels(*what, size=(40, 30, 3)):
-    return keyed_rng("feature extractor", *what).integers(0, 256, size, np.uint8)
+    return seeded_rng("feature extractor", *what).integers(0, 256, size, np.uint8)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder rgb/nir/tir of four moments, as `extract` reads it; the second has no thermal picture."""
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """A folder rgb/nir/tir of four moments, as `extract` reads it; the second has no thermal image."""
+    root = tmp_path_factory.mktemp("images")
     for modality, size in SIZES.items():
         (root / modality).mkdir()
         for name in "abcd":
@@ -49,26 +49,26 @@ def rgb_only(build):
     return FeatureExtractor(build("baseline_tiny", modalities=("rgb",)), batch_size=2)
 
 
-def test_vectors_are_those_of_extract_to_the_bit(build, pictures, tmp_path):
+def test_vectors_are_those_of_extract_to_the_bit(build, images, tmp_path):
     model = build()
     for normalize in (True, False):
         out = tmp_path / str(normalize)
-        expected = load_file(extract(model, pictures, out, batch_size=3, normalize=normalize).embeddings)["embedding"]
-        vectors = FeatureExtractor(model, batch_size=3, normalize=normalize)([moment(pictures, n) for n in "abcd"])
+        expected = load_file(extract(model, images, out, batch_size=3, normalize=normalize).embeddings)["embedding"]
+        vectors = FeatureExtractor(model, batch_size=3, normalize=normalize)([moment(images, n) for n in "abcd"])
         assert vectors.dtype == torch.float32 and not vectors.requires_grad
         assert torch.equal(vectors, expected)
         assert torch.allclose(vectors.norm(dim=1), torch.ones(4)) == normalize
 
 
-def test_captions_are_read_as_extract_reads_them(build, pictures, tmp_path):
+def test_captions_are_read_as_extract_reads_them(build, images, tmp_path):
     model = build()
-    (pictures / "list.csv").write_text(
+    (images / "list.csv").write_text(
         "key,rgb,nir,tir,caption_rgb,caption_tir\n"
         f"a,rgb/a.png,nir/a.png,tir/a.png,{SAID['rgb']},{' '.join(SAID['tir'])}\nc,rgb/c.png,nir/c.png,,,\n"
     )
-    expected = load_file(extract(model, pictures / "list.csv", tmp_path).embeddings)["embedding"]
+    expected = load_file(extract(model, images / "list.csv", tmp_path).embeddings)["embedding"]
     extractor = FeatureExtractor(model)
-    one, two = moment(pictures, "a"), {**moment(pictures, "c"), "tir": None}
+    one, two = moment(images, "a"), {**moment(images, "c"), "tir": None}
     assert torch.equal(extractor([{**one, "captions": SAID}, two]), expected)
     said = extractor(**one, captions=SAID)
     assert torch.equal(extractor(one, captions=SAID), said)
@@ -83,9 +83,9 @@ def test_captions_are_read_as_extract_reads_them(build, pictures, tmp_path):
         assert torch.equal(extractor(one, captions={"rgb": blank}), extractor(one))
 
 
-def test_one_sample_can_be_given_in_four_ways(build, pictures):
+def test_one_sample_can_be_given_in_four_ways(build, images):
     extractor = FeatureExtractor(build("baseline_tiny"))
-    paths = moment(pictures, "a")
+    paths = moment(images, "a")
     vector = extractor(**paths)
     assert vector.shape == (extractor.model.num_features,)
     assert torch.equal(extractor(paths), vector)
@@ -94,10 +94,10 @@ def test_one_sample_can_be_given_in_four_ways(build, pictures):
     assert not torch.allclose(extractor(paths["nir"], paths["rgb"], paths["tir"]), vector, atol=1e-3)
 
 
-def test_a_missing_modality_is_one_that_is_left_out(build, pictures):
+def test_a_missing_modality_is_one_that_is_left_out(build, images):
     model = build()
     extractor = FeatureExtractor(model, normalize=False)
-    paths = moment(pictures, "a")
+    paths = moment(images, "a")
     vector = extractor(nir=paths["nir"])
     image = np.asarray(Image.open(paths["nir"])).transpose(2, 0, 1)
     images = torch.full((1, 3, 3, 64, 32), torch.nan)
@@ -109,25 +109,25 @@ def test_a_missing_modality_is_one_that_is_left_out(build, pictures):
     assert torch.equal(extractor(None, paths["nir"], None), vector)
 
 
-def test_the_transform_is_the_models_own(build, pictures):
+def test_the_transform_is_the_models_own(build, images):
     settings = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "interpolation": "bilinear"}
     model = build("baseline_tiny", modalities=("rgb",), pretrained_cfg_overlay=settings).eval()
-    picture = Image.open(pictures / "rgb" / "a.png")
-    array = np.asarray(picture.resize((32, 64), Image.Resampling.BILINEAR)).astype(np.float64) / 255
+    image = Image.open(images / "rgb" / "a.png")
+    array = np.asarray(image.resize((32, 64), Image.Resampling.BILINEAR)).astype(np.float64) / 255
     array = (array - settings["mean"]) / settings["std"]
     with torch.no_grad():
         expected = model.embed(torch.tensor(array).float().permute(2, 0, 1)[None, None])
-    torch.testing.assert_close(FeatureExtractor(model)(picture), F.normalize(expected, dim=1)[0])
+    torch.testing.assert_close(FeatureExtractor(model)(image), F.normalize(expected, dim=1)[0])
 
 
-def test_every_kind_of_picture_is_the_same_picture(rgb_only, tmp_path):
+def test_every_kind_of_image_is_the_same_image(rgb_only, tmp_path):
     array = pixels("kinds")
     Image.fromarray(array).save(path := tmp_path / "a.png")
     vector = rgb_only(path)
     channels_first = np.ascontiguousarray(array.transpose(2, 0, 1))
     kinds = [
         str(path),
-        PictureFile(path),
+        ImageFile(path),
         Image.open(path),
         Image.fromarray(np.dstack([array, pixels("alpha", size=(40, 30))])),  # its alpha channel is dropped
         array,
@@ -141,7 +141,7 @@ def test_every_kind_of_picture_is_the_same_picture(rgb_only, tmp_path):
         assert torch.equal(rgb_only(kind), vector)
 
 
-def test_grey_pictures_are_repeated(rgb_only, tmp_path):
+def test_grey_images_are_repeated(rgb_only, tmp_path):
     grey = pixels("grey", size=(40, 30))
     vector = rgb_only(np.dstack([grey] * 3))
     Image.fromarray(grey).save(tmp_path / "grey.png")
@@ -149,14 +149,14 @@ def test_grey_pictures_are_repeated(rgb_only, tmp_path):
         assert torch.equal(rgb_only(kind), vector)
 
 
-def test_pillow_pictures_are_read_as_their_files_are(rgb_only, tmp_path):
+def test_pillow_images_are_read_as_their_files_are(rgb_only, tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # a quarter turn
-    picture = Image.fromarray(pixels("exif"))
-    picture.save(tmp_path / "turned.png", exif=turned)
-    picture.quantize(7).save(tmp_path / "palette.png")
-    picture.convert("LA").save(tmp_path / "alpha.png")
-    picture.convert("1").save(tmp_path / "bits.png")
+    image = Image.fromarray(pixels("exif"))
+    image.save(tmp_path / "turned.png", exif=turned)
+    image.quantize(7).save(tmp_path / "palette.png")
+    image.convert("LA").save(tmp_path / "alpha.png")
+    image.convert("1").save(tmp_path / "bits.png")
     for path in tmp_path.iterdir():
         with Image.open(path) as given:
             mode, size = given.mode, given.size
@@ -166,7 +166,7 @@ def test_pillow_pictures_are_read_as_their_files_are(rgb_only, tmp_path):
                 size,
                 6 if "turned" in path.name else None,
             )
-    assert not torch.allclose(rgb_only(tmp_path / "turned.png"), rgb_only(picture), atol=1e-3)
+    assert not torch.allclose(rgb_only(tmp_path / "turned.png"), rgb_only(image), atol=1e-3)
 
 
 def test_lists_are_embedded_in_batches_and_in_their_order(rgb_only, monkeypatch):
@@ -190,16 +190,16 @@ def test_deep_files_are_read_through_a_window(build, tmp_path):
     expected = FeatureExtractor(model)(((raw - 7000) // 8).astype(np.uint8))
     windowed = FeatureExtractor(model, window={"tir": (7000, 7000 + 8 * 255)})
     assert torch.equal(windowed(path), expected) and torch.equal(windowed(tir=str(path)), expected)
-    assert torch.equal(FeatureExtractor(model)(PictureFile(path, window=(7000, 7000 + 8 * 255))), expected)
+    assert torch.equal(FeatureExtractor(model)(ImageFile(path, window=(7000, 7000 + 8 * 255))), expected)
     for kind in (path, Image.open(path), raw):
-        with pytest.raises(ValueError, match=r"the tir picture.*(more than 8 bits|uint16).*window=\{"):
+        with pytest.raises(ValueError, match=r"the tir image.*(more than 8 bits|uint16).*window=\{"):
             FeatureExtractor(model)(kind)
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
-        (pixels("x") / np.float32(255), r"the rgb picture holds float32, expected uint8.*0 \.\.\. 1.*\* 255"),
+        (pixels("x") / np.float32(255), r"the rgb image holds float32, expected uint8.*0 \.\.\. 1.*\* 255"),
         (torch.zeros(3, 40, 30, dtype=torch.bfloat16), "holds bfloat16.*could be 0"),
         (np.zeros((40, 30, 3)), "holds float64"),
         (torch.zeros(40, 30, dtype=torch.bool), "holds bool.*True is white"),
@@ -211,25 +211,25 @@ def test_deep_files_are_read_through_a_window(build, tmp_path):
         (np.zeros((2, 3, 40, 30), np.uint8), "list of samples"),
         (np.zeros(40, np.uint8), r"expected \(H, W, 3\)"),
         (np.zeros((0, 30, 3), np.uint8), r"is empty: its shape is \(0, 30, 3\)"),
-        (b"\x89PNG", r"the rgb picture is a bytes.*BytesIO"),
+        (b"\x89PNG", r"the rgb image is a bytes.*BytesIO"),
         (17, "is a int"),
-        ("nowhere.png", r"cannot read nowhere\.png, the rgb picture: .*No such file"),
+        ("nowhere.png", r"cannot read nowhere\.png, the rgb image: .*No such file"),
         (Image.new("F", (30, 40)), "more than 8 bits"),
     ],
 )
-def test_what_can_be_read_in_two_ways_or_in_none_is_refused(rgb_only, picture, message):
+def test_what_can_be_read_in_two_ways_or_in_none_is_refused(rgb_only, image, message):
     with pytest.raises(ValueError, match=message):
-        rgb_only(picture)
-    with pytest.raises(ValueError, match=r"rgb picture of sample '?2'?"):
-        rgb_only([pixels("good")] * 2 + [picture])
+        rgb_only(image)
+    with pytest.raises(ValueError, match=r"rgb image of sample '?2'?"):
+        rgb_only([pixels("good")] * 2 + [image])
 
 
-def test_damaged_pictures_are_named(rgb_only, pictures, tmp_path):
-    data = (pictures / "rgb" / "a.png").read_bytes()
+def test_damaged_images_are_named(rgb_only, images, tmp_path):
+    data = (images / "rgb" / "a.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match=r"cannot read .*cut\.png, the rgb picture of sample '1'"):
+    with pytest.raises(ValueError, match=r"cannot read .*cut\.png, the rgb image of sample '1'"):
         rgb_only([pixels("good"), tmp_path / "cut.png"])
-    with pytest.raises(ValueError, match="cannot read the rgb picture: "):
+    with pytest.raises(ValueError, match="cannot read the rgb image: "):
         rgb_only(Image.open(tmp_path / "cut.png"))
 
 
@@ -237,18 +237,18 @@ def test_samples_that_do_not_fit_the_model_are_refused(build):
     extractor = FeatureExtractor(build("baseline_tiny"))
     good = pixels("good")
     for call, message in (
-        (lambda: extractor(), "no picture: give one or more of rgb, nir, tir"),
-        (lambda: extractor({}), "no picture"),
-        (lambda: extractor(None, None, None), "no picture"),
-        (lambda: extractor([{"rgb": good}, {"rgb": None}]), "no picture of sample 1"),
+        (lambda: extractor(), "no image: give one or more of rgb, nir, tir"),
+        (lambda: extractor({}), "no image"),
+        (lambda: extractor(None, None, None), "no image"),
+        (lambda: extractor([{"rgb": good}, {"rgb": None}]), "no image of sample 1"),
         (lambda: extractor(thermal=good), r"unknown modality 'thermal'.*'tir'"),
         (lambda: extractor([{"rgb": good}, {1: good}]), "unknown modality 1 of sample 1"),
         (lambda: extractor(good), r"one for each of \('rgb', 'nir', 'tir'\), got 1: name.*rgb=\.\.\."),
         (lambda: extractor(good, good), "got 2"),
         (lambda: extractor([good, good, good]), "of sample 0 .*got 1.*list is one of samples"),
         (lambda: extractor([(good, good)]), "of sample 0 .*got 2"),
-        (lambda: extractor(good, nir=good), "name all pictures"),
-        (lambda: extractor({"rgb": good}, nir=good), "name all pictures"),
+        (lambda: extractor(good, nir=good), "name all images"),
+        (lambda: extractor({"rgb": good}, nir=good), "name all images"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -259,7 +259,7 @@ def test_captions_that_would_not_be_read_are_refused(build):
     for captions, message in (
         ("A red coat.", "captions must be a table by modality.*got str"),
         ({"thermal": "A coat."}, r"unknown modalities \['thermal'\]"),
-        ({"nir": "A coat."}, "nir caption without the nir picture"),
+        ({"nir": "A coat."}, "nir caption without the nir image"),
         ({"rgb": 3}, "the rgb caption must be a string or a list"),
         ({"rgb": ["A coat.", None]}, "the rgb caption must be"),
     ):
@@ -339,7 +339,7 @@ def test_bad_frames_are_refused(build):
         (good, r"one for each of \('rgb', 'nir', 'tir'\), got 1"),
         ({"thermal": good}, "unknown modality 'thermal'"),
         ({"rgb": good, "tir": good[:, :20]}, "rgb 30 x 40, tir 20 x 40: align"),
-        ({"rgb": good / 255}, "rgb picture holds float64"),
+        ({"rgb": good / 255}, "rgb image holds float64"),
         ({"rgb": good, "captions": {"rgb": "A coat."}}, "encode reads no captions"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -347,8 +347,8 @@ def test_bad_frames_are_refused(build):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
-def test_half_precision_gives_nearly_the_same_vectors(build, pictures, dtype):
-    sample = {**moment(pictures, "a"), "captions": SAID}
+def test_half_precision_gives_nearly_the_same_vectors(build, images, dtype):
+    sample = {**moment(images, "a"), "captions": SAID}
     vector = FeatureExtractor(build())(sample)
     half = FeatureExtractor(build(), dtype=dtype)
     assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16 if dtype == "bfloat16" else dtype}
@@ -363,21 +363,21 @@ def test_vectors_that_are_not_numbers_do_not_get_out(rgb_only):
         rgb_only([pixels("a"), pixels("b")])
 
 
-def test_calls_change_nothing(build, pictures):
+def test_calls_change_nothing(build, images):
     model = build(num_classes=5).train()
     extractor = FeatureExtractor(model)
     assert extractor.model is model and not any(module.training for module in model.modules())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    extractor([{**moment(pictures, name), "captions": {"rgb": f"Coat {name}."}} for name in "abcd"])
+    extractor([{**moment(images, name), "captions": {"rgb": f"Coat {name}."}} for name in "abcd"])
     extractor.encode({"rgb": pixels("frame")}, [(0, 0, 9, 9)])
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module.training for module in model.modules()) and torch.is_grad_enabled()
     model.train()
     with pytest.raises(ValueError, match=r"training mode.*model\.eval"):
-        extractor(moment(pictures, "a"))
+        extractor(moment(images, "a"))
 
 
 def test_threads_share_an_extractor(build, monkeypatch):
@@ -407,10 +407,10 @@ def test_threads_share_an_extractor(build, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(vectors, expected, strict=True))
 
 
-def test_a_name_is_built_with_its_weights(build, pictures, tmp_path, caplog, monkeypatch):
+def test_a_name_is_built_with_its_weights(build, images, tmp_path, caplog, monkeypatch):
     model = build(seed=5)
     nextreid.save_model(model, tmp_path / "model")
-    paths = moment(pictures, "a")
+    paths = moment(images, "a")
     assert torch.equal(FeatureExtractor(f"local-dir:{tmp_path / 'model'}")(paths), FeatureExtractor(model)(paths))
     assert FeatureExtractor("baseline_tiny", pretrained=False)(paths).shape == (192,)
     assert not caplog.records

@@ -52,7 +52,7 @@ def test_the_cross_matrix_is_every_subset_against_every_one(build, dataset):
         assert cell.to_dict()["protocol_details"]["query_modalities"] == list(cell.result.protocol.query_modalities)
 
 
-def test_a_picture_is_decoded_once(build, dataset, monkeypatch):
+def test_a_image_is_decoded_once(build, dataset, monkeypatch):
     opened, real = [], loader.SampleDataset._item
     monkeypatch.setattr(loader.SampleDataset, "_item", lambda self, *item: opened.append(item) or real(self, *item))
     model = build("baseline_tiny")
@@ -105,9 +105,9 @@ def test_sides_show_what_the_protocol_gives_them(build, dataset):
         at = [rank for rank, hit in enumerate(hits, 1) if hit]
         precisions.append(sum(n / rank for n, rank in enumerate(at, 1)) / len(at))
     assert report.result.mAP == pytest.approx(sum(precisions) / len(precisions), abs=1e-6)
-    assert report.samples == 2 * len(dataset.query) and report.to_dict()["folded"]
+    assert report.samples == 2 * len(dataset.query) and report.to_dict()["averaged"]
     alike = evaluate(model, dataset, protocol="camera:tir>tir")
-    assert not alike.folded and "folded" not in alike.to_dict()
+    assert not alike.averaged and "averaged" not in alike.to_dict()
     with pytest.raises(ValueError, match="behind the neck"):
         evaluate(model, dataset, protocol=replace(report.result.protocol, feature="after_neck"))
     assert report.to_dict()["protocol"] == "camera:tir>rgb+nir"
@@ -128,17 +128,17 @@ def test_a_sample_is_embedded_once_for_each_thing_that_it_shows(build, dataset):
     bare = tuple(replace(sample, captions=()) for sample in dataset.query)
     silent = replace(dataset, query=bare, gallery=bare)
     assert forwards("camera:rgb>rgb+tir") == forwards("camera:rgb>rgb+tir", silent) == 2 * n
-    # A sample that never had a thermal picture shows the same on both sides.
+    # A sample that never had a thermal image shows the same on both sides.
     lone = (replace(dataset.query[0], images=(*dataset.query[0].images[:2], None), captions=()), *dataset.query[1:])
     assert forwards("camera:rgb>rgb+tir", replace(dataset, query=lone, gallery=lone)) == 2 * n - 1
-    # Words about a picture that is not there are something to show, too.
+    # Words about an image that is not there are something to show, too.
     told = (replace(dataset.query[0], images=(*dataset.query[0].images[:2], None)), *dataset.query[1:])
     assert forwards("camera:rgb>rgb+tir", replace(dataset, query=told, gallery=told)) == 2 * n
 
 
 def test_sides_that_cannot_be_shown_are_named(build, dataset):
     model = build("baseline_tiny")
-    with pytest.raises(ValueError, match=r"'camera:uv>rgb' shows 'uv' on its query side; the data set has: rgb, nir"):
+    with pytest.raises(ValueError, match=r"'camera:uv>rgb' shows 'uv' on its query side; the dataset has: rgb, nir"):
         evaluate(model, dataset, protocol="camera:uv>rgb")
     with pytest.raises(ValueError, match=r"shows tir on its gallery side, and without tir nothing is left"):
         evaluate(model, dataset, protocol="camera:rgb>tir", missing=("tir",))

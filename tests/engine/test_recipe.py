@@ -56,7 +56,7 @@ def test_unknown_names_say_what_there_is():
         ("lr_new", "1e-3", "takes float"),
         ("grad_clip", 0, "more than 0"),
         ("caption_quality", 1.2, "at most 1"),
-        ("caption_keep", 0.0, "more than 0"),
+        ("caption_keep_ratio", 0.0, "more than 0"),
         ("workers", -1, "at least 0"),
         ("name", None, "takes str"),
     ],
@@ -67,4 +67,4 @@ def test_a_value_that_is_not_allowed_is_named(field, value, said):
 
 
 def test_whole_numbers_are_allowed_where_a_share_is_meant():
-    assert get_recipe("next", flip=1, grad_clip=1, caption_keep=1).flip == 1
+    assert get_recipe("next", flip=1, grad_clip=1, caption_keep_ratio=1).flip == 1

@@ -160,7 +160,7 @@ def test_structure_experts_are_equations_8_and_9(inputs, routing):
 
 def test_structure_weights_of_a_sample_come_from_the_mean_logit(inputs):
     _, tokens, _ = inputs
-    layer = StructureExperts(D, 3, grain="sample").eval()
+    layer = StructureExperts(D, 3, granularity="sample").eval()
     present = torch.tensor([[True, True, True], [True, False, True]])
     weights = layer(tokens, present).weights
     for b, kept in enumerate(([0, 1, 2], [0, 2])):
@@ -183,11 +183,13 @@ def test_mmfa_is_equations_10_and_11(inputs):
 def test_mmfa_dropping_tokens_is_attention_over_the_kept_ones(inputs):
     cls, *_ = inputs
     semantic = torch.randn(B, 1, M * N, D)
-    keep = torch.rand(B, 1, M * N) > 0.5
+    keep_ratio = torch.rand(B, 1, M * N) > 0.5
     layer = MMFA(D, num_heads=4, structure=False)
-    out = layer(cls, semantic, semantic_mask=keep)
+    out = layer(cls, semantic, semantic_mask=keep_ratio)
     for b in range(B):
-        torch.testing.assert_close(out[b], aggregate(layer.semantic, cls[b], semantic[b, 0, keep[b, 0]]).flatten())
+        torch.testing.assert_close(
+            out[b], aggregate(layer.semantic, cls[b], semantic[b, 0, keep_ratio[b, 0]]).flatten()
+        )
 
 
 def test_mmfa_mean(inputs):

@@ -15,9 +15,9 @@ SEMANTIC = {
     "eight experts": {"num_experts": 8},
     "shared routers": {"routing": "shared"},
     "fixed": {"sampling": "fixed", "threshold": 0.05},
-    "topk": {"sampling": "topk", "keep": 0.3},
+    "topk": {"sampling": "topk", "keep_ratio": 0.3},
     "all": {"sampling": "all"},
-    "random": {"sampling": "random", "keep": 0.5, "num_tokens": N},
+    "random": {"sampling": "random", "keep_ratio": 0.5, "num_tokens": N},
     "map": {"modulation_scope": "map", "num_tokens": N},
     "no modulation": {"text": False},
     "warm": {"temperature": 3.0},
@@ -27,7 +27,7 @@ STRUCTURE = {
     "one expert": {"num_experts": 1},
     "eight experts": {"num_experts": 8},
     "specific routers": {"routing": "specific"},
-    "a sample's weights": {"grain": "sample"},
+    "a sample's weights": {"granularity": "sample"},
     "each": {"output": "each"},
 }
 PRESENT = torch.tensor([[True, True, True], [True, False, True], [False, False, False]])
@@ -72,7 +72,7 @@ def make(seed=0, **settings):
     cls, tokens = torch.randn(B, M, D).double(), torch.randn(B, M, N, D).double()
     count = len(head.semantic.experts) if head.semantic is not None else 1
     text = torch.randn(B, count, M, D).double()
-    text[0, :, 1] = 0.0  # a picture without a caption
+    text[0, :, 1] = 0.0  # an image without a caption
     text[1, 0] = 0.0
     return head, cls, tokens, text
 

@@ -64,10 +64,10 @@ def test_straight_through_mask_forward_and_gradient():
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.floats(0.01, 1.0), st.integers(0, 1000))
-def test_topk_keeps_the_share(count, keep, seed):
+def test_topk_keeps_the_share(count, keep_ratio, seed):
     score = torch.randn(4, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    mask = straight_through_mask(score, topk_threshold(score, keep))
-    kept = min(count, max(1, -int(-(keep * count) // 1)))
+    mask = straight_through_mask(score, topk_threshold(score, keep_ratio))
+    kept = min(count, max(1, -int(-(keep_ratio * count) // 1)))
     assert torch.equal(mask.sum(-1), torch.full((4,), float(kept), dtype=torch.float64))
     weakest_kept = score.masked_fill(mask == 0, torch.inf).amin(-1)
     strongest_left = score.masked_fill(mask == 1, -torch.inf).amax(-1)
@@ -118,7 +118,7 @@ def test_a_lone_modality_equals_a_model_of_one_modality():
     cls, tokens, _ = tensors()
     present = torch.tensor([[False, True, False]] * 3)
     mmfa = MMFA(D, num_heads=4)
-    csse = StructureExperts(D, 2, grain="sample").eval()
+    csse = StructureExperts(D, 2, granularity="sample").eval()
     zeroed = tokens * present[..., None, None]
     full = mmfa(cls, structure=csse(zeroed, present).tokens, present=present).view(3, 3, D)
     alone = mmfa(cls[:, 1:2], structure=csse(tokens[:, 1:2]).tokens)
@@ -193,7 +193,7 @@ def test_neck_groups():
     ("build", "named"),
     [
         (lambda: SemanticSamplingExpert(D, sampling="some"), "dynamic, fixed, topk, all"),
-        (lambda: SemanticSamplingExpert(D, keep=0.0), "keep"),
+        (lambda: SemanticSamplingExpert(D, keep_ratio=0.0), "keep"),
         (lambda: SemanticSamplingExperts(D, 0), "num_experts"),
         (lambda: StructureExperts(D, 0), "num_experts"),
         (lambda: StructureExperts(D, routing="none"), "specific, shared"),

@@ -96,14 +96,16 @@ def test_builds_by_name_from_json():
 
 def test_settings_reach_the_blocks():
     routed = {"sampling": "fixed", "sampling_threshold": 0.2, "semantic_routing": "shared", "modulation_scope": "map"}
-    mixed = {"structure_routing": "specific", "structure_grain": "sample", "structure_output": "each"}
-    head = make(2, num_tokens=N, drop=0.3, sampling_keep=0.7, ffn_ratio=3.0, mmfa_residual=True, **routed, **mixed)
+    mixed = {"structure_routing": "specific", "structure_granularity": "sample", "structure_output": "each"}
+    head = make(
+        2, num_tokens=N, drop=0.3, sampling_keep_ratio=0.7, ffn_ratio=3.0, mmfa_residual=True, **routed, **mixed
+    )
     expert, structure, last = head.semantic_experts.experts[2], head.structure_experts, head.mmfa.structure
-    assert (expert.sampling, expert.threshold, expert.keep, expert.limit) == ("fixed", 0.2, 0.7, None)
+    assert (expert.sampling, expert.threshold, expert.keep_ratio, expert.limit) == ("fixed", 0.2, 0.7, None)
     assert (len(expert.score.nets), expert.modulation.mix[0].in_features) == (1, 2 * N)
     assert expert.expert.drop.p == structure.experts[2].drop.p == 0.3
     assert expert.expert.mlp[0].out_features == structure.experts[2].mlp[0].out_features == 2 * D
-    assert (len(structure.routers), structure.grain, structure.output) == (2, "sample", "each")
+    assert (len(structure.routers), structure.granularity, structure.output) == (2, "sample", "each")
     assert (last.ffn[0].out_features, last.residual, last.attention.num_heads) == (3 * D, True, 4)
 
 

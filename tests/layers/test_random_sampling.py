@@ -1,4 +1,4 @@
-"""Random masks, the control of the learned ones: how many tokens, drawn when, blind to picture and caption."""
+"""Random masks, the control of the learned ones: how many tokens, drawn when, blind to image and caption."""
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from nextreid.models import create_model
 D, M, N = 16, 3, 32
 
 
-def expert(keep=0.5, **more):
+def expert(keep_ratio=0.5, **more):
     torch.manual_seed(0)
-    return SemanticSamplingExpert(D, M, sampling="random", keep=keep, num_tokens=N, **more)
+    return SemanticSamplingExpert(D, M, sampling="random", keep_ratio=keep_ratio, num_tokens=N, **more)
 
 
 def inputs(batch=64, seed=0):
@@ -20,11 +20,11 @@ def inputs(batch=64, seed=0):
     return torch.randn(batch, M, D, generator=generator), torch.randn(batch, M, N, D, generator=generator)
 
 
-@pytest.mark.parametrize(("keep", "count"), [(0.4, 13), (0.5, 16), (1.0, 32), (0.01, 1)])
+@pytest.mark.parametrize(("keep_ratio", "count"), [(0.4, 13), (0.5, 16), (1.0, 32), (0.01, 1)])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_as_many_tokens_as_asked_for(keep, count, training, dtype):
-    layer = expert(keep).to(dtype).train(training)
+def test_as_many_tokens_as_asked_for(keep_ratio, count, training, dtype):
+    layer = expert(keep_ratio).to(dtype).train(training)
     out = layer(*(tensor.to(dtype) for tensor in inputs(8)))
     assert out.mask.dtype == dtype and out.mask.shape == (8, M, N)
     assert set(out.mask.unique().tolist()) <= {0.0, 1.0}
@@ -81,7 +81,7 @@ def test_mask_of_given_scores():
 
 
 def test_models_have_it_and_say_what_it_needs():
-    model = create_model("next_tiny", sampling="random", sampling_keep=0.25)
+    model = create_model("next_tiny", sampling="random", sampling_keep_ratio=0.25)
     assert model.text_tower is None and not model.uses_text
     model.eval()
     images = torch.randn(2, 3, 3, 64, 32)
@@ -91,4 +91,4 @@ def test_models_have_it_and_say_what_it_needs():
     with pytest.raises(ValueError, match="num_tokens"):
         SemanticSamplingExpert(D, sampling="random")
     with pytest.raises(ValueError, match="keep"):
-        SemanticSamplingExpert(D, sampling="random", keep=0.0, num_tokens=N)
+        SemanticSamplingExpert(D, sampling="random", keep_ratio=0.0, num_tokens=N)

@@ -9,7 +9,7 @@ import torch
 
 import nextreid
 from nextreid.data import split_sentences
-from nextreid.losses import ReIDLoss
+from nextreid.losses import Criterion
 
 CAPTIONS = Path(os.environ.get("NEXTREID_CAPTIONS", Path(__file__).parents[3] / "shared" / "captions"))
 
@@ -29,6 +29,6 @@ def test_forward_and_backward_with_published_captions(name, folder):
     out = model(torch.randn(2, 3, 3, height, width), captions)
     assert out.embedding.shape == (2, 4 * 3 * 512) and out.embedding.isfinite().all()
     assert out.features["beta"].abs().max() > 0
-    ReIDLoss()(out.embedding, out.logits, torch.tensor([0, 1]))["total"].backward()
+    Criterion()(out.embedding, out.logits, torch.tensor([0, 1]))["total"].backward()
     learning = [p for p in model.parameters() if p.requires_grad]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in learning)

@@ -74,10 +74,10 @@ def test_a_converted_clip_gives_its_own_features(clip, state, tmp_path, change, 
     torch.save(change(state), tmp_path / "clip.pt")
     done = convert_clip(tmp_path / "clip.pt", "next", tmp_path / "out", **MODEL)
     model = build(tmp_path / "out")
-    pictures = torch.randn(3, 3, 32, 32)
+    images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        expected = clip.encode_image(pictures)
-        torch.testing.assert_close(model.image_tower(pictures)[0], expected, rtol=0, atol=exact)
+        expected = clip.encode_image(images)
+        torch.testing.assert_close(model.image_tower(images)[0], expected, rtol=0, atol=exact)
         tokens = open_clip.tokenize(TEXTS)
         torch.testing.assert_close(model.text_tower(tokens), clip.encode_text(tokens), rtol=0, atol=exact)
     visual = [k for k in state if k.startswith("visual.")]
@@ -110,9 +110,9 @@ def test_timms_names_fill_the_image_tower_alone(tmp_path):
     save_file(tower.state_dict(), tmp_path / "tower.safetensors")
     args = {k: v for k, v in MODEL.items() if k != "text_tower"}
     done = convert_clip(tmp_path / "tower.safetensors", "baseline_clip_b16", tmp_path / "out", **args)
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(build(tmp_path / "out").image_tower(pictures)[0], tower(pictures))
+        torch.testing.assert_close(build(tmp_path / "out").image_tower(images)[0], tower(images))
     assert done.mapping == ("timm", len(tower.state_dict()) - 1, 0, ("head.bias",), None)
     assert done.untrained == () and "nothing else has weights" in build(tmp_path / "out").pretrained_cfg.notes
     with pytest.raises(ValueError, match=r"image side alone.*text_tower=None"):
@@ -135,9 +135,9 @@ def test_open_clip_around_a_timm_tower(state, tmp_path):
     own = {f"visual.{k if k.startswith('head.') else f'trunk.{k}'}": v for k, v in own.items()}
     torch.save(own | {k: v for k, v in state.items() if not k.startswith("visual.")}, tmp_path / "clip.bin")
     convert_clip(tmp_path / "clip.bin", "next", tmp_path / "out", **MODEL)
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(build(tmp_path / "out").image_tower(pictures)[0], tower(pictures))
+        torch.testing.assert_close(build(tmp_path / "out").image_tower(images)[0], tower(images))
 
 
 def test_every_tower_of_a_model_is_filled(state, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.counts import aggregation, head_step, inference, optimizer_calls, tower_calls
+from benchmarks.speed.counts import aggregation, head_step, inference, optimizer_calls, tower_calls
 
 
 def test_a_training_step_of_the_head():

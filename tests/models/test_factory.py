@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from zoo import pictures, small
+from zoo import random_images, small
 
 import nextreid
 from nextreid.models import PretrainedCfg, _registry, get_pretrained_cfg, load_config
@@ -144,7 +144,7 @@ def test_classifier_of_another_size_starts_anew_and_says_so(folder, caplog):
 def test_checkpoint_path_loads_after_building(folder):
     model = small("baseline_tiny", checkpoint_path=folder)
     expected = nextreid.create_model(f"local-dir:{folder}", num_classes=0).eval()
-    assert torch.equal(model.eval()(pictures(model)), expected(pictures(model)))
+    assert torch.equal(model.eval()(random_images(model)), expected(random_images(model)))
 
 
 def test_mismatches_are_named(folder, tmp_path):

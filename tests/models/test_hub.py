@@ -13,7 +13,7 @@ import timm
 import torch
 from hub_server import Hub
 from safetensors.torch import save_file
-from zoo import pictures, small
+from zoo import random_images, small
 
 import nextreid
 from nextreid.models import PretrainedCfg, _registry
@@ -55,7 +55,7 @@ def test_a_model_comes_from_the_hub_as_it_was_saved(hub, saved, tmp_path):
     assert equal(nextreid.create_model("hf_hub:owner/name"), here)
     loaded = nextreid.from_pretrained("owner/name", num_classes=0, cache_dir=tmp_path / "elsewhere")
     assert not loaded.training and loaded.num_classes == 0
-    assert torch.equal(loaded(pictures(here)), here.eval().embed(pictures(here)))
+    assert torch.equal(loaded(random_images(here)), here.eval().embed(random_images(here)))
     assert (tmp_path / "elsewhere" / "models--owner--name").is_dir()
     assert not [path for _, path in hub.asked if path.endswith("README.md")]
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from zoo import CAPTIONS, PRESENT, pictures, small
+from zoo import CAPTIONS, PRESENT, random_images, small
 
 TABLES = {
     "3A": {"num_semantic_experts": 0, "num_structure_experts": 0, "aggregation": "concat"},
@@ -16,7 +16,7 @@ TABLES = {
     "8C": {"sampling": "fixed"},
     "fig4": {"num_semantic_experts": 8, "num_structure_experts": 1},
     "each": {"structure_output": "each"},
-    "sample": {"structure_grain": "sample"},
+    "sample": {"structure_granularity": "sample"},
     "map": {"modulation_scope": "map"},
     "drop": {"masked_tokens": "drop"},
     "mean": {"aggregation": "mean"},
@@ -31,7 +31,7 @@ GROUPS = {"3A": 1, "3B": 1, "3C": 3, "fig4": 9, "each": 6}
 @pytest.mark.parametrize("row", TABLES)
 def test_each_ablation_is_an_argument(row):
     model = small("next_tiny", num_classes=5, **TABLES[row])
-    out = model(pictures(model), CAPTIONS if model.text_tower else None, PRESENT)
+    out = model(random_images(model), CAPTIONS if model.text_tower else None, PRESENT)
     groups = GROUPS.get(row, 4)
     assert out.embedding.shape == (3, groups * 3 * 64) == (3, model.num_features)
     assert out.logits.shape == ((3, 4, 5) if row == "heads" else (3, 5))
@@ -44,12 +44,12 @@ def test_row_a_is_the_control():
     control = small("baseline_tiny").eval()
     assert a.state_dict().keys() == control.state_dict().keys()
     control.load_state_dict(a.state_dict())
-    assert torch.equal(a(pictures(a), None, PRESENT), control(pictures(a), None, PRESENT))
+    assert torch.equal(a(random_images(a), None, PRESENT), control(random_images(a), None, PRESENT))
 
 
 def test_captions_change_the_embedding_only_where_they_are():
     model = small("next_tiny").eval()
-    images = pictures(model)
+    images = random_images(model)
     plain, captioned = model(images), model(images, CAPTIONS)
     assert torch.equal(plain[1], captioned[1])
     assert not torch.equal(plain[0], captioned[0]) or not torch.equal(plain[2], captioned[2])
@@ -59,7 +59,7 @@ def test_captions_change_the_embedding_only_where_they_are():
 
 def test_three_spellings_of_captions_agree():
     model = small("next_tiny").eval()
-    images = pictures(model)
+    images = random_images(model)
     features = model.encode_text(CAPTIONS)
     assert features.shape == (3, 3, 64) and not features[1].any() and not features[0, 1].any()
     expected = model(images, CAPTIONS)
@@ -71,7 +71,7 @@ def test_a_shared_tower_is_stored_once_and_separate_towers_differ():
     shared, separate = small("next_tiny"), small("next_tiny", share_image_tower=False)
     one = sum(p.numel() for p in shared.image_tower.parameters())
     assert sum(p.numel() for p in separate.image_tower.parameters()) == 3 * one
-    images = pictures(separate)
+    images = random_images(separate)
     images[:, 1] = images[:, 0]
     cls, _ = separate.encode_images(images)
     assert not torch.allclose(cls[:, 0], cls[:, 1])
@@ -82,7 +82,7 @@ def test_a_shared_tower_is_stored_once_and_separate_towers_differ():
 def test_modality_order_is_part_of_the_model():
     """Semantic routers belong to a modality (Table 4), so swapping two changes the masks."""
     model = small("next_tiny").eval()
-    images = pictures(model)
+    images = random_images(model)
     swapped = model.forward_features(images[:, [1, 0, 2]])["gamma"]
     assert not torch.allclose(swapped[:, :, [1, 0, 2]], model.forward_features(images)["gamma"])
     shared = small("next_tiny", semantic_routing="shared").eval()
@@ -97,10 +97,10 @@ def test_text_tower_is_built_only_where_text_is_read():
     features = torch.randn(3, 3, 64)
     own = small("next_tiny", text_tower=None, text_modulation=True).eval()
     assert not torch.equal(
-        own.forward_features(pictures(own), features)["gamma"], own.forward_features(pictures(own))["gamma"]
+        own.forward_features(random_images(own), features)["gamma"], own.forward_features(random_images(own))["gamma"]
     )
     with pytest.raises(ValueError, match="without a text tower"):
-        own(pictures(own), CAPTIONS)
+        own(random_images(own), CAPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -132,15 +132,15 @@ def test_bad_settings_are_named(kwargs, named):
         (lambda x: x.to(torch.uint8), "normalised floats"),
     ],
 )
-def test_bad_pictures_are_named(change, named):
+def test_bad_images_are_named(change, named):
     model = small("next_tiny")
     with pytest.raises(ValueError, match=named):
-        model(change(pictures(model)))
+        model(change(random_images(model)))
 
 
 def test_bad_presence_and_captions_are_named():
     model = small("next_tiny")
-    images = pictures(model)
+    images = random_images(model)
     with pytest.raises(ValueError, match="present is"):
         model(images, present=torch.ones(3, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match="present is"):

@@ -10,7 +10,7 @@ from torch import nn
 
 import nextreid
 from nextreid.layers import BNNeck, NEXTHead
-from nextreid.losses import ReIDLoss
+from nextreid.losses import Criterion
 
 DINO = {  # name: patch, number of tokens before the patches
     "vit_small_patch14_dinov2": (14, 1),
@@ -38,29 +38,29 @@ class Pedestrians(nn.Module):
         return self.classifier(vector) if self.training else vector
 
 
-def of_vit(backbone, pictures):
-    features = backbone.forward_features(pictures)
+def of_vit(backbone, images):
+    features = backbone.forward_features(images)
     return features[:, 0], features[:, backbone.num_prefix_tokens :]
 
 
-def of_map(backbone, pictures):
-    return None, backbone.forward_features(pictures).flatten(2).mT  # (n, C, h, w)
+def of_map(backbone, images):
+    return None, backbone.forward_features(images).flatten(2).mT  # (n, C, h, w)
 
 
-def of_map_channels_last(backbone, pictures):
-    return None, backbone.forward_features(pictures).flatten(1, 2)  # (n, h, w, C)
+def of_map_channels_last(backbone, images):
+    return None, backbone.forward_features(images).flatten(1, 2)  # (n, h, w, C)
 
 
-def of_library_map(backbone, pictures):
-    return None, backbone.featuremaps(pictures).flatten(2).mT
+def of_library_map(backbone, images):
+    return None, backbone.featuremaps(images).flatten(2).mT
 
 
-def of_library_vector(backbone, pictures):
-    return None, backbone.eval()(pictures)[:, None]
+def of_library_vector(backbone, images):
+    return None, backbone.eval()(images)[:, None]
 
 
 SWIN = {"window_size": 4, "depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 2, 2)}
-BACKBONES = {  # split, width and tokens of a picture of 64x32
+BACKBONES = {  # split, width and tokens of an image of 64x32
     "dinov3": (of_vit, 384, 8, lambda: vit("vit_small_patch16_dinov3", depth=1)),
     "resnet": (of_map, 2048, 2, lambda: timm.create_model("resnet26", num_classes=0)),
     "swin": (
@@ -79,7 +79,7 @@ def vit(name, size=(64, 32), **args):
 
 
 class Plugged(nn.Module):
-    """Anybody's backbone, only for pictures that exist, and the head."""
+    """Anybody's backbone, only for images that exist, and the head."""
 
     def __init__(self, backbone, split, width, modalities, **settings):
         super().__init__()
@@ -136,7 +136,7 @@ def test_a_training_step_reaches_every_weight(name):
     model, images, _ = plugged(name, 3)
     present = torch.tensor([[True, True, True], [True, False, True], [False, True, True], [True, True, False]])
     embedding = model(images, torch.randn(4, 3, 32), present)
-    loss = ReIDLoss()(embedding, model.neck(embedding), torch.tensor([0, 0, 1, 1]))["total"]
+    loss = Criterion()(embedding, model.neck(embedding), torch.tensor([0, 0, 1, 1]))["total"]
     loss.backward()
     unused = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert unused <= {"backbone.classifier.weight", "backbone.classifier.bias"}
@@ -151,7 +151,7 @@ def test_training_separates_two_identities():
     losses = []
     for _ in range(12):
         embedding = model(images)
-        loss = ReIDLoss()(embedding, model.neck(embedding), pid)["total"]
+        loss = Criterion()(embedding, model.neck(embedding), pid)["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -178,12 +178,12 @@ def test_a_vit_by_hand_is_the_zoos_own_tower(name):
 
 
 def test_maps_become_tokens_row_by_row():
-    pictures = torch.randn(2, 3, 128, 64)
+    images = torch.randn(2, 3, 128, 64)
     swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, img_size=(128, 64), **SWIN).eval()
     resnet = timm.create_model("resnet10t", num_classes=0).eval()
     with torch.no_grad():
         for backbone, split, at in ((swin, of_map_channels_last, (2, 1)), (resnet, of_map, (..., 2, 1))):
-            tokens, features = split(backbone, pictures)[1], backbone.forward_features(pictures)
+            tokens, features = split(backbone, images)[1], backbone.forward_features(images)
             assert tokens.shape == (2, 4 * 2, backbone.num_features)
             assert torch.equal(tokens[:, 2 * 2 + 1], features[(slice(None), *at)])
 
@@ -205,9 +205,14 @@ def test_next_on_dinov3_builds_without_network_and_text(name, monkeypatch):
 def test_next_hands_every_setting_to_the_head(monkeypatch):
     given = {
         **{"num_semantic_experts": 2, "num_structure_experts": 1, "mlp_ratio": 1.0, "drop": 0.3, "sampling": "random"},
-        **{"semantic_routing": "shared", "sampling_threshold": 0.2, "sampling_keep": 0.7, "modulation_scope": "map"},
+        **{
+            "semantic_routing": "shared",
+            "sampling_threshold": 0.2,
+            "sampling_keep_ratio": 0.7,
+            "modulation_scope": "map",
+        },
         **{"text_modulation": False, "masked_tokens": "drop", "structure_routing": "specific", "aggregation": "mean"},
-        **{"structure_grain": "sample", "structure_output": "each", "num_heads": 2, "ffn_ratio": 3.0},
+        **{"structure_granularity": "sample", "structure_output": "each", "num_heads": 2, "ffn_ratio": 3.0},
         "mmfa_residual": True,
     }
     taken = []

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nextreid
-from nextreid.data import synthetic_persons
+from benchmarks.paper.pointing import pointing
 from nextreid.engine import evaluate
-from nextreid.engine.bench_pointing import pointing
-from nextreid.engine.origin import record_training, trained_sets
+from nextreid.engine.provenance import record_training, trained_sets
 from nextreid.models import get_pretrained_cfg, verify_checkpoint
 from nextreid.models._golden import golden_input
-from nextreid.models._pretrained import SHIPPED
+from nextreid.models._pretrained import BUNDLED
+from nextreid.synthetic import synthetic_persons
 
 NAMES = ("baseline_tiny.synthetic_persons", "next_tiny.synthetic_persons")
 every_name = pytest.mark.parametrize("name", NAMES)
@@ -22,7 +22,7 @@ every_name = pytest.mark.parametrize("name", NAMES)
 @pytest.fixture
 def offline(monkeypatch):
     def refuse(*args, **kwargs):
-        raise AssertionError("shipped weights need no network")
+        raise AssertionError("bundled weights need no network")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
@@ -35,21 +35,21 @@ def strangers():
 
 
 def test_what_ships_is_listed_and_small():
-    folders = sorted(path.name for path in SHIPPED.iterdir())
+    folders = sorted(path.name for path in BUNDLED.iterdir())
     assert folders == sorted(NAMES) and set(NAMES) <= set(nextreid.list_pretrained())
-    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 8e6
+    assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= 8e6
 
 
 @every_name
 def test_the_proof_holds(name):
-    assert [finding for finding in verify_checkpoint(SHIPPED / name) if not finding.ok] == []
+    assert [finding for finding in verify_checkpoint(BUNDLED / name) if not finding.ok] == []
 
 
 @every_name
 def test_a_name_gives_the_weights_without_a_network(name, offline):
     architecture = name.partition(".")[0]
     model = nextreid.create_model(architecture, pretrained=True).eval()
-    golden = load_file(SHIPPED / name / "golden.safetensors")["embedding"]
+    golden = load_file(BUNDLED / name / "golden.safetensors")["embedding"]
     assert (model.embed(*golden_input(model)) - golden).norm() <= 1e-3 * golden.norm()
     assert all(value.dtype == torch.float32 for value in model.state_dict().values() if value.is_floating_point())
     tagged = nextreid.create_model(name, pretrained=True, num_classes=3)
@@ -66,16 +66,16 @@ def test_the_card_and_the_configuration_say_where_they_come_from(name):
         "synthetic-persons",
         "synthetic-persons, pretrain pool",
     ]
-    card = (SHIPPED / name / "README.md").read_text()
+    card = (BUNDLED / name / "README.md").read_text()
     for fact in ("Licences", "synthetic-persons", "last, of a number fixed beforehand", "without RGB", "other worlds"):
         assert fact in card
     assert f"{cfg.metrics['mAP']:.4g}" in card and f"{100 * round(cfg.metrics['mAP'], 4):.1f} /" in card
     assert ("| backpack |" in card) == ("next" in name)
 
 
-def test_another_picture_size_takes_the_figures_away(caplog):
+def test_another_image_size_takes_the_figures_away(caplog):
     model = nextreid.create_model("baseline_tiny", pretrained=True, img_size=(128, 64))
-    assert "resampled from 64x32 pictures to 128x64" in caplog.text
+    assert "resampled from 64x32 images to 128x64" in caplog.text
     assert model.pretrained_cfg.metrics is model.pretrained_cfg.protocol is None and model.pretrained_cfg.trained_on
 
 

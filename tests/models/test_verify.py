@@ -89,7 +89,7 @@ def test_the_input_is_held_by_its_digest():
 
 
 def test_golden_files_stay_small(folder):
-    """The input is drawn again, so that a large picture size costs nothing."""
+    """The input is drawn again, so that a large image size costs nothing."""
     assert (folder / "golden.safetensors").stat().st_size < 2**15
     with safe_open(folder / "golden.safetensors", "pt") as file:
         assert set(file.keys()) == {"embedding", "caption"} and file.metadata()["input_sha256"]
@@ -110,7 +110,7 @@ def test_every_weight_that_matters_shows_in_the_embedding(folder):
         assert list(failures(folder)) == [found], key
 
 
-def test_a_change_of_the_picture_size_shows_as_another_input(folder):
+def test_a_change_of_the_image_size_shows_as_another_input(folder):
     config = json.loads((folder / "config.json").read_text())
     config["model_args"]["img_size"] = [16, 32]
     config["pretrained_cfg"]["input_size"] = [3, 16, 32]
@@ -257,7 +257,7 @@ def test_a_card_states_what_the_configuration_states_and_no_more(tmp_path):
     assert "\nlicense" not in bare.split("---")[1] and "library_name: nextreid" in bare.split("---")[1]
     for row in ("| weights | not stated |", "| data | not stated |", "| code | Apache-2.0 |", "Measures: not stated."):
         assert row in bare
-    for row in ("Protocol", "Seeds", "Epoch rule", "Data set", "Base weights", "Recipe"):
+    for row in ("Protocol", "Seeds", "Epoch rule", "Dataset", "Base weights", "Recipe"):
         assert f"| {row} | not stated |" in bare
     model.pretrained_cfg = model.pretrained_cfg.replace(
         metrics={"mAP": 0.5125, "rank-1": 0.6},
@@ -274,7 +274,7 @@ def test_a_card_states_what_the_configuration_states_and_no_more(tmp_path):
     for row in (
         "| mAP | 0.5125 |", "| rank-1 | 0.6 |", "| Protocol | rgbnt201 |", "| Seeds | 0 |", "| Epoch rule | last |",
         "| weights | CC-BY-4.0 |", "| data | of its \\| authors |", "| Base weights | CLIP x, openai |",
-        "| Data set | a |", "| Epoch | 3 of 5 |", "| Before it: Data set | b |",
+        "| Dataset | a |", "| Epoch | 3 of 5 |", "| Before it: Dataset | b |",
     ):  # fmt: skip
         assert row in told, row
     config = json.loads((tmp_path / "told" / "config.json").read_text())

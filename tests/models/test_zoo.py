@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from timm.models import group_parameters
-from zoo import CAPTIONS, PRESENT, fill, pictures, small
+from zoo import CAPTIONS, PRESENT, fill, random_images, small
 
 import nextreid
 from nextreid.models import ReIDOutput
@@ -19,7 +19,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 @every_model
 def test_shapes_and_output_types(name):
     model = small(name).eval()
-    images = pictures(model)
+    images = random_images(model)
     embedding = model(images, CAPTIONS, PRESENT)
     assert isinstance(embedding, torch.Tensor) and embedding.shape == (3, model.num_features)
     assert embedding.isfinite().all()
@@ -44,7 +44,7 @@ def test_shapes_and_output_types(name):
 @every_model
 def test_every_parameter_learns_and_the_text_tower_is_frozen(name):
     model = small(name, num_classes=5)
-    out = model(pictures(model), CAPTIONS)
+    out = model(random_images(model), CAPTIONS)
     (out.logits.square().sum() + out.embedding.square().sum()).backward()
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     assert all(n.startswith("text_tower.") or n == "neck.norm.bias" for n in frozen)
@@ -56,7 +56,7 @@ def test_every_parameter_learns_and_the_text_tower_is_frozen(name):
 @every_model
 def test_gradient_checkpointing_changes_nothing(name):
     model = small(name, drop=0.0) if name.startswith("next") else small(name)
-    images = pictures(model)
+    images = random_images(model)
     plain = model(images, CAPTIONS)
     plain.sum().backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -73,7 +73,7 @@ def test_gradient_checkpointing_changes_nothing(name):
 @every_model
 def test_a_row_alone_equals_the_row_in_a_batch(name):
     model = small(name, num_cameras=2).double().eval()
-    images = pictures(model).double()
+    images = random_images(model).double()
     camid = torch.tensor([1, -1, 0])
     whole = model(images, CAPTIONS, PRESENT, camid)
     for i in range(3):
@@ -83,9 +83,9 @@ def test_a_row_alone_equals_the_row_in_a_batch(name):
 
 
 @every_model
-def test_absent_pictures_hold_nothing(name):
+def test_absent_images_hold_nothing(name):
     model = small(name).eval()
-    images = pictures(model)
+    images = random_images(model)
     expected = model(images, CAPTIONS, PRESENT)
     images[~PRESENT] = torch.nan
     assert torch.equal(model(images, CAPTIONS, PRESENT), expected)
@@ -98,14 +98,14 @@ def test_absent_pictures_hold_nothing(name):
 def test_any_number_of_modalities(name, modalities):
     model = small(name, modalities=modalities).eval()
     captions = [["A person."] * len(modalities)] * 2
-    assert model(pictures(model, 2), captions).shape == (2, model.num_features)
-    assert model(pictures(model, 2)).isfinite().all()
+    assert model(random_images(model, 2), captions).shape == (2, model.num_features)
+    assert model(random_images(model, 2)).isfinite().all()
 
 
 @every_model
 def test_saved_and_loaded_embeddings_are_bit_equal(name, tmp_path):
     model = small(name, num_classes=4, num_cameras=2, share_image_tower=False).eval()
-    images = pictures(model)
+    images = random_images(model)
     nextreid.save_model(model, tmp_path / "model")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["config.json", "model", "model.safetensors"]
     back = nextreid.create_model(f"local-dir:{tmp_path / 'model'}").eval()
@@ -136,7 +136,7 @@ def test_parameter_groups_and_attributes_are_true(name):
 @every_model
 def test_bf16_is_close(name):
     model = small(name).eval()
-    images = pictures(model)
+    images = random_images(model)
     full = model(images)
     with torch.autocast("cpu", torch.bfloat16):
         half = model(images).float()
@@ -154,16 +154,16 @@ def test_golden_embeddings(name):
     assert torch.equal(images[0, 0, 0, 0, :4], golden["probe"])
     with torch.no_grad():
         torch.testing.assert_close(model(images, CAPTIONS, PRESENT), golden["captions"], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(model(images), golden["pictures"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model(images), golden["images"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 64)])
-def test_another_picture_size_resamples_the_position_table(size, tmp_path, caplog):
+def test_another_image_size_resamples_the_position_table(size, tmp_path, caplog):
     """8x4 and 4x8 patches have one table length; a silent reload would scramble the positions."""
     model = small("next_tiny", img_size=(64, 32))
     nextreid.save_model(model, tmp_path / "m")
     back = nextreid.create_model(f"local-dir:{tmp_path / 'm'}", img_size=size)
-    assert "resampled from 64x32 pictures" in caplog.text
+    assert "resampled from 64x32 images" in caplog.text
     table, resized = model.image_tower.trunk.pos_embed, back.image_tower.trunk.pos_embed
     assert torch.equal(table[:, 0], resized[:, 0])
     grid = table[:, 1:].detach().view(1, 8, 4, -1).permute(0, 3, 1, 2)

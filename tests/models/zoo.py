@@ -26,7 +26,7 @@ def small(name, **kwargs):
     return nextreid.create_model(name, **{**args, **kwargs})
 
 
-def pictures(model, batch=3, seed=0):
+def random_images(model, batch=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, len(model.modalities), 3, *model.img_size, generator=generator)
 

@@ -141,13 +141,13 @@ def _empty(**kind):
 
 
 def _many_blocks():
-    from nextreid.ops import _gated_attention_kernel
+    from nextreid.ops import gated_attention_triton
 
-    _gated_attention_kernel._PROGRAMS, before = 2, _gated_attention_kernel._PROGRAMS
+    gated_attention_triton._PROGRAMS, before = 2, gated_attention_triton._PROGRAMS
     try:
         _check(arguments(batch=1, length=70, keys="set", dtype=torch.float32))
     finally:
-        _gated_attention_kernel._PROGRAMS = before
+        gated_attention_triton._PROGRAMS = before
 
 
 def _gradient_lies_as_the_update():
@@ -168,16 +168,16 @@ def _skipped_tokens_are_not_read():
 
 
 def _opcheck():
-    from nextreid.ops import _gated_attention_kernel
+    from nextreid.ops import gated_attention_triton
 
     for kind in (dict(update="swapped", keys="set"), dict(update=None)):
         given = arguments(dtype=torch.float32, **kind)
-        torch.library.opcheck(_gated_attention_kernel._gated_attention, tuple(given.values()))
+        torch.library.opcheck(gated_attention_triton._gated_attention, tuple(given.values()))
         fixed = [None if value is None else value.detach() for value in given.values()]
-        context, lse = _gated_attention_kernel._gated_attention(*fixed)
+        context, lse = gated_attention_triton._gated_attention(*fixed)
         wanted = [value is not None for value in fixed[:4]]
         torch.library.opcheck(
-            _gated_attention_kernel._gated_attention_backward,
+            gated_attention_triton._gated_attention_backward,
             (torch.randn_like(context), *fixed, context, lse, wanted),
         )
 
@@ -281,7 +281,7 @@ def compile_for_a_gpu():
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from nextreid.ops import _gated_attention_kernel as kernels
+    from nextreid.ops import gated_attention_triton as kernels
 
     names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.bool: "*i1"}
     memory = {}

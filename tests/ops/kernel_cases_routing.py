@@ -186,18 +186,18 @@ def half(name):
 
 def only(*wanted):
     """Each gradient is the same when it alone is needed, and what is not needed is not launched."""
-    from nextreid.ops import _routing_kernel
+    from nextreid.ops import routing_triton
 
     given = arguments(n=17, dtype=torch.float32)
     _, everything = assert_right(given)
     for name, leaf in leaves(given).items():
         leaf.requires_grad_(name in wanted)
-    sides, launched = _routing_kernel._backward_sides, []
-    _routing_kernel._backward_sides = lambda *given: launched.append(given) or sides(*given)
+    sides, launched = routing_triton._backward_sides, []
+    routing_triton._backward_sides = lambda *given: launched.append(given) or sides(*given)
     try:
         _, found = assert_right(given)
     finally:
-        _routing_kernel._backward_sides = sides
+        routing_triton._backward_sides = sides
     assert set(found) == set(wanted) and all(torch.equal(found[name], everything[name]) for name in wanted)
     assert bool(launched) == bool({"tokens", "text"} & set(wanted))
 
@@ -321,7 +321,7 @@ def compile_for_a_gpu():
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from nextreid.ops import _routing_kernel
+    from nextreid.ops import routing_triton
 
     names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.bool: "*i1"}
     compiled = []
@@ -350,7 +350,7 @@ def compile_for_a_gpu():
             return lambda *values, **constants: build(self.kernel, *values, **constants)
 
     for name in ("_forward", "_backward_scores", "_backward_cosine"):
-        setattr(_routing_kernel, name, Launch(getattr(_routing_kernel, name)))
+        setattr(routing_triton, name, Launch(getattr(routing_triton, name)))
     for sized, options, dtype, needs in (
         (dict(n=128, e=3, h=128, d=512, k=24), {}, torch.bfloat16, [True, True, True, False]),
         (dict(m=5, e=8, h=33, d=96, k=40), dict(present=False, captioned=False), torch.float32, [True] * 4),
@@ -359,9 +359,9 @@ def compile_for_a_gpu():
         given = arguments(**sized, **options, dtype=dtype)
         head = [given[name] for name in ("hidden", "weight", "bias", "sigma")]
         body = [*(given.get(name) for name in ("tokens", "text", "captioned")), *given.get("mix", (None,) * 4)]
-        out = _routing_kernel.forward(*head, *body, given.get("present"))
+        out = routing_triton.forward(*head, *body, given.get("present"))
         back = (*head[:2], head[3], *body[:-1], given.get("present"), 1.0, needs)
-        _routing_kernel.backward(out, *out[1:], *back)
+        routing_triton.backward(out, *out[1:], *back)
     return compiled
 
 

@@ -9,7 +9,7 @@ from nextreid.towers import pack_sentences
 
 
 def words(text: str) -> int:
-    """A made-up tokenizer: a token per four characters of a word, and two for start and end."""
+    """A synthetic tokenizer: a token per four characters of a word, and two for start and end."""
     return 2 + sum(math.ceil(len(word) / 4) for word in text.split())
 
 

@@ -41,16 +41,16 @@ def tiny_clip_config(tmp_path):
 
 @pytest.mark.parametrize("name", ["ViT-B-16-quickgelu"])
 def test_towers_are_clip(name):
-    """The proof: with CLIP's weights, 224x224 pictures and texts give open_clip's own features."""
+    """The proof: with CLIP's weights, 224x224 images and texts give open_clip's own features."""
     torch.manual_seed(0)
     clip = open_clip.create_model(name).eval()
     image = ImageTower("vit_base_patch16_clip_quickgelu_224", (224, 224)).eval()
     text = TextTower(name).eval()
     load_clip_weights(clip.state_dict(), image, text)
-    pictures = torch.randn(2, 3, 224, 224)
+    images = torch.randn(2, 3, 224, 224)
     tokens = open_clip.get_tokenizer(name)(CAPTIONS)
     with torch.no_grad():
-        torch.testing.assert_close(image(pictures)[0], clip.encode_image(pictures), rtol=0, atol=1e-5)
+        torch.testing.assert_close(image(images)[0], clip.encode_image(images), rtol=0, atol=1e-5)
         expected = clip.encode_text(tokens)
         torch.testing.assert_close(text(tokens), expected, rtol=0, atol=1e-5)
         encoded = text.encode([[caption] for caption in CAPTIONS])
@@ -63,10 +63,10 @@ def test_patches_are_clips_own_tokens_projected(tiny_clip_config):
     clip.visual.output_tokens = True
     tower = ImageTower("vit_base_patch16_clip_quickgelu_224", (224, 224), embed_dim=32, tower_args={"depth": 2}).eval()
     load_clip_weights(clip.state_dict(), tower, None)
-    pictures = torch.randn(1, 3, 224, 224)
+    images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        pooled, tokens = clip.visual(pictures)
-        cls, patches = tower(pictures)
+        pooled, tokens = clip.visual(images)
+        cls, patches = tower(images)
     torch.testing.assert_close(cls, pooled, rtol=0, atol=1e-5)
     torch.testing.assert_close(patches, tokens @ clip.visual.proj, rtol=0, atol=1e-5)
 
@@ -127,17 +127,17 @@ def test_tokens_are_timms_own_after_the_final_norm():
     tower = tiny_tower(embed_dim=None)
     twin = timm.create_model("vit_tiny_patch16_224", img_size=(32, 16), num_classes=0, **TINY_VIT).eval()
     twin.load_state_dict(tower.trunk.state_dict())
-    pictures = torch.randn(2, 3, 32, 16)
-    cls, patches = tower(pictures)
-    expected = twin.forward_features(pictures)
+    images = torch.randn(2, 3, 32, 16)
+    cls, patches = tower(images)
+    expected = twin.forward_features(images)
     assert torch.equal(cls, expected[:, 0]) and torch.equal(patches, expected[:, 1:])
 
 
 def test_camera_embedding_is_added_to_the_class_token():
     tower = tiny_tower(num_cameras=3, embed_dim=None)
-    pictures = torch.randn(2, 3, 32, 16)
-    cls, _ = tower(pictures, torch.tensor([2, 0]))
-    x = tower.trunk.patch_embed(pictures)
+    images = torch.randn(2, 3, 32, 16)
+    cls, _ = tower(images, torch.tensor([2, 0]))
+    x = tower.trunk.patch_embed(images)
     start = (tower.trunk.cls_token + tower.camera[[2, 0]][:, None]).expand(2, -1, -1)
     x = torch.cat([start, x], 1) + tower.trunk.pos_embed
     expected = tower.trunk.norm(tower.trunk.blocks(tower.trunk.norm_pre(x)))[:, 0]
@@ -146,15 +146,15 @@ def test_camera_embedding_is_added_to_the_class_token():
 
 def test_an_unknown_camera_is_the_mean_camera():
     tower = tiny_tower(num_cameras=3)
-    pictures = torch.randn(2, 3, 32, 16)
-    unknown = tower(pictures, torch.tensor([-1, 1]))[0]
-    assert torch.equal(tower(pictures)[0][0], unknown[0])
-    assert not torch.equal(tower(pictures)[0][1], unknown[1])
+    images = torch.randn(2, 3, 32, 16)
+    unknown = tower(images, torch.tensor([-1, 1]))[0]
+    assert torch.equal(tower(images)[0][0], unknown[0])
+    assert not torch.equal(tower(images)[0][1], unknown[1])
     with torch.no_grad():
         tower.camera.copy_(tower.camera.mean(0).expand_as(tower.camera))
-    torch.testing.assert_close(tower(pictures)[0], tower(pictures, torch.tensor([0, 2]))[0])
+    torch.testing.assert_close(tower(images)[0], tower(images, torch.tensor([0, 2]))[0])
     with pytest.raises(ValueError, match="camera 3 is out of range for 3"):
-        tower(pictures, torch.tensor([3, 0]))
+        tower(images, torch.tensor([3, 0]))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_bad_image_towers_are_named(name, kwargs, named):
         ImageTower(name, **kwargs)
 
 
-def test_wrong_picture_size_is_named():
+def test_wrong_image_size_is_named():
     with pytest.raises(ValueError, match=r"16x32 \(HxW\), this tower takes 32x16"):
         tiny_tower()(torch.randn(1, 3, 16, 32))
 

@@ -1,11 +1,11 @@
-"""Mask pictures: kept patches untouched, the others veiled, shares printed, refused input."""
+"""Mask images: kept patches untouched, the others veiled, shares printed, refused input."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from nextreid.viz import mask_picture
+from nextreid.viz import mask_image
 from nextreid.viz.masks import _colour, _dim, _spread
 
 MODALITIES = ("rgb", "nir", "tir")
@@ -41,7 +41,7 @@ def test_colours_grow_lighter():
 def test_size(make_sample):
     def size(samples, experts, gamma=False, modalities=3):
         masks = np.ones((samples, experts, modalities, 4, 2))
-        return mask_picture([make_sample()] * samples, masks, MODALITIES, masks if gamma else None).size
+        return mask_image([make_sample()] * samples, masks, MODALITIES, masks if gamma else None).size
 
     assert size(1, 9)[0] - size(1, 8)[0] == 80 + 10
     assert size(1, 9, gamma=True)[0] - size(1, 9)[0] == 9 * (80 + 10)
@@ -50,32 +50,32 @@ def test_size(make_sample):
 
 def test_a_mask_changes_its_own_column_and_row_only(make_sample):
     masks = np.ones((1, 6, 3, 4, 2), np.float32)
-    before = np.asarray(mask_picture([make_sample()], masks, MODALITIES))
+    before = np.asarray(mask_image([make_sample()], masks, MODALITIES))
     masks[0, 2, 1] = 0
-    after = np.asarray(mask_picture([make_sample()], torch.from_numpy(masks), MODALITIES))
+    after = np.asarray(mask_image([make_sample()], torch.from_numpy(masks), MODALITIES))
     rows, columns = np.nonzero((before != after).any(axis=2))
     left, top = 24 + 44 + 3 * 90, 24 + 56 + 24 + 182
     assert left <= columns.min() and columns.max() < left + 80
     assert top <= rows.min() and top + 160 <= rows.max() < top + 182
 
 
-def test_missing_picture_shows_no_mask(make_sample):
+def test_missing_image_shows_no_mask(make_sample):
     masks = np.ones((1, 2, 3, 4, 2))
     gamma = np.random.default_rng(0).random(masks.shape)
     gamma[:, :, 1] = 1e6
     sample = [make_sample(missing=(1,))]
-    before = np.asarray(mask_picture(sample, masks, MODALITIES, gamma))
+    before = np.asarray(mask_image(sample, masks, MODALITIES, gamma))
     masks[:, :, 1], gamma[:, :, 1] = 0, -1e6
-    np.testing.assert_array_equal(np.asarray(mask_picture(sample, masks, MODALITIES, gamma)), before)
+    np.testing.assert_array_equal(np.asarray(mask_image(sample, masks, MODALITIES, gamma)), before)
 
 
 def test_bad_shapes_are_refused(make_sample):
     masks = np.ones((1, 2, 3, 4, 2))
     with pytest.raises(ValueError, match=r"S = 2 samples and M = 3 modalities; got \(1, 2, 3, 4, 2\)"):
-        mask_picture([make_sample()] * 2, masks, MODALITIES)
+        mask_image([make_sample()] * 2, masks, MODALITIES)
     with pytest.raises(ValueError, match=r"masks must be .* got \(2, 3, 4, 2\)"):
-        mask_picture([make_sample()], masks[0], MODALITIES)
+        mask_image([make_sample()], masks[0], MODALITIES)
     with pytest.raises(ValueError, match="gamma must have the shape of masks"):
-        mask_picture([make_sample()], masks, MODALITIES, masks[:, :1])
-    with pytest.raises(ValueError, match="has 3 pictures but modalities are rgb"):
-        mask_picture([make_sample()], masks[:, :, :1], MODALITIES[:1])
+        mask_image([make_sample()], masks, MODALITIES, masks[:, :1])
+    with pytest.raises(ValueError, match="has 3 images but modalities are rgb"):
+        mask_image([make_sample()], masks[:, :, :1], MODALITIES[:1])

@@ -1,10 +1,10 @@
-"""Rank lists: size, marks told apart without colour, missing pictures and entries, refused input."""
+"""Rank lists: size, marks told apart without colour, missing images and entries, refused input."""
 
 import numpy as np
 import pytest
 
-from nextreid.viz import rank_list_picture
-from nextreid.viz.picture import RIGHT, WRONG
+from nextreid.viz import rank_list_image
+from nextreid.viz.drawing import RIGHT, WRONG
 
 MODALITIES = ("rgb", "nir", "tir")
 
@@ -12,18 +12,18 @@ MODALITIES = ("rgb", "nir", "tir")
 def draw(make_sample, indices, matches, **kwargs):
     queries = [make_sample(pid=5, camid=q) for q in range(len(indices))]
     gallery = [make_sample(pid=p) for p in (5, 6, 7)]
-    return rank_list_picture(queries, gallery, np.array(indices), np.array(matches), MODALITIES, **kwargs)
+    return rank_list_image(queries, gallery, np.array(indices), np.array(matches), MODALITIES, **kwargs)
 
 
 def count(image, colour):
     return (np.asarray(image) == colour).all(axis=2).sum()
 
 
-def test_size_grows_with_queries_entries_and_pictures(make_sample):
+def test_size_grows_with_queries_entries_and_images(make_sample):
     narrow = draw(make_sample, [[0] * 5], [[True] * 5])
     wide = draw(make_sample, [[0] * 6], [[True] * 6])
     tall = draw(make_sample, [[0] * 5] * 2, [[True] * 5] * 2)
-    large = draw(make_sample, [[0] * 5], [[True] * 5], picture_size=288)
+    large = draw(make_sample, [[0] * 5], [[True] * 5], image_size=288)
     assert narrow.mode == "RGB"
     assert wide.height == narrow.height and wide.width - narrow.width > 72
     assert tall.width == narrow.width and tall.height - narrow.height > 3 * 144
@@ -52,10 +52,10 @@ def test_colours(make_sample):
         assert count(both, colour) - count(none, colour) > 500
 
 
-def test_missing_picture_and_missing_entry(make_sample):
+def test_missing_image_and_missing_entry(make_sample):
     queries, gallery = [make_sample()], [make_sample(pid=2, missing=(1,)), make_sample(pid=2)]
     with_gap, whole = (
-        np.asarray(rank_list_picture(queries, gallery, np.array([[i, -1]]), np.zeros((1, 2), bool), MODALITIES))
+        np.asarray(rank_list_image(queries, gallery, np.array([[i, -1]]), np.zeros((1, 2), bool), MODALITIES))
         for i in (0, 1)
     )
     rows, columns = np.nonzero((with_gap != whole).any(axis=2))
@@ -63,13 +63,13 @@ def test_missing_picture_and_missing_entry(make_sample):
 
 
 def test_captions_name_identity_and_camera(make_sample):
-    pictures = [
-        np.asarray(rank_list_picture([make_sample(1, 0)], [entry], np.zeros((1, 1), int), np.ones((1, 1)), MODALITIES))
+    images = [
+        np.asarray(rank_list_image([make_sample(1, 0)], [entry], np.zeros((1, 1), int), np.ones((1, 1)), MODALITIES))
         for entry in (make_sample(1, 0), make_sample(2, 0), make_sample(1, 3))
     ]
     bottom = 24 + 40 + 26 + 12 + 3 * 146 - 2
-    for other in pictures[1:]:
-        rows = np.nonzero((other != pictures[0]).any(axis=(1, 2)))[0]
+    for other in images[1:]:
+        rows = np.nonzero((other != images[0]).any(axis=(1, 2)))[0]
         assert len(rows) and rows.min() >= bottom
 
 
@@ -88,7 +88,5 @@ def test_bad_indices_are_refused(make_sample, indices, matches, message):
 
 
 def test_modalities_must_fit(make_sample):
-    with pytest.raises(ValueError, match=r"'000001_cam1.jpg' has 3 pictures but modalities are rgb, nir"):
-        rank_list_picture(
-            [make_sample()], [make_sample()], np.zeros((1, 1), int), np.ones((1, 1), bool), MODALITIES[:2]
-        )
+    with pytest.raises(ValueError, match=r"'000001_cam1.jpg' has 3 images but modalities are rgb, nir"):
+        rank_list_image([make_sample()], [make_sample()], np.zeros((1, 1), int), np.ones((1, 1), bool), MODALITIES[:2])

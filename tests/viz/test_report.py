@@ -48,7 +48,7 @@ def html(tmp_path):
             Table(f"table {NASTY}", ["name", f"c {NASTY}", "%"], [[f"cell {NASTY}", 0.123456, "82.1 %"]], f"n {NASTY}"),
             Table("empty", ["a"], []),
         ],
-        pictures=[(f"p {NASTY}", Image.new("RGB", (5, 4), (1, 2, 3))), ("two", Image.new("L", (2, 2), 9))],
+        images=[(f"p {NASTY}", Image.new("RGB", (5, 4), (1, 2, 3))), ("two", Image.new("L", (2, 2), 9))],
         facts={f"f {NASTY}": f"v {NASTY}", "flag": True, "none": None, "nan": float("nan"), "f32": np.float32(0.5)},
     )
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
@@ -63,15 +63,15 @@ def test_text_is_escaped_everywhere(html):
     assert ("alt", f"p {NASTY}") in page.attributes
 
 
-def test_pictures_are_inside(html):
+def test_images_are_inside(html):
     sources = [value for name, value in Page(html).attributes if name == "src"]
     images = [Image.open(BytesIO(base64.b64decode(s.removeprefix("data:image/png;base64,")))) for s in sources]
     assert [(i.size, i.getpixel((0, 0))) for i in images] == [((5, 4), (1, 2, 3)), ((2, 2), 9)]
 
 
 def test_nothing_is_requested(html):
-    without_pictures = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
-    assert not re.search(r"https?:|//|url\(|@import|<link|<script", without_pictures)
+    without_images = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", html)
+    assert not re.search(r"https?:|//|url\(|@import|<link|<script", without_images)
 
 
 def test_light_and_dark_and_phone(html):

@@ -1,12 +1,12 @@
-"""Caption files, published or of an own run: found, and joined to the pictures by name."""
+"""Caption files, published or of an own run: found, and joined to the images by name."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ...captions import read_captions, split_sentences
+from ...captioning import read_captions, split_sentences
 from ..sample import Sample
-from .tree import examples
+from .folder_layout import examples
 
 CAPTION_NAMES = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 
@@ -55,23 +55,23 @@ def add_captions(
 ) -> list[Sample]:
     """Return the samples with the sentences of ``{split}_{RGB,NI,TI}.json`` or of a table, joined by key.
 
-    A caption goes to the picture of its own modality only. A file that is not there leaves its modality without.
+    A caption goes to the image of its own modality only. A file that is not there leaves its modality without.
 
     Args:
         samples: Samples whose key is the ``item`` of their captions.
         home: What `caption_home` returned.
         split: "train" or "test".
-        modalities: Order of the pictures.
-        notes: Extended by the captions without a picture and the pictures without a caption.
+        modalities: Order of the images.
+        notes: Extended by the captions without an image and the images without a caption.
 
     Raises:
-        ValueError: If a file cannot be read, or none of its items names a picture.
+        ValueError: If a file cannot be read, or none of its items names an image.
     """
     if home is None:
         return list(samples)
     columns: list[dict[str, tuple[str, ...]]] = []
     for index, modality in enumerate(modalities):
-        # a sample of query and gallery is one picture
+        # a sample of query and gallery is one image
         names = list(dict.fromkeys(sample.key for sample in samples if sample.images[index] is not None))
         path = home if home.is_file() else home / _file_name(split, modality)
         columns.append(_read_column(path, names, split, modality, notes))
@@ -83,20 +83,20 @@ def add_captions(
 def _read_column(
     path: Path, names: Sequence[str], split: str, modality: str, notes: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the sentences of the named pictures of one modality, and note what does not meet."""
+    """Return the sentences of the named images of one modality, and note what does not meet."""
     if not path.is_file():
-        notes.append(f"{split}: no caption file {path.name}, so 0 of {len(names)} {modality} pictures have a caption")
+        notes.append(f"{split}: no caption file {path.name}, so 0 of {len(names)} {modality} images have a caption")
         return {}
     captions = _read_table(path, split, modality) if path.suffix == ".parquet" else read_captions(path)
     joined = {name: split_sentences(captions[name]) for name in names if name in captions}
     if captions and names and not joined:
         raise ValueError(
-            f"{path}: none of its {len(captions)} items names a {modality} picture of the {split} split; items "
-            f"are {examples(captions)}, pictures are {examples(names)}: choose the caption folder of this set"
+            f"{path}: none of its {len(captions)} items names a {modality} image of the {split} split; items "
+            f"are {examples(captions)}, images are {examples(names)}: choose the caption folder of this set"
         )
     for count, what in (
-        (len(captions) - len(joined), f"captions in {path.name} name no {modality} picture"),
-        (len(names) - len(joined), f"{modality} pictures have no caption in {path.name}"),
+        (len(captions) - len(joined), f"captions in {path.name} name no {modality} image"),
+        (len(names) - len(joined), f"{modality} images have no caption in {path.name}"),
         (sum(not sentences for sentences in joined.values()), f"captions in {path.name} are blank"),
     ):
         if count:
@@ -105,7 +105,7 @@ def _read_column(
 
 
 def _read_table(path: Path, split: str, modality: str) -> dict[str, str]:
-    from ...captions.export import read_table
+    from ...captioning.export import read_table
 
     told, _ = read_table(path)
     return {entry.key: entry.caption for entry in told if (entry.split, entry.modality) == (split, modality)}

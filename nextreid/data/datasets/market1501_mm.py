@@ -1,4 +1,4 @@
-"""Market-1501-MM: the persons of Market-1501 with near infrared and thermal pictures made from the visible ones."""
+"""Market-1501-MM: the persons of Market-1501 with near infrared and thermal images made from the visible ones."""
 
 import re
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ..sample import MODALITIES, ReIDDataset, Sample
 from .captions import add_captions, caption_home
+from .folder_layout import Name, choose_modalities, find_home, modality_folders, note_shared_identities, pair_by_name
 from .query import query_and_gallery
 from .registry import register_dataset
-from .tree import Name, choose_modalities, find_home, modality_folders, note_shared_identities, pair_by_name
 
 _FOLDERS = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 _LAYOUT = "Market1501-MM/{train,query,gallery}/{RGB,NI,TI}/0002_c1s1_000451_03.jpg"
@@ -21,7 +21,7 @@ def read_market1501_mm(
 ) -> ReIDDataset:
     """Read Market-1501-MM from its published tree.
 
-    As Market-1501 has it: pictures of identity -1 (junk) take no part and are left out, those of identity 0
+    As Market-1501 has it: images of identity -1 (junk) take no part and are left out, those of identity 0
     (distractors) stay in the gallery and match nothing. How many of each is noted.
 
     Args:
@@ -30,11 +30,11 @@ def read_market1501_mm(
         modalities: Which of "rgb", "nir", "tir", in which order.
 
     Returns:
-        The data set; key is the file name, camid counts from 0, sceneid is -1.
+        The dataset; key is the file name, camid counts from 0, sceneid is -1.
 
     Raises:
         FileNotFoundError: If a folder or every caption file is missing.
-        ValueError: If no file name is of the published form, or captions fit no picture.
+        ValueError: If no file name is of the published form, or captions fit no image.
     """
     chosen = choose_modalities(modalities, _FOLDERS)
     home = find_home(root, ("Market1501-MM", "Market-1501-RGBNT"), ("train", "query", "gallery"), _LAYOUT)

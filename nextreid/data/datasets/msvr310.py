@@ -7,9 +7,9 @@ from pathlib import Path
 from ..sample import MODALITIES, ReIDDataset
 from ..split import with_match
 from .captions import add_captions, caption_home
+from .folder_layout import Name, choose_modalities, find_home, identity_folders, note_shared_identities, pair_by_name
 from .query import note_difference
 from .registry import register_dataset
-from .tree import Name, choose_modalities, find_home, identity_folders, note_shared_identities, pair_by_name
 
 _FOLDERS = {"rgb": "vis", "nir": "ni", "tir": "th"}
 _LAYOUT = "MSVR310/{bounding_box_train,query3,bounding_box_test}/0002/{vis,ni,th}/0002_s002_v0_000.jpg"
@@ -31,11 +31,11 @@ def read_msvr310(
         modalities: Which of "rgb", "nir", "tir", in which order.
 
     Returns:
-        The data set; key is the file name, camid (the view, 0 … 7) and sceneid are the name's numbers.
+        The dataset; key is the file name, camid (the view, 0 … 7) and sceneid are the name's numbers.
 
     Raises:
         FileNotFoundError: If a folder or every caption file is missing.
-        ValueError: If no file name is of the published form, or captions fit no picture.
+        ValueError: If no file name is of the published form, or captions fit no image.
     """
     chosen = choose_modalities(modalities, _FOLDERS)
     home = find_home(root, ("MSVR310",), ("bounding_box_train", "bounding_box_test"), _LAYOUT)
@@ -57,7 +57,7 @@ def read_msvr310(
 
 def _parse(path: Path) -> Name | None:
     match = _NAME.fullmatch(path.name)
-    # a picture in another identity's folder has no trustworthy label
+    # an image in another identity's folder has no trustworthy label
     if match is None or match[1] != path.parent.parent.name:
         return None
     return Name(path.name, int(match[1]), camid=int(match[3]), sceneid=int(match[2]))

@@ -1,8 +1,10 @@
-"""Data sets by name."""
+"""Datasets by name."""
 
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ def register_dataset(name: str) -> Callable[[Callable[..., ReIDDataset]], Callab
     keywords it needs.
 
     Args:
-        name: Name of the data set, in lower case.
+        name: Name of the dataset, in lower case.
 
     Raises:
         ValueError: If another reader has this name.
@@ -27,15 +29,23 @@ def register_dataset(name: str) -> Callable[[Callable[..., ReIDDataset]], Callab
 
     def register(reader: Callable[..., ReIDDataset]) -> Callable[..., ReIDDataset]:
         if name in _readers:
-            raise ValueError(f"a data set {name!r} is registered already")
+            raise ValueError(f"a dataset {name!r} is registered already")
         _readers[name] = reader
         return reader
 
     return register
 
 
+@cache
+def _load_plugins() -> None:
+    """Import what installed packages, this one included, announce under the entry points ``nextreid.datasets``."""
+    for plugin in entry_points(group="nextreid.datasets"):
+        plugin.load()
+
+
 def list_datasets() -> list[str]:
-    """Return the names of the data sets that `load_dataset` knows, sorted."""
+    """Return the names of the datasets that `load_dataset` knows, sorted."""
+    _load_plugins()
     return sorted(_readers)
 
 
@@ -47,35 +57,36 @@ def load_dataset(
     modalities: Sequence[str] | None = None,
     **options: Any,
 ) -> ReIDDataset:
-    """Load a data set.
+    """Load a dataset.
 
-    What the reader noticed (pictures missing, files that it does not know, captions without a picture) is in the
+    What the reader noticed (images missing, files that it does not know, captions without an image) is in the
     set's `notes` and is logged once.
 
     Args:
         name: One of `list_datasets`.
-        root: Folder of the data set, or the folder that holds it; for "manifest" the file.
+        root: Folder of the dataset, or the folder that holds it; for "manifest" the file.
         captions: Folder with the published caption files ``{train,test}_{RGB,NI,TI}.json``, or one that holds it.
         modalities: Modalities to read, in this order; None reads all.
         **options: Further keywords of this set, such as ``complete`` of "wmveid863", ``protocol`` of "manifest",
             ``pattern`` of "pattern" or ``seed`` of "synthetic-persons".
 
     Returns:
-        The data set, each split sorted by key.
+        The dataset, each split sorted by key.
 
     Raises:
         ValueError: If the name is unknown, an argument is missing or not one of this set, or files do not fit.
         FileNotFoundError: If a folder or file is missing; names what was looked for and the expected layout.
     """
+    _load_plugins()
     if name not in _readers:
-        raise ValueError(f"unknown data set {name!r}; known are {', '.join(list_datasets())}")
+        raise ValueError(f"unknown dataset {name!r}; known are {', '.join(list_datasets())}")
     named = {"root": root, "captions": captions, "modalities": modalities}
     given = {key: value for key, value in named.items() if value is not None} | options
     signature = inspect.signature(_readers[name])
     try:
         signature.bind(**given)
     except TypeError as error:
-        raise ValueError(f"data set {name!r}: {error}; it takes {', '.join(signature.parameters)}") from error
+        raise ValueError(f"dataset {name!r}: {error}; it takes {', '.join(signature.parameters)}") from error
     dataset = _readers[name](**given)
     # What a made set says of itself is no surprise; what a reader found in files may be one.
     level = logging.WARNING if root is not None else logging.INFO

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..sample import MODALITIES, ReIDDataset
 from .captions import add_captions, caption_home
+from .folder_layout import Name, choose_modalities, find_home, modality_folders, note_shared_identities, pair_by_name
 from .registry import register_dataset
-from .tree import Name, choose_modalities, find_home, modality_folders, note_shared_identities, pair_by_name
 
 _FOLDERS = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 _LAYOUT = "RGBNT201/{train_171,test}/{RGB,NI,TI}/000258_cam1_0_00.jpg"
@@ -28,11 +28,11 @@ def read_rgbnt201(
         modalities: Which of "rgb", "nir", "tir", in which order.
 
     Returns:
-        The data set; key is the file name, camid counts from 0, sceneid is -1.
+        The dataset; key is the file name, camid counts from 0, sceneid is -1.
 
     Raises:
         FileNotFoundError: If a folder or every caption file is missing.
-        ValueError: If no file name is of the published form, or captions fit no picture.
+        ValueError: If no file name is of the published form, or captions fit no image.
     """
     chosen = choose_modalities(modalities, _FOLDERS)
     home = find_home(root, ("RGBNT201",), ("train_171", "test"), _LAYOUT)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ..sample import MODALITIES, ReIDDataset, Sample
 from .captions import add_captions, caption_home
+from .folder_layout import Name, choose_modalities, find_home, identity_folders, note_shared_identities, pair_by_name
 from .query import query_and_gallery, rebuild_query
 from .registry import register_dataset
-from .tree import Name, choose_modalities, find_home, identity_folders, note_shared_identities, pair_by_name
 
 _FOLDERS = {"rgb": "vis", "nir": "ni", "tir": "th"}
 _LAYOUT = "WMVEID863/{train,query,test}/0002/{vis,ni,th}/v0_n9_s002_020.jpg"
@@ -26,7 +26,7 @@ def read_wmveid863(
 ) -> ReIDDataset:
     """Read WMVEID863 from its published tree, paired by file name.
 
-    Some of its pictures lack a partner and one file is misnamed; the published count of 3,481 + 1,228 samples is that
+    Some of its images lack a partner and one file is misnamed; the published count of 3,481 + 1,228 samples is that
     of samples with all three modalities. What is left out is named in the notes, and so are the identities that its
     train and test split share. Where the folder ``query`` is missing, all test samples that have a match from
     another camera are queries.
@@ -38,12 +38,12 @@ def read_wmveid863(
         complete: Read only samples that have every modality; False reads all, with modalities missing.
 
     Returns:
-        The data set; key is the identity, ``_`` and the file name (the captions' item), camid the view 0 … 7, sceneid
+        The dataset; key is the identity, ``_`` and the file name (the captions' item), camid the view 0 … 7, sceneid
         -1 where the name says 999.
 
     Raises:
         FileNotFoundError: If a folder or every caption file is missing.
-        ValueError: If no file name is of the published form, or captions fit no picture.
+        ValueError: If no file name is of the published form, or captions fit no image.
     """
     chosen = choose_modalities(modalities, _FOLDERS)
     home = find_home(root, ("WMVEID863",), ("train", "test"), _LAYOUT)

@@ -1,0 +1,1 @@
+"""The tables of the paper and of its ablations: rows, recipes, pretraining, runs."""

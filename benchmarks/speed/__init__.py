@@ -1,0 +1,1 @@
+"""Speed, memory and counts, each measured beside what it is compared with."""

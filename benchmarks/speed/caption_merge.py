@@ -1,0 +1,82 @@
+"""Right, wrong and unknown answers of one captioner, of the best of two, and with the modalities' complement."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from nextreid.captioning import Answers, best_of, complement, get_schema
+from nextreid.captioning.merge import Rule
+from nextreid.synthetic import PersonsConfig
+from nextreid.synthetic.captioner import CAPTIONERS, MERGED, ask_captioners, true_answers
+from nextreid.synthetic.drawing import draw_occluder, draw_person
+from nextreid.synthetic.figure import PARTS, part_map
+from nextreid.synthetic.identity import make_identity, pool_pids
+from nextreid.synthetic.scene import make_camera, make_frame, make_visit, visited_cameras
+
+Asked = Mapping[str, Mapping[str, Answers]]
+CONFIG = PersonsConfig(img_size=(64, 32), num_train=100, frames_per_visit=4)
+
+
+def run() -> Iterator[dict[str, Any]]:
+    """One row for each way to merge and each group of fields."""
+    schema = get_schema("person")
+    asked = list(_ask(CONFIG))
+    ways: dict[str, Any] = {
+        "one captioner": lambda said: {m: voices[CAPTIONERS[0]] for m, voices in said.items()},
+        "best by confidence": lambda said: _best(said, "confidence"),
+        "best by agreement": lambda said: _best(said, "agreement"),
+        "best by confidence + complement": lambda said: _complemented(said, "confidence"),
+        "best by agreement + complement": lambda said: _complemented(said, "agreement"),
+    }
+    lasting = [f.name for f in schema.fields if f.rank > 0 and f.name not in MERGED]
+    for way, merge in ways.items():
+        merged = [(merge(said), truth) for said, truth in asked]
+        for group, names in (("carried, held, glasses", MERGED), ("other fields of the identity", lasting)):
+            told = [
+                (answers[name], truth[name])
+                for by_modality, truth in merged
+                for answers in by_modality.values()
+                for name in names
+                if name in answers
+            ]
+            known = [(a.value == t, a.confidence) for a, t in told if (a.confidence or 0) >= CONFIG.caption_floor]
+            yield {
+                "merge": way,
+                "fields": group,
+                "samples": len(asked),
+                "answers": len(told),
+                "unknown_share": round(1 - len(known) / len(told), 4),
+                "right_of_told": round(float(np.mean([right for right, _ in known])), 4),
+                "mean_confidence": round(float(np.mean([confidence for _, confidence in known])), 4),
+            }
+
+
+def _best(said: Asked, rule: Rule) -> dict[str, Answers]:
+    return {m: best_of(voices, rule=rule).answers for m, voices in said.items()}
+
+
+def _complemented(said: Asked, rule: Rule) -> dict[str, Answers]:
+    return {m: r.answers for m, r in complement(_best(said, rule), "person", fields=MERGED, rule=rule).items()}
+
+
+def _ask(config: PersonsConfig) -> Iterator[tuple[Asked, dict[str, str]]]:
+    """What two captioners say of every frame of the training identities, and what is true."""
+    for pid in pool_pids(config, "train"):
+        identity = make_identity(config, pid)
+        for camid in visited_cameras(config, pid):
+            visit = make_visit(config, pid, camid)
+            for number in range(config.frames_per_visit):
+                frame = make_frame(config, visit, pid, camid, number)
+                labels = draw_person(identity, frame, make_camera(config.seed, camid).scale, config.img_size)
+                free = _count(labels)
+                if frame.occluder is not None:
+                    labels = draw_occluder(labels, frame.occluder)
+                visible = _count(labels)
+                hidden = {part: max(0, free[part] - visible[part]) for part in PARTS[1:-1]}
+                said = ask_captioners(config, identity, visit, frame, (pid, camid, number), visible, hidden)
+                yield said, true_answers(identity, visit, frame)
+
+
+def _count(labels: np.ndarray) -> dict[str, int]:
+    return dict(zip(PARTS, np.bincount(part_map(labels).ravel(), minlength=len(PARTS)).tolist(), strict=True))

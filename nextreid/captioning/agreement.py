@@ -1,0 +1,90 @@
+"""How far two readings of one thing agree, beside what chance would give."""
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+
+class Agreement(NamedTuple):
+    """Agreement of two raters.
+
+    Attributes:
+        pairs: Number of things that both rated.
+        share: Share of them on which they agree; nan where there is none.
+        kappa: Cohen's kappa: ``(share - chance) / (1 - chance)``, 1 for full agreement, 0 for chance. Where both
+            always say one and the same value, 1.
+    """
+
+    pairs: int
+    share: float
+    kappa: float
+
+
+def cohen_kappa(first: Sequence[Hashable | None], second: Sequence[Hashable | None]) -> Agreement:
+    """Compare two raters (Cohen, "A coefficient of agreement for nominal scales", 1960).
+
+    Args:
+        first: Values of one rater; None: not rated.
+        second: Values of the other, about the same things in the same order.
+
+    Returns:
+        Agreement over the things that both rated.
+
+    Raises:
+        ValueError: If the lengths differ.
+    """
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if not both:
+        return Agreement(0, float("nan"), float("nan"))
+    n = len(both)
+    share = sum(a == b for a, b in both) / n
+    left, right = Counter(a for a, _ in both), Counter(b for _, b in both)
+    chance = sum(count * right[value] for value, count in left.items()) / n**2
+    return Agreement(n, share, (share - chance) / (1 - chance) if chance < 1 else 1.0)
+
+
+class Consistency(NamedTuple):
+    """How often two images say the same.
+
+    Attributes:
+        same: Share of the pairs of images of one identity that agree; nan where there is no such pair.
+        other: Share of the pairs of images of two identities that agree.
+    """
+
+    same: float
+    other: float
+
+
+def identity_consistency(values: Sequence[Hashable | None], identities: Sequence[int]) -> Consistency:
+    """Compare agreement within identities with agreement between them, over all pairs of images.
+
+    Args:
+        values: What is said of each image; None: nothing, which leaves the image out.
+        identities: Whom each image shows.
+
+    Returns:
+        Both shares; a field that tells identities apart has a large first and a small second.
+
+    Raises:
+        ValueError: If the lengths differ.
+    """
+    of_identity: dict[int, Counter[Hashable]] = defaultdict(Counter)
+    for value, pid in zip(values, identities, strict=True):
+        if value is not None:
+            of_identity[pid][value] += 1
+    overall: Counter[Hashable] = Counter()
+    same_pairs = same_agree = squares = members = 0
+    for counts in of_identity.values():
+        overall.update(counts)
+        size = sum(counts.values())
+        squares += sum(c * c for c in counts.values())
+        members += size * size
+        same_pairs += size * (size - 1)
+        same_agree += sum(c * (c - 1) for c in counts.values())
+    total = sum(overall.values())
+    other_pairs = total**2 - members
+    other_agree = sum(c * c for c in overall.values()) - squares
+    nan = float("nan")
+    return Consistency(
+        same_agree / same_pairs if same_pairs else nan, other_agree / other_pairs if other_pairs else nan
+    )

@@ -1,0 +1,293 @@
+"""What a model wrote, read as answers: forgiving about form, strict about values, silent about nothing."""
+
+import ast
+import functools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .schema import Answer, Schema
+
+Status = Literal["ok", "refused", "unusable"]
+
+_LONGEST = 50_000  # characters that are looked at
+_MOST_STARTS = 50  # braces at which an object is looked for
+_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"\bI(?:'m| am)?,? (?:really |very |so )?(?:sorry|unable|not able|not comfortable|can(?:no|')t|won't|must decline)"
+    r"|\bI (?:do not|don't) feel comfortable|\bcannot (?:assist|help|comply|provide|identify)|\bas an AI\b"
+    r"|\bagainst (?:my|our|the) (?:policy|policies|guidelines)|抱歉|无法(?:协助|提供|识别)|不能(?:协助|提供|识别)",
+    re.IGNORECASE,
+)
+_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_TRAILING = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])', re.DOTALL)
+_VALUE_KEYS = ("value", "answer", "label", "val")
+_CONFIDENCE_KEYS = ("confidence", "confidence_score", "score", "probability", "conf")
+_NAME_KEYS = ("name", "attribute", "field", "key")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read of one reply.
+
+    Attributes:
+        status: ``"ok"`` if at least one field was answered, ``"refused"`` or ``"unusable"``.
+        answers: By field name, for the fields the modality can show; a field that was not answered is absent.
+        flags: What had to be forgiven in the form of the whole: ``"thinking"``, ``"fenced"``, ``"prose"``,
+            ``"trailing-comma"``, ``"python"``, ``"truncated"``, ``"list"``, ``"wrapped"``, ``"extra-fields"``,
+            ``"empty"``, ``"no-json"``, ``"no-fields"``. Flags of single answers are with these.
+        missing: Share of the asked fields that were not answered.
+    """
+
+    status: Status
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    missing: float = 1.0
+
+    @property
+    def needs_repair(self) -> bool:
+        """Whether asking once more is worth its price: unusable, or cut off before half of the fields."""
+        return self.status == "unusable" or (self.status == "ok" and "truncated" in self.flags and self.missing > 0.5)
+
+
+def read_reply(
+    text: str | None, schema: Schema, modality: str, *, finish: str | None = None, refusal: str | None = None
+) -> Reading:
+    """Read a model's reply.
+
+    Forgiven with a flag: thinking or prose around the object, fences, a trailing comma, comments, Python instead of
+    JSON, an object cut off in the middle, a list or another object around it, field names in other writing, values as
+    lists or bare words, confidences in percent, as words, out of range or absent. A value outside the menu becomes
+    unknown.
+
+    Args:
+        text: Content of the reply.
+        schema: What was asked.
+        modality: Of which image.
+        finish: The server's finish reason; ``"length"`` means cut off, ``"content_filter"`` refused.
+        refusal: The refusal field of the reply.
+
+    Returns:
+        The reading; nothing is raised whatever the model wrote.
+    """
+    if refusal or finish == "content_filter":
+        return Reading("refused")
+    flags: list[str] = ["truncated"] if finish == "length" else []
+    text = _without_thoughts((text or "")[-_LONGEST:], flags).strip()
+    if not text:
+        return Reading("unusable", flags=(*flags, "empty"))
+    names = {_plain(f.name): f.name for f in schema.for_modality(modality)}
+    table: dict[str, Any] = {}
+    found: list[str] = []
+    for value, forgiven in _objects(text):
+        notes: list[str] = []
+        candidate = _table(value, names, notes)
+        if len(candidate) > len(table):
+            table, found = candidate, [*forgiven, *notes]
+            if "truncated" not in forgiven and len(table) * 2 > len(names):
+                break
+    if not table:
+        if _REFUSAL.search(text[:1000]):
+            return Reading("refused", flags=tuple(flags))
+        return Reading("unusable", flags=(*flags, "no-fields" if "{" in text else "no-json"))
+    answers = {name: _answer(schema, name, table[name]) for name in names.values() if name in table}
+    flags = list(dict.fromkeys([*flags, *found]))
+    return Reading("ok", answers, tuple(flags), 1 - len(answers) / len(names))
+
+
+def read_confidence(raw: Any) -> tuple[float | None, tuple[str, ...]]:
+    """Read a confidence of whatever form.
+
+    Args:
+        raw: A number, a text such as ``"0.9"``, ``"95%"`` or ``"high"``, or anything else.
+
+    Returns:
+        A share in [0, 1] or None, and flags: ``"percent"`` for 2 to 100 and ``"…%"``, ``"clamped"`` for what lies
+        outside, ``"word"`` and ``"no-confidence"`` for what is no number.
+    """
+    if raw is None or isinstance(raw, bool | dict | list):
+        return None, ("no-confidence",)
+    flags: tuple[str, ...] = ()
+    percent = False
+    if isinstance(raw, str):
+        text = raw.strip().replace(",", ".")
+        percent = text.endswith("%")
+        try:
+            raw = float(text.rstrip("% "))
+        except ValueError:
+            return None, ("word",) if text else ("no-confidence",)
+    if isinstance(raw, int) and abs(raw) > 10**9:
+        raw = 1e9 if raw > 0 else -1e9  # a float has no room for the longest ones
+    value = float(raw)
+    if not math.isfinite(value):
+        return None, ("no-confidence",)
+    if percent or 2 <= value <= 100:
+        value, flags = value / 100, ("percent",)
+    if not 0 <= value <= 1:
+        value, flags = min(1.0, max(0.0, value)), (*flags, "clamped")
+    return value, flags
+
+
+def _answer(schema: Schema, name: str, raw: Any) -> Answer:
+    flags: list[str] = []
+    said: Any = None
+    if isinstance(raw, dict):
+        entry = {_plain(str(key)): value for key, value in raw.items()}
+        value = next((entry[key] for key in map(_plain, _VALUE_KEYS) if key in entry), None)
+        said = next((entry[key] for key in map(_plain, _CONFIDENCE_KEYS) if key in entry), None)
+    elif isinstance(raw, list) and len(raw) == 2 and isinstance(raw[1], int | float) and not isinstance(raw[1], bool):
+        value, said = raw
+    else:
+        value = raw
+        flags.append("bare")
+    if isinstance(value, list):
+        flags.append("list")
+        value = value[0] if value else None
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    elif isinstance(value, dict | list):
+        flags.append("nested")
+        value = None
+    confidence, noticed = read_confidence(said)
+    answer = schema.answer(name, value, confidence)
+    return Answer(answer.value, answer.confidence, answer.source, (*answer.flags, *flags, *noticed))
+
+
+@functools.lru_cache(4096)
+def _plain(name: str) -> str:
+    """How field names are compared: letters and digits in lower case."""
+    return re.sub(r"[\W_]", "", name).casefold()
+
+
+def _without_thoughts(text: str, flags: list[str]) -> str:
+    """Cut the thinking off; of a thought that never ends nothing is left but what stood before it."""
+    rest = _THOUGHT.sub("", text)
+    ends = list(_THOUGHT_END.finditer(rest))
+    if ends:  # the server swallowed the opening mark
+        rest = rest[ends[-1].end() :]
+    if rest != text:
+        flags.append("thinking")
+    return rest
+
+
+def _table(value: Any, names: Mapping[str, str], flags: list[str]) -> dict[str, Any]:
+    """Find the fields in a JSON value: field name to whatever was said of it."""
+    if isinstance(value, list):
+        entries = [entry for entry in value if isinstance(entry, dict)]
+        named: dict[str, Any] = {}
+        for entry in entries:
+            plain = {_plain(str(key)): item for key, item in entry.items()}
+            name = next((plain[key] for key in _NAME_KEYS if isinstance(plain.get(key), str)), None)
+            if name is not None:
+                named[name] = entry
+        flags.append("list")
+        if not named and len(entries) == 1:
+            return _table(entries[0], names, flags)
+        value = named or {key: item for entry in entries for key, item in entry.items()}
+    if not isinstance(value, dict):
+        return {}
+    table = {names[_plain(str(key))]: item for key, item in value.items() if _plain(str(key)) in names}
+    inner = [item for item in value.values() if isinstance(item, dict | list)]
+    if not table and len(inner) <= 3:
+        for item in inner:
+            notes: list[str] = ["wrapped"]
+            if deeper := _table(item, names, notes):
+                flags.extend(notes)
+                return deeper
+    elif len(table) < len(value):
+        flags.append("extra-fields")
+    return table
+
+
+def _objects(text: str) -> Iterator[tuple[Any, list[str]]]:
+    """Yield the JSON values that stand in a text, each with what had to be forgiven."""
+    form = ["fenced"] if "```" in text else []
+    decoder = json.JSONDecoder()
+    position = starts = 0
+    if text[0] == '"':  # JSON written as a JSON text
+        try:
+            inner = json.loads(text)
+        except ValueError:
+            inner = None
+        if isinstance(inner, str) and inner.strip():
+            yield from ((value, [*flags, "wrapped"]) for value, flags in _objects(inner.strip()))
+            return
+    while (match := re.compile(r"[{\[]").search(text, position)) and starts < _MOST_STARTS:
+        start = match.start()
+        starts += 1
+        outside = "`\n\r\t jsonJSON"
+        flags = [*form, *(["prose"] if text[:start].strip(outside) else [])]
+        try:
+            value, position = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = _balanced(text, start)
+            value, more = _mended(text[start:end] if end else _closed(text[start:]))
+            flags += [*([] if end else ["truncated"]), *more]
+            position = end if end and value is not None else start + 1
+        if isinstance(value, dict | list):
+            if position > start + 1 and text[position:].strip(outside) and "prose" not in flags:
+                flags.append("prose")
+            yield value, flags
+
+
+def _mended(segment: str) -> tuple[Any, list[str]]:
+    """Read an almost-JSON text: comments and trailing commas dropped, else as a Python literal."""
+    plain = _COMMENT.sub(lambda m: m[1] or "", segment)
+    flags = ["comments"] if plain != segment else []
+    without = _TRAILING.sub(lambda m: m[1] or "", plain)
+    flags += ["trailing-comma"] if without != plain else []
+    try:
+        return json.loads(without, strict=False), flags
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(without), [*flags, "python"]
+    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return None, flags
+
+
+def _balanced(text: str, start: int) -> int:
+    """Return where the bracket that opens at `start` closes, 0 if it never does."""
+    depth, quote, skip = 0, "", False
+    for index in range(start, len(text)):
+        letter = text[index]
+        if skip:
+            skip = False
+        elif quote:
+            skip = letter == "\\"
+            quote = "" if letter == quote else quote
+        elif letter == '"':
+            quote = letter
+        elif letter in "{[":
+            depth += 1
+        elif letter in "}]":
+            depth -= 1
+            if not depth:
+                return index + 1
+    return 0
+
+
+def _closed(text: str) -> str:
+    """Close an object that was cut off, after the last entry of it that is whole."""
+    stack: list[str] = []
+    quote = skip = False
+    last: tuple[int, list[str]] = (0, [])
+    for index, letter in enumerate(text):
+        if skip:
+            skip = False
+        elif quote:
+            skip, quote = letter == "\\", letter != '"'
+        elif letter == '"':
+            quote = True
+        elif letter in "{[":
+            stack.append("}" if letter == "{" else "]")
+        elif letter in "}]" and stack:
+            stack.pop()
+            last = (index + 1, stack.copy())
+        elif letter == "," and len(stack) == 1:
+            last = (index, stack.copy())
+    return text[: last[0]] + "".join(reversed(last[1]))

@@ -1,0 +1,327 @@
+"""One client for every server that speaks the OpenAI chat protocol: vLLM, SGLang, Ollama, hosted ones."""
+
+import ipaddress
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from .throttle import CallFailed, retry_after
+
+Structured = Literal["json_schema", "structured_outputs", "none"]
+
+DEFAULT_KEY = "OPENAI_API_KEY"
+_NO_KEY = "none"  # the protocol wants some key; a local server takes any
+_FILTERED = re.compile(r"content.?(?:filter|policy|management)|data_inspection_failed|safety|moderation", re.IGNORECASE)
+_OPTIONAL = {
+    # what a message says of an option the server does not know, and what to do without it
+    "max_tokens": re.compile(r"max_tokens|max_completion_tokens", re.IGNORECASE),
+    "temperature": re.compile(r"temperature", re.IGNORECASE),
+    "seed": re.compile(r"\bseed\b", re.IGNORECASE),
+    "structured": re.compile(r"response_format|json_schema|structured|guided|grammar|schema", re.IGNORECASE),
+}
+
+
+class Key:
+    """A secret that does not show: not in its representation, not when pickled or formatted."""
+
+    __slots__ = ("_value", "origin")
+
+    def __init__(self, value: str, origin: str) -> None:
+        self._value = value
+        self.origin = origin
+
+    def reveal(self) -> str:
+        """Return the secret, for the one place that sends it."""
+        return self._value
+
+    def redact(self, text: str) -> str:
+        """Return a text in which the secret is replaced by its origin."""
+        return text.replace(self._value, f"[{self.origin}]") if self._value else text
+
+    def __repr__(self) -> str:
+        return f"Key(from {self.origin})"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a key is not written anywhere")
+
+
+def read_key(name: str, environ: Mapping[str, str] | None = None) -> Key:
+    """Read a key from the environment.
+
+    Args:
+        name: The variable's name.
+        environ: Variables; None takes the process's.
+
+    Raises:
+        PermissionError: If the variable is not set or empty; names it.
+    """
+    value = (os.environ if environ is None else environ).get(name, "").strip()
+    if not value:
+        raise PermissionError(f"the key is missing: set the environment variable {name} (keys are read nowhere else)")
+    return Key(value, name)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether an address is on this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+@dataclass(frozen=True)
+class Server:
+    """One model on one server.
+
+    Attributes:
+        url: Base address; ``/v1`` is added where it has no path.
+        model: The model's name on that server.
+        key: Its key, None where it needs none.
+        structured: How output in JSON is asked for: ``"json_schema"`` (the ``response_format`` of the protocol),
+            ``"structured_outputs"`` (the name vLLM gives it) or ``"none"``. Where a server rejects it, it is left out.
+        price: Money for a million prompt tokens and a million answer tokens; None where unknown or free.
+        send_images: Whether images may leave this machine for this server.
+
+    Raises:
+        ValueError: If the address is no HTTP address or carries a password, or images would go to another machine
+            without leave; names the host.
+    """
+
+    url: str
+    model: str
+    key: Key | None = None
+    structured: Structured = "json_schema"
+    price: tuple[float, float] | None = None
+    send_images: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"a server's address looks like http://127.0.0.1:8000/v1, got {parts.hostname!r}")
+        if parts.username or parts.password or parts.query:
+            raise ValueError("a server's address holds no user, password or query; keys come from the environment")
+        if not self.model:
+            raise ValueError("a server needs the name of a model")
+        if parts.path in ("", "/"):
+            object.__setattr__(self, "url", self.url.rstrip("/") + "/v1")
+        if not is_loopback(self.url) and not self.send_images:
+            raise ValueError(
+                f"images would be sent to {self.host}, another machine; if its terms and those of your images "
+                "allow that, say --send-images-to-host (in Python: send_images=True)"
+            )
+
+    @property
+    def host(self) -> str:
+        """Host and port."""
+        return urlsplit(self.url).netloc
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
+        """Money for so many tokens, None without a price."""
+        if self.price is None:
+            return None
+        return (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+        text: Content, None if there was none.
+        finish: Why it ended, such as ``"stop"`` or ``"length"``.
+        refusal: The refusal field.
+        model: The model's name as the server reports it.
+        request: Our random id of the call.
+        date: When, in UTC, ISO 8601.
+        prompt_tokens: As counted by the server, 0 if it does not say.
+        completion_tokens: Likewise.
+        left_out: Options the server does not take.
+    """
+
+    text: str | None
+    finish: str | None
+    refusal: str | None
+    model: str
+    request: str
+    date: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    left_out: tuple[str, ...] = ()
+
+
+class Client:
+    """Sends calls to one server. Use it as an asynchronous context.
+
+    The SDK's own retries are off, redirections are not followed (images go to the named host or nowhere), and
+    what the environment says of organisation, project or address for other programs is not used.
+
+    Args:
+        server: Whom to ask.
+
+    Raises:
+        ImportError: If the openai package is not installed.
+    """
+
+    def __init__(self, server: Server) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise ImportError("asking models needs the openai package: pip install 'nextreid[captions]'") from error
+        self.server = server
+        self._openai = openai
+        self._left_out: set[str] = set()
+        self._renamed = False  # max_tokens is called max_completion_tokens by newer servers
+        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not is_loopback(server.url))
+        omitted = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
+        self._sdk = openai.AsyncOpenAI(
+            base_url=server.url,
+            api_key=server.key.reveal() if server.key else _NO_KEY,
+            max_retries=0,
+            timeout=None,
+            http_client=http,
+            default_headers=omitted,
+        )
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._sdk.close()
+
+    async def ask(
+        self,
+        prompt: str,
+        image: str | None = None,
+        *,
+        json_schema: Mapping[str, Any] | None = None,
+        max_tokens: int = 1500,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Reply:
+        """Make one attempt at one call.
+
+        Args:
+            prompt: The instructions.
+            image: A data address, None for text alone.
+            json_schema: What the answer should look like.
+            max_tokens: Most tokens of the answer.
+            temperature: 0 for the most likely answer.
+            seed: Seed of the sampling.
+
+        Raises:
+            CallFailed: There was no answer; the message holds neither key nor image.
+        """
+        content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
+        if image is not None:
+            content.append({"type": "image_url", "image_url": {"url": image}})
+        options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        if seed is not None:
+            options["seed"] = seed
+        if json_schema is not None and self.server.structured != "none":
+            options["structured"] = json_schema
+        while True:
+            try:
+                return await self._send(content, options)
+            except CallFailed as error:
+                if error.status not in (400, 422) or not self._go_without(str(error), options):
+                    raise
+
+    async def list_models(self) -> list[str]:
+        """Return the names of the models the server has; empty where it does not say."""
+        try:
+            page = await self._sdk.models.list()
+        except self._openai.OpenAIError:
+            return []
+        return [self._redact(str(model.id)) for model in page.data or ()]
+
+    def _go_without(self, message: str, options: Mapping[str, Any]) -> bool:
+        """Note the option that a server's complaint is about; return whether there is something to leave out."""
+        left = [name for name in options if name not in self._left_out]
+        blamed = [name for name in left if _OPTIONAL[name].search(message)]
+        if "max_tokens" in blamed and not self._renamed:
+            self._renamed = True
+            return True
+        # a complaint about nothing in particular: the grammar is what servers stumble over
+        if not blamed and "structured" in left and "image" not in message:
+            blamed = ["structured"]
+        self._left_out.update(blamed[:1])
+        return bool(blamed)
+
+    async def _send(self, content: list[dict[str, Any]], options: Mapping[str, Any]) -> Reply:
+        openai = self._openai
+        request = uuid.uuid4().hex
+        given = {name: value for name, value in options.items() if name not in self._left_out}
+        schema = given.pop("structured", None)
+        if schema is not None and self.server.structured == "json_schema":
+            wanted = {"name": "answers", "schema": schema, "strict": True}
+            given["response_format"] = {"type": "json_schema", "json_schema": wanted}
+        elif schema is not None:
+            given["structured_outputs"] = {"json": schema}
+        if self._renamed and "max_tokens" in given:
+            given["max_completion_tokens"] = given.pop("max_tokens")
+        try:
+            # the plain way in: the typed one walks through the whole body first, a millisecond for every call
+            done = await self._sdk.post(
+                "/chat/completions",
+                cast_to=openai.types.chat.ChatCompletion,
+                body={"model": self.server.model, "messages": [{"role": "user", "content": content}], **given},
+                options={"headers": {"X-Request-Id": request}},
+            )
+        except openai.APIStatusError as error:
+            if error.status_code in (400, 403, 422) and _FILTERED.search(str(error)):
+                return self._refused(request, self._say(error))
+            raise self._failure(error) from None
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise CallFailed(f"{self.server.host}: {self._redact(str(cause)) or 'no connection'}", retry=True) from None
+        except (openai.OpenAIError, ValueError) as error:
+            raise CallFailed(f"{self.server.host} sent no chat completion: {self._say(error)}", retry=True) from None
+        return self._reply(done, request)
+
+    def _reply(self, done: Any, request: str) -> Reply:
+        """Take what is needed; servers leave out or null almost anything."""
+        choices = getattr(done, "choices", None)
+        if not choices:
+            raise CallFailed(f"{self.server.host} sent no chat completion: {self._redact(str(done))[:200]}", retry=True)
+        choice, usage = choices[0], getattr(done, "usage", None)
+        message = getattr(choice, "message", None)
+        text, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
+        return Reply(
+            text=self._redact(text) if isinstance(text, str) else None,
+            finish=getattr(choice, "finish_reason", None),
+            refusal=self._redact(str(refusal)) if refusal else None,
+            model=self._redact(str(getattr(done, "model", None) or "")),
+            request=request,
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            prompt_tokens=int(getattr(usage, "prompt_tokens", None) or 0),
+            completion_tokens=int(getattr(usage, "completion_tokens", None) or 0),
+            left_out=tuple(sorted(self._left_out)),
+        )
+
+    def _refused(self, request: str, why: str) -> Reply:
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        return Reply(None, "content_filter", why, "", request, date, left_out=tuple(sorted(self._left_out)))
+
+    def _failure(self, error: Any) -> CallFailed:
+        status, headers = error.status_code, error.response.headers
+        milliseconds = headers.get("retry-after-ms", "")
+        wait = float(milliseconds) / 1000 if milliseconds.isdigit() else retry_after(headers.get("retry-after"))
+        again = status in (408, 409, 425, 429) or status >= 500
+        if status == 429 and re.search(r"insufficient_quota|billing|credit", str(error), re.IGNORECASE):
+            again = False  # the account is empty, and waiting does not fill it
+        return CallFailed(
+            f"{self.server.host} answered {status}: {self._say(error)}", status=status, retry=again, retry_after=wait
+        )
+
+    def _say(self, error: Exception) -> str:
+        return self._redact(str(error))[:500]
+
+    def _redact(self, text: str) -> str:
+        text = re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]*", "[image]", text)
+        return self.server.key.redact(text) if self.server.key else text

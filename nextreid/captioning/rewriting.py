@@ -1,0 +1,80 @@
+"""Captions written by a language model from merged answers, as in the paper; the template stays the safety net."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .answers import read_reply
+from .client import Server
+from .requests import Job
+from .schema import Answers, Schema
+from .store import Store, call_key
+from .text import split_sentences
+
+_DEBRIS = re.compile(r"[\[\]{}|<>`*#]|\b(?:unknown|unclear|n/?a|not specified)\b", re.IGNORECASE)
+
+
+def narration_job(
+    schema: Schema, modality: str, answers: Answers, draft: Sequence[str], server: Server, max_tokens: int = 400
+) -> Job:
+    """Return the job that lets a language model write one caption. No image is sent, only attributes.
+
+    Args:
+        schema: Of the answers.
+        modality: Of the image.
+        answers: Merged answers; what is unknown is not mentioned.
+        draft: The template's sentences.
+        server: Whom to ask.
+        max_tokens: Most tokens of the answer.
+    """
+    known = {name: answer.value for name, answer in answers.items() if answer.value is not None}
+    facts = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in known.items())
+    prompt = (
+        f"Describe a {schema.object} in plain English from the facts below, in one paragraph of short sentences in the "
+        "order of the draft. Tell every fact once, add none, guess nothing, and leave out whatever is not listed. "
+        f"Write the description alone.\n\nFacts:\n{facts}\n\nDraft:\n{' '.join(draft)}"
+    )
+    parts = {
+        "schema": schema.digest(),
+        "schema_name": f"{schema.name} {schema.version}",
+        "facts": call_key(facts=known),
+        "modality": modality,
+    }
+    return Job(server, parts, prompt, options={"max_tokens": max_tokens, "temperature": 0.0})
+
+
+def narrated(job: Job, schema: Schema, draft: Sequence[str], store: Store) -> tuple[tuple[str, ...], str]:
+    """Return the caption that a model wrote, or the draft where it wrote nothing of use.
+
+    Of no use is a refusal, a text that was cut off, one with brackets, menus or words for not knowing, one more than
+    twice as long as the draft, and one that names a colour the draft does not have.
+
+    Returns:
+        The sentences, and why the draft was taken (``""`` where it was not).
+    """
+    rows = job.stored(store)
+    if not rows:
+        return tuple(draft), "missing"
+    text = " ".join((rows[-1]["text"] or "").split())
+    if why := _fault(rows[-1], text, " ".join(draft), schema):
+        return tuple(draft), why
+    return split_sentences(text), ""
+
+
+def _fault(row: Mapping[str, Any], text: str, draft: str, schema: Schema) -> str:
+    if not text or row["refusal"] or read_reply(text, schema, row["modality"]).status == "refused":
+        return "refused" if text or row["refusal"] else "empty"
+    if row["finish"] == "length" or text[-1] not in ".!":
+        return "cut off"
+    if _DEBRIS.search(text):
+        return "debris"
+    if len(text) > 2 * len(draft) + 40:
+        return "too long"
+    colours = {value for field in schema.fields if "color" in field.name for value in field.values if " " not in value}
+    if (_words(text) & colours) - _words(draft):
+        return "invented"
+    return ""
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", text.lower()))

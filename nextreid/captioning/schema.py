@@ -1,0 +1,347 @@
+"""What may be said about an image: fields, their closed vocabularies, and the modalities that can show them."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from .text import plain_value
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+Source = Literal["verbal", "logprob", "vote", "agreement"]
+Flag = Literal["alias", "unknown", "out-of-vocabulary"]
+
+UNKNOWN_ANSWER = "unknown"
+"""What a model is asked to say instead of guessing. It is offered in the menu and never kept as a value."""
+
+_SOURCES = get_args(Source)
+_FREE_WORDS = 5
+_SHOWS = {
+    "rgb": "a visible-light photograph. It shows colours; in the dark it shows little",
+    "nir": "a near-infrared photograph, shown in grey. It shows shape and light, but no colours",
+    "tir": "a thermal (long-wave infrared) image: brightness is heat. It shows outlines and warm parts, "
+    "but neither colours, nor the light, nor the time of day",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One value with its confidence.
+
+    Attributes:
+        value: A value of the field's vocabulary; None: not known.
+        confidence: Share in [0, 1]; None where none was given or it was not a number.
+        source: Where the confidence comes from: said by the model, its token probabilities, its own repeated samples,
+            or agreement between models or modalities.
+        flags: What was noticed on the way, such as ``"alias"`` or ``"out-of-vocabulary"``.
+
+    Raises:
+        ValueError: If the confidence is no share, or the source is unknown.
+    """
+
+    value: str | None
+    confidence: float | None = None
+    source: Source = "verbal"
+    flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.confidence is not None and not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence must lie in [0, 1] or be None, got {self.confidence!r}")
+        if self.source not in _SOURCES:
+            raise ValueError(f"source must be one of {', '.join(_SOURCES)}, got {self.source!r}")
+
+
+Answers = Mapping[str, Answer]
+"""The answers of one image, by field name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One attribute.
+
+    Attributes:
+        name: Identifier, such as ``"upper_clothing"``.
+        values: Closed vocabulary; empty: a few free words.
+        modalities: The modalities that can show it; empty: every modality.
+        aliases: Other words for a value, such as ``{"benz": "Mercedes-Benz"}``; matched without regard to case.
+        merge: Whether the modalities complement each other in this field by default.
+        rank: How well it tells identities apart: agreement of two captions of one identity less that of two identities,
+            as measured on the published visible-light captions. 0 for what belongs to the moment (view, light).
+        question: What to look for, in words, for the model.
+
+    Raises:
+        ValueError: If the name is no identifier, an alias leads nowhere, or a value stands for not knowing.
+    """
+
+    name: str
+    values: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
+    merge: bool = False
+    rank: float = 0.0
+    question: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("values", "modalities"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.name.isidentifier():
+            raise ValueError(f"a field's name must be an identifier such as 'hair_length', got {self.name!r}")
+        if UNKNOWN_ANSWER in self.values:
+            raise ValueError(f"field {self.name!r}: leave {UNKNOWN_ANSWER!r} out; it is understood everywhere")
+        if stray := sorted(set(self.aliases.values()) - set(self.values)) if self.values else []:
+            raise ValueError(f"field {self.name!r}: aliases lead to {stray}, which are not among its values")
+
+    def shown_in(self, modality: str) -> bool:
+        """Whether an image of this modality can show the field."""
+        return not self.modalities or modality in self.modalities
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The attributes of one type of object.
+
+    Attributes:
+        name: ``"person"``, ``"vehicle"`` or a name of your own.
+        version: Changes whenever a field or vocabulary does; stored with every answer.
+        fields: In the order in which they are asked.
+        template: How a caption is composed: ``"person"``, ``"vehicle"``, or ``"plain"`` ("The <field> is <value>.").
+        object: What the image shows, in words, such as ``"person"``.
+
+    Raises:
+        ValueError: If two fields share a name, or there is none.
+    """
+
+    name: str
+    version: str
+    fields: tuple[Field, ...]
+    template: str = "plain"
+    object: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", tuple(self.fields))
+        names = [f.name for f in self.fields]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"schema {self.name!r} needs fields of different names, got {names}")
+        object.__setattr__(self, "object", self.object or self.name)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.version))  # the fields are many, and equality compares them
+
+    def __getitem__(self, name: str) -> Field:
+        """Return a field by name; raises KeyError that lists the fields."""
+        for entry in self.fields:
+            if entry.name == name:
+                return entry
+        raise KeyError(f"schema {self.name!r} has no field {name!r}; it has {', '.join(f.name for f in self.fields)}")
+
+    def for_modality(self, modality: str) -> tuple[Field, ...]:
+        """Return the fields that an image of this modality can show, such as ``"tir"``."""
+        return tuple(f for f in self.fields if f.shown_in(modality))
+
+    @functools.cached_property
+    def _menus(self) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+        """Values and aliases of each field by how they are looked up."""
+        return {
+            f.name: ({_key(v): v for v in f.values}, {_key(alias): v for alias, v in f.aliases.items()})
+            for f in self.fields
+        }
+
+    @property
+    def merged(self) -> tuple[str, ...]:
+        """Names of the fields that the modalities complement by default."""
+        return tuple(f.name for f in self.fields if f.merge)
+
+    def normalise(self, name: str, raw: Any) -> tuple[str | None, Flag | None]:
+        """Bring a model's value into the vocabulary.
+
+        Case, articles, underscores, hyphens, "(possibly …)" and all but the first of "a | b" do not matter; aliases
+        are resolved.
+
+        Args:
+            name: The field.
+            raw: Whatever the model gave: text, truth value, number or None.
+
+        Returns:
+            The value and None; the value and ``"alias"`` where it had to be translated; None and ``"unknown"`` where
+            nothing was said, None and ``"out-of-vocabulary"`` where the value is not in the menu.
+
+        Raises:
+            KeyError: If there is no such field.
+        """
+        entry, text = self[name], "" if raw is None else str(raw)
+        known, others = self._menus[name]
+        text = text.strip().strip(" .,;:\"'`")
+        if text in entry.values:
+            return text, None
+        for key in (_key(text), _key(plain_value(text))):
+            if key in known:
+                return known[key], None
+            if key in others:
+                return others[key], "alias"
+        text = plain_value(text)
+        if not text or _key(text) in _NOTHING:
+            return None, "unknown"
+        if not entry.values and len(text.split()) <= _FREE_WORDS:
+            return text, None
+        return None, "out-of-vocabulary"
+
+    def answer(self, name: str, raw: Any, confidence: float | None = None, source: Source = "verbal") -> Answer:
+        """Return a normalised `Answer`; what is unknown or out of the menu has no value and confidence 0."""
+        value, flag = self.normalise(name, raw)
+        return Answer(value, confidence if value is not None else 0.0, source, (flag,) if flag else ())
+
+    def instructions(self, modality: str) -> str:
+        """Return the prompt for one image: what it is, what to look for, what never to say."""
+        asked = self.for_modality(modality)
+        lines = [
+            f"This is {_SHOWS.get(modality, f'an image of the kind {modality!r}')}. Look at the most prominent "
+            f"{self.object} in it and fill in the fields below.",
+            "Report what the image itself shows, nothing else. Never name or guess who someone is, and say nothing "
+            "of origin, ethnicity, religion or health: only clothing, carried things and plain appearance count."
+            if self.object == "person"
+            else "Report what the image itself shows, nothing else. Do not read out or guess licence plate text.",
+            f'Each field has a "value" from its list and a "confidence" from 0 (a guess) to 1 (plainly seen). Where '
+            f'this kind of image cannot show it, or you cannot see it, answer "{UNKNOWN_ANSWER}" with confidence 0.',
+        ]
+        for entry in asked:
+            menu = f"one of: {', '.join(entry.values)}" if entry.values else f"at most {_FREE_WORDS} words"
+            lines.append(f"- {entry.name}: {entry.question or entry.name.replace('_', ' ')} ({menu})")
+        lines.append(
+            f"Answer with one JSON object with the keys {', '.join(f.name for f in asked)}, and nothing around it. "
+            f'Each key holds {{"value": ..., "confidence": ...}}.'
+        )
+        return "\n".join(lines)
+
+    def json_schema(self, modality: str) -> dict[str, Any]:
+        """Return a JSON schema for servers that can constrain their output: enumerations and numbers only.
+
+        Lengths, ranges and patterns are left out, because servers honour them unevenly; check the answers here.
+        """
+
+        def entry(f: Field) -> dict[str, Any]:
+            value: dict[str, Any] = {"type": "string"}
+            if f.values:
+                value["enum"] = [*f.values, UNKNOWN_ANSWER]
+            return _strict({"value": value, "confidence": {"type": "number"}})
+
+        return _strict({f.name: entry(f) for f in self.for_modality(modality)})
+
+    def pydantic_model(self, modality: str) -> "type[BaseModel]":
+        """Return a pydantic model of one image's answers (extra ``captions``).
+
+        Each field has ``value`` (normalised, None if unknown or out of the menu) and ``confidence`` (in [0, 1] or
+        None); fields that are missing are None, fields that the modality cannot show are refused.
+
+        Raises:
+            ImportError: If pydantic is not installed.
+        """
+        try:
+            from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
+            from pydantic import Field as Limits
+        except ImportError as error:
+            raise ImportError("typed answers need pydantic: pip install 'nextreid[captions]'") from error
+        from typing import Annotated, Optional
+
+        def typed(f: Field) -> Any:
+            def tidy(raw: Any) -> str | None:
+                return self.normalise(f.name, raw)[0]
+
+            allowed: Any = Literal[f.values] if f.values else str
+            value = Annotated[Optional[allowed], BeforeValidator(tidy)]  # noqa: UP045
+            share = Annotated[float | None, Limits(ge=0, le=1)]
+            return create_model(
+                f"{f.name.title().replace('_', '')}Answer", value=(value, None), confidence=(share, None)
+            )
+
+        models: dict[str, Any] = {f.name: (Optional[typed(f)], None) for f in self.for_modality(modality)}  # noqa: UP045
+        title = f"{self.name.title()}{modality.title()}"
+        model: type[BaseModel] = create_model(title, __config__=ConfigDict(extra="forbid"), **models)
+        return model
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the schema as plain JSON data; `from_dict` reads it."""
+        return json.loads(json.dumps(asdict(self)))  # tuples become lists
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Schema":
+        """Build a schema from `to_dict`'s form, such as a JSON file of your own.
+
+        Raises:
+            ValueError: If a key is missing or unknown; names it.
+        """
+        try:
+            fields = tuple(Field(**entry) for entry in data["fields"])
+            return cls(**{**data, "fields": fields})
+        except (TypeError, KeyError) as error:
+            allowed = (
+                "name, version, template, object, fields (name, values, modalities, aliases, merge, rank, question)"
+            )
+            raise ValueError(f"a schema has the keys {allowed}: {error}") from error
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change with anything in the schema."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+_BUILT_IN = ("person", "vehicle")
+_REGISTERED: dict[str, Schema] = {}
+
+
+def list_schemas() -> list[str]:
+    """Return the names that `get_schema` knows, sorted."""
+    return sorted({*_BUILT_IN, *_REGISTERED})
+
+
+def get_schema(name: str | Schema) -> Schema:
+    """Return a schema by name; a `Schema` is handed back as it is.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if isinstance(name, Schema):
+        return name
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name not in _BUILT_IN:
+        raise ValueError(
+            f"unknown schema {name!r}; known: {', '.join(list_schemas())}; or register_schema(Schema.from_dict(...))"
+        )
+    return _built_in(name)
+
+
+def register_schema(schema: Schema) -> Schema:
+    """Make a schema of your own known by its name.
+
+    Raises:
+        ValueError: If another schema of this name exists.
+    """
+    known = schema.name in list_schemas()
+    if known and get_schema(schema.name) != schema:
+        raise ValueError(f"there is another schema {schema.name!r}; give yours a name of its own")
+    _REGISTERED[schema.name] = schema
+    return schema
+
+
+@functools.cache
+def _built_in(name: str) -> Schema:
+    text = resources.files(__package__).joinpath("vocabulary", f"{name}.json").read_text(encoding="utf-8")
+    return Schema.from_dict(json.loads(text))
+
+
+_NOTHING = {"none", "no", "not", "nothing", "other", "other(s)", "false", ""}
+
+
+def _key(text: str) -> str:
+    """How a value is looked up: lower case, no article, hyphens and underscores as spaces."""
+    words = text.lower().replace("-", " ").replace("_", " ").split()
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+
+
+def _strict(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

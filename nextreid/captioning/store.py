@@ -1,0 +1,209 @@
+"""The store of answers: one line for every call that was answered, only ever appended to.
+
+A line is JSON and ends with a checksum of what stands before it, so that a line torn by a kill or a full disk is
+recognised and cut off, and any tool can read the rest. A line has left the process when `Store.append` returns, which
+is all that a killed process needs; the disk is told to keep it once a second, so a power cut costs at most that second.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+FORMAT = 1
+_SUM = ',"sum":"'
+
+
+def call_key(**parts: Any) -> str:
+    """Return the name of a call: a digest of everything its answer depends on.
+
+    Args:
+        **parts: JSON values, such as the image's digest, the prompt, the model's name and the sampling.
+
+    Returns:
+        32 hex digits, the same for the same parts in any order.
+    """
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Store:
+    """Answers by the key of their call, in one file.
+
+    Opening to write takes a lock that ends with the process, and cuts off a torn last line. A damaged line elsewhere
+    is left where it is and counted. Of two rows with one key the later counts.
+
+    Args:
+        path: The file; made with its folder when opened to write.
+        write: Whether to append.
+        sync_every: Seconds between the moments at which the disk is told to keep what was written.
+        clock: Seconds.
+
+    Attributes:
+        damaged: Lines that were not used.
+        spent: Sum of ``cost`` over all rows.
+
+    Raises:
+        FileNotFoundError: If there is no such file to read.
+        ValueError: If another process writes to it, or it is of a newer format.
+    """
+
+    def __init__(
+        self, path: Path, *, write: bool = False, sync_every: float = 1.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.path = Path(path)
+        self.damaged = 0
+        self.spent = 0.0
+        self._schemas: dict[str, int] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        self._sync_every, self._clock = sync_every, clock
+        self._synced = clock()
+        self._write = write
+        if write:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        elif not self.path.is_file():
+            raise FileNotFoundError(f"no store of answers {self.path}")
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND if write else os.O_RDONLY
+        self._file = os.open(self.path, flags, 0o644)
+        try:
+            if write:
+                self._lock()
+            self._end = self._read()
+            if write and os.fstat(self._file).st_size > self._end:
+                os.ftruncate(self._file, self._end)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return the row of a call, None if it was never answered."""
+        place = self._places.get(key)
+        return None if place is None else _parse(os.pread(self._file, place[1], place[0]))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Read all rows in the order in which the calls were first answered."""
+        for key in self._places:
+            row = self.get(key)
+            if row is not None:
+                yield row
+
+    def count_other_schemas(self, digest: str) -> int:
+        """Count the rows that answer another schema than this one."""
+        return sum(count for name, count in self._schemas.items() if name not in ("", digest))
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add the row of one call.
+
+        Args:
+            row: JSON values; ``key`` is the call's name, ``schema`` a digest, ``cost`` what it cost (or None).
+
+        Raises:
+            OSError: If it cannot be written, as on a full disk; the file is then as it was before.
+        """
+        line = _line(row)
+        try:
+            self._put(line)
+        except OSError as error:
+            os.ftruncate(self._file, self._end)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            what = "the disk is full" if full else error.strerror
+            raise OSError(
+                error.errno,
+                f"{what}: the run stops; {len(self)} answers are safe in the store, run again to go on",
+                str(self.path),
+            ) from error
+        self._note(row, self._end, len(line))
+        self._end += len(line)
+        if self._clock() - self._synced >= self._sync_every:
+            self.sync()
+
+    def sync(self) -> None:
+        """Have the disk keep what was appended."""
+        os.fsync(self._file)
+        self._synced = self._clock()
+
+    def close(self) -> None:
+        """Close the file; the lock ends."""
+        if self._file >= 0:
+            try:
+                if self._write:
+                    self.sync()
+            finally:
+                os.close(self._file)
+                self._file = -1
+
+    def _put(self, line: bytes) -> None:
+        written = 0
+        while written < len(line):
+            written += os.write(self._file, line[written:])
+
+    def _lock(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # only where there is no flock, that is on Windows: one run at a time is up to the user
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"another run writes to {self.path}; wait for it, or give this one another folder"
+            ) from error
+
+    def _read(self) -> int:
+        """Read all lines; return where the last whole one ends."""
+        end = good = 0
+        with open(os.dup(self._file), "rb") as file:
+            for line in file:
+                end += len(line)
+                row = _parse(line)
+                if row is not None:
+                    if row["v"] != FORMAT:
+                        raise ValueError(f"{self.path} has format {row['v']}, this nextreid reads {FORMAT}: update it")
+                    self._note(row, end - len(line), len(line))
+                elif line.endswith(b"\n"):
+                    self.damaged += 1
+                else:
+                    continue
+                good = end
+        return good
+
+    def _note(self, row: Mapping[str, Any], start: int, length: int) -> None:
+        self._places[row["key"]] = (start, length)
+        self._schemas[row.get("schema") or ""] = self._schemas.get(row.get("schema") or "", 0) + 1
+        self.spent += row.get("cost") or 0.0
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    body = json.dumps({"v": FORMAT, **row}, ensure_ascii=True, allow_nan=False)[:-1]
+    return f'{body}{_SUM}{zlib.crc32(body.encode()):08x}"}}\n'.encode()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return the row of a line, None if it is torn or damaged."""
+    try:
+        text = line.decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    body, mark, end = text.rpartition(_SUM)
+    if not mark or end != f'{zlib.crc32(body.encode()):08x}"}}\n':
+        return None
+    row: dict[str, Any] = json.loads(text)
+    del row["sum"]
+    return row

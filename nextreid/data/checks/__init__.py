@@ -1,0 +1,61 @@
+"""Is a dataset usable? What is wrong with it, and what to do about it."""
+
+from collections.abc import Callable
+
+from ...retrieval import Protocol, get_protocol
+from ..sample import ReIDDataset
+from .captions import check_captions
+from .findings import LEVELS, Finding, Level, Report
+from .images import check_images, check_presence, look_at_images, size_facts
+from .labels import check_labels, label_facts
+
+__all__ = ["Finding", "Level", "Report", "check_dataset"]
+
+
+def check_dataset(
+    dataset: ReIDDataset,
+    *,
+    protocol: str | Protocol | None = None,
+    images: bool = True,
+    captions: bool = True,
+    count_tokens: Callable[[str], int] | None = None,
+    window: int = 77,
+    num_ids: int = 8,
+    workers: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> Report:
+    """Look for what makes training fail or numbers wrong, before either begins.
+
+    Args:
+        dataset: Any dataset; one without identities is checked for its images and captions only.
+        protocol: Protocol of the evaluation to come; None takes the dataset's own.
+        images: Whether to decode every image once.
+        captions: Whether to read the captions.
+        count_tokens: Number of tokens of a text with the start and end marks, by the tokenizer of the text tower in
+            use; None leaves the captions' lengths unchecked.
+        window: Most tokens that this text tower reads at once.
+        num_ids: Identities of a training batch.
+        workers: Threads that decode images; 0 decodes in this one.
+        progress: Called with the number of samples decoded and of all samples.
+
+    Returns:
+        The findings, errors first, and the counts of each split.
+
+    Raises:
+        ValueError: If the protocol is unknown.
+    """
+    rule = get_protocol(dataset.protocol if protocol is None else protocol)
+    splits = label_facts(dataset, rule)
+    findings = [*check_labels(dataset, rule, num_ids), *check_presence(dataset)]
+    sizes: dict[str, dict[str, dict[str, int]]] = {}
+    if images:
+        looks = look_at_images(dataset, workers, progress)
+        sizes = size_facts(dataset, looks)
+        findings += check_images(dataset, looks)
+    for split, facts in splits.items():
+        facts["sizes"] = sizes.get(split, {})
+    if captions:
+        findings += check_captions(dataset, count_tokens, window)
+    findings += [Finding("note", "reader", note, "", 1) for note in dataset.notes]
+    findings.sort(key=lambda finding: LEVELS.index(finding.level))
+    return Report(dataset.name, dataset.modalities, rule.name, rule.exclude, splits, tuple(findings))

@@ -1,0 +1,183 @@
+"""What a check says: findings with their remedies, and the table of facts above them."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ..sample import ReIDDataset, Sample
+
+Level = Literal["error", "warning", "note"]
+LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+
+_EXAMPLES = 5
+
+_IGNORED = {
+    "camera": "a query ignores its own identity in its own camera",
+    "scene": "a query ignores its own identity in its own scene",
+    "none": "a query ignores only itself",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that a check noticed.
+
+    Attributes:
+        level: ``"error"``: training or scoring fails or gives wrong numbers; ``"warning"``: probably not what you want;
+            ``"note"``: good to know.
+        code: Short fixed name, such as ``"unreadable"``; `docs/checking.md` lists all.
+        message: What is so.
+        remedy: What to do about it.
+        count: How many samples, images, captions or identities it concerns.
+        examples: The first few of them.
+    """
+
+    level: Level
+    code: str
+    message: str
+    remedy: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """Outcome of `check_dataset`.
+
+    Attributes:
+        name: Name of the dataset.
+        modalities: Its modalities, in order.
+        protocol: Name of the protocol that the queries were checked against.
+        exclude: What a query ignores under it: ``"camera"``, ``"scene"`` or ``"none"``.
+        splits: For train, query and gallery: counts, and distributions as ``[lowest, median, highest]``.
+        findings: Errors first, then warnings, then notes.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    protocol: str
+    exclude: str
+    splits: Mapping[str, Mapping[str, Any]]
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no error."""
+        return not self.of_level("error")
+
+    def of_level(self, level: Level) -> tuple[Finding, ...]:
+        """Return the findings of one level."""
+        return tuple(finding for finding in self.findings if finding.level == level)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as a JSON-able dictionary."""
+        return {
+            "dataset": self.name,
+            "modalities": list(self.modalities),
+            "protocol": self.protocol,
+            "exclude": self.exclude,
+            "ok": self.ok,
+            "splits": {split: dict(facts) for split, facts in self.splits.items()},
+            "findings": [asdict(finding) | {"examples": list(finding.examples)} for finding in self.findings],
+        }
+
+    def __str__(self) -> str:
+        """Return the report as aligned text."""
+        head = f"{self.name}: {', '.join(self.modalities)}; protocol {self.protocol} ({_IGNORED[self.exclude]})"
+        parts = [head, "", *_table(self.splits, self.modalities), ""]
+        for finding in self.findings:
+            parts.append(f"{finding.level} [{finding.code}] {finding.message}")
+            parts += [f"    {example}" for example in finding.examples]
+            if finding.count > len(finding.examples) > 0:
+                parts.append(f"    … {len(finding.examples)} of {finding.count:,} shown")
+            if finding.remedy:
+                parts.append(f"    -> {finding.remedy}")
+        counts = [_number(len(self.of_level(level)), level) for level in LEVELS]
+        verdict = "usable" if self.ok else "not usable as it is"
+        return "\n".join([*parts, f"{verdict}: {', '.join(counts)}"])
+
+
+def splits_of(dataset: ReIDDataset) -> dict[str, tuple[Sample, ...]]:
+    """Return the splits by name."""
+    return {"train": dataset.train, "query": dataset.query, "gallery": dataset.gallery}
+
+
+def each_sample(dataset: ReIDDataset) -> list[tuple[str, Sample]]:
+    """Return every sample once with the name of its split; those that query and gallery share are "test"."""
+    gallery = {id(sample) for sample in dataset.gallery}
+    shared = {id(sample) for sample in dataset.query} & gallery
+    rows = [("train", sample) for sample in dataset.train]
+    rows += [("test" if id(sample) in shared else "query", sample) for sample in dataset.query]
+    return rows + [("gallery", sample) for sample in dataset.gallery if id(sample) not in shared]
+
+
+def found(level: Level, code: str, message: str, remedy: str, names: Iterable[str]) -> Finding:
+    """Return a finding about all of `names`, with the first few as examples."""
+    every = list(names)
+    return Finding(level, code, message, remedy, len(every), tuple(every[:_EXAMPLES]))
+
+
+def tally(places: Iterable[str]) -> str:
+    """Return how often each place occurs, as ``"train tir 3, query rgb 1"``."""
+    return ", ".join(f"{place} {count:,}" for place, count in Counter(places).items())
+
+
+def spread(numbers: Sequence[int]) -> list[int] | None:
+    """Return ``[lowest, median, highest]``, None of nothing; the median is the lower of the two in the middle."""
+    ordered = sorted(numbers)
+    return [ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1]] if ordered else None
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _table(splits: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -> list[str]:
+    columns = list(splits.values())
+    rows: list[list[str]] = [["", *splits]]
+
+    def row(label: str, cells: Iterable[object]) -> None:
+        rows.append([label, *(f"{c:,}" if isinstance(c, int) else str(c or "-") for c in cells)])
+
+    def by_modality(label: str, cells: Mapping[str, Sequence[object]]) -> None:
+        if len(cells) > 1 and all(line == cells[modalities[0]] for line in cells.values()):
+            row(f"{label}, each modality", cells[modalities[0]])
+        else:
+            for modality, line in cells.items():
+                row(f"{label}, {modality}", line)
+
+    def slashed(numbers: Sequence[int] | None) -> str:
+        return "/".join(map(str, numbers)) if numbers else "-"
+
+    for key, label in (("samples", "samples"), ("ids", "identities"), ("cameras", "cameras"), ("scenes", "scenes")):
+        if key in ("samples", "ids") or any(facts[key] for facts in columns):
+            row(label, (facts[key] for facts in columns))
+    row("samples of an identity*", (slashed(facts["samples_per_id"]) for facts in columns))
+    if any(facts["cameras_per_id"] for facts in columns):
+        row("cameras of an identity*", (slashed(facts["cameras_per_id"]) for facts in columns))
+    cameras = sorted({int(camera) for facts in columns for camera in facts["ids_per_camera"]})
+    for camera in cameras if len(cameras) <= 12 else ():
+        row(f"identities at camera {camera}", (facts["ids_per_camera"].get(str(camera), 0) for facts in columns))
+    for what in ("images", "captions"):
+        by_modality(what, {m: [facts[what][m] for facts in columns] for m in modalities})
+    if any(facts["sizes"] for facts in columns):
+        by_modality("width x height", {m: [_sizes(facts["sizes"].get(m, {})) for facts in columns] for m in modalities})
+    query = splits["query"]
+    if query["positives_per_query"]:
+        row("matches of a query*", ("", slashed(query["positives_per_query"]), ""))
+    for rule, valid in query["valid_queries"].items():
+        if rule != "scene" or any(facts["scenes"] for facts in columns):
+            row(f"queries with a match, rule {rule}", ("", f"{valid:,}", ""))
+    widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in rows
+    ]
+    return [*lines, "* lowest/median/highest"]
+
+
+def _sizes(histogram: Mapping[str, int]) -> str:
+    if len(histogram) < 2:
+        return "".join(histogram)
+    return f"{next(iter(histogram))} and {len(histogram) - 1:,} more"

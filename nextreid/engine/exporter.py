@@ -1,0 +1,275 @@
+"""A model as one file that runs without this package, written only when it gives the model's embeddings."""
+
+import copy
+import importlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nextreid.data import Sample
+from nextreid.data.loader import make_loader
+from nextreid.models import ReIDModel
+from nextreid.ops import use_backend
+from nextreid.version import __version__
+
+from .ablations import hide_modalities
+from .checkpoint import write_whole
+from .embedding import eval_transform
+
+_logger = logging.getLogger(__name__)
+
+METADATA = "nextreid.json"  # the member of a .pt2 archive
+MAX_BATCH = 4096
+MIN_COSINE = MIN_AGREEMENT = 0.999
+_SIZES = (1, 2, 7)
+_MADE_UP = 24
+_MOST = 128  # samples of the check: for each of them all pairs of the others are compared
+_APART = 1e-4  # two cosines nearer to each other than this have no order
+
+Inputs = dict[str, Tensor]
+Runner = Callable[[Inputs], Tensor]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """An exported file and how near it comes to the model.
+
+    Attributes:
+        path: The file.
+        inputs: Names of the file's inputs.
+        dim: Width F of the embedding.
+        synthetic: Samples that the file and the model were compared on, in batches of 1, 2, 7 and the rest.
+        real: Samples of a dataset that they were compared on.
+        cosine: Lowest cosine of a sample's embedding by the file and by the model.
+        rank_agreement: Of all triples of a sample and two others whose cosines differ by more than 1e-4, the share
+            that the file puts in the model's order.
+    """
+
+    path: Path
+    inputs: tuple[str, ...]
+    dim: int
+    synthetic: int
+    real: int
+    cosine: float
+    rank_agreement: float
+
+
+def export(
+    model: ReIDModel,
+    out: str | Path,
+    format: str = "onnx",
+    *,
+    text: bool | None = None,
+    normalize: bool = True,
+    check: Sequence[Sample] = (),
+    overwrite: bool = False,
+) -> ExportReport:
+    """Write a model's embedding as one file, if the file computes what the model does.
+
+    The file's inputs are ``images`` ``(B, M, 3, H, W)`` float32, normalised as its metadata says; ``present``
+    ``(B, M)`` bool; and ``text`` ``(B, M, D)``, the features that ``model.encode_text`` gives, zero for an absent
+    caption. Its output is ``embedding`` ``(B, F)``. B is free, 1 included. Cameras are taken as unknown.
+
+    Args:
+        model: A model of the zoo; it is left as it is. The file computes in float32.
+        out: File to write, by custom ``.onnx`` or ``.pt2``.
+        format: ``"onnx"``, or ``"torch_export"`` for ``torch.export.load``.
+        text: Whether the file has the input ``text``; without it no sample has a caption. None for whether the model
+            reads captions.
+        normalize: Whether each embedding has length 1.
+        check: Samples to compare the embeddings of besides synthetic ones; the first 128 are taken.
+        overwrite: Whether a file there may be replaced.
+
+    Returns:
+        How near the file comes.
+
+    Raises:
+        FileExistsError: If the file exists and `overwrite` is False.
+        ImportError: If ONNX is asked for and its packages are not installed.
+        ValueError: If the format is unknown, ``text`` is asked of a model that reads none, the model cannot be traced,
+            or the file does not compute what the model does: then none is left.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; allowed: {', '.join(FORMATS)}")
+    if text and not model.uses_text:
+        raise ValueError(f"{model.pretrained_cfg.architecture} reads no captions as it was built: export without text")
+    path = Path(out)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; name another file, or replace it (overwrite=True, --overwrite)")
+    write, read = FORMATS[format]
+    if format == "onnx":
+        for package in ("onnxscript", "onnxruntime"):
+            _package(package)
+    module = _Embedding(model, normalize)
+    text = model.uses_text if text is None else text
+    synthetic = _made_up(model, text)
+    real = list(_batches(model, check[:_MOST], text))
+    results: list[tuple[float, float]] = []
+
+    def write_and_compare(temporary: Path) -> None:
+        try:
+            write(_traced(module, synthetic[1]), temporary, _metadata(model, text, normalize))
+        except OSError:
+            raise
+        except Exception as error:  # tracers raise many kinds
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{model.pretrained_cfg.architecture} cannot be exported as {format}: {reason}") from error
+        run = read(temporary)
+        results.extend(_compare(module, run, batches, str(path)) for batches in (synthetic, real) if batches)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, write_and_compare)
+    counts = [sum(len(batch["images"]) for batch in batches) for batches in (synthetic, real)]
+    names = tuple(synthetic[0])
+    return ExportReport(path, names, model.num_features, *counts, *map(min, zip(*results, strict=True)))
+
+
+class _Embedding(nn.Module):
+    """What goes into the file: a model's copy on the CPU, without its text tower and its classifier."""
+
+    def __init__(self, model: ReIDModel, normalize: bool) -> None:
+        super().__init__()
+        bare = copy.copy(model)
+        bare._modules = {**model._modules, "text_tower": None, "neck": nn.Identity()}
+        self.model = copy.deepcopy(bare).cpu().float().eval()
+        self.normalize = normalize
+        self.eval()
+
+    def forward(self, images: Tensor, present: Tensor, text: Tensor | None = None) -> Tensor:
+        embedding = self.model.embed(images, text, present)
+        return F.normalize(embedding, dim=1) if self.normalize else embedding
+
+
+def _traced(module: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
+    # Kernels are for the machine at hand, and plain operations for every one. An example of one sample would fix B.
+    size = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    with torch.no_grad(), use_backend("torch"):
+        return torch.export.export(module, (), example, dynamic_shapes={name: {0: size} for name in example})
+
+
+def _write_torch(program: torch.export.ExportedProgram, path: Path, metadata: str) -> None:
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={METADATA: metadata})
+
+
+def _read_torch(path: Path) -> Runner:
+    with path.open("rb") as file:
+        program = torch.export.load(file).module()
+    return lambda batch: program(**batch)
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: str) -> None:
+    onnx = torch.onnx.export(program, dynamo=True, output_names=["embedding"], verbose=False)
+    assert onnx is not None  # it is None without dynamo
+    onnx.model.metadata_props["nextreid"] = metadata
+    onnx.save(path)
+
+
+def _read_onnx(path: Path) -> Runner:
+    runtime = _package("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda batch: torch.from_numpy(session.run(None, {k: v.numpy() for k, v in batch.items()})[0])
+
+
+Writer = Callable[[torch.export.ExportedProgram, Path, str], None]
+FORMATS: dict[str, tuple[Writer, Callable[[Path], Runner]]] = {
+    "onnx": (_write_onnx, _read_onnx),
+    "torch_export": (_write_torch, _read_torch),
+}
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"ONNX files need {name}: pip install 'nextreid[export]', or use torch_export") from error
+
+
+def _metadata(model: ReIDModel, text: bool, normalize: bool) -> str:
+    cfg = model.pretrained_cfg
+    facts = {
+        "architecture": cfg.architecture,
+        "modalities": list(model.modalities),
+        "img_size": list(model.img_size),
+        "mean": list(cfg.mean),
+        "std": list(cfg.std),
+        "interpolation": cfg.interpolation,
+        "text": text,
+        "normalized": normalize,
+        "versions": {"nextreid": __version__, "torch": str(torch.__version__)},
+    }
+    return json.dumps(facts)
+
+
+def _made_up(model: ReIDModel, text: bool) -> list[Inputs]:
+    """Batches of 1, 2, 7 and more samples, of which some lack modalities or captions."""
+    generator = torch.Generator().manual_seed(0)
+    count = len(model.modalities)
+    images = torch.randn(_MADE_UP, count, 3, *model.img_size, generator=generator)
+    present = torch.rand(_MADE_UP, count, generator=generator) < 0.7
+    present[:, 0] |= ~present.any(dim=1)
+    inputs = {"images": images, "present": present}
+    if text:
+        features = F.normalize(torch.randn(_MADE_UP, count, model.embed_dim, generator=generator), dim=-1)
+        inputs["text"] = features * (torch.rand(_MADE_UP, count, 1, generator=generator) < 0.8)
+    parts = [tensor.split([*_SIZES, _MADE_UP - sum(_SIZES)]) for tensor in inputs.values()]
+    return [dict(zip(inputs, rows, strict=True)) for rows in zip(*parts, strict=True)]
+
+
+def _batches(model: ReIDModel, samples: Sequence[Sample], text: bool) -> Iterator[Inputs]:
+    if not samples:
+        return
+    samples = hide_modalities(samples, model.modalities, ())  # refuses a sample without an image
+    for batch in make_loader(samples, eval_transform(model), model.modalities, batch_size=16):
+        inputs = {"images": batch.images, "present": batch.present}
+        if text and model.text_tower is not None:
+            inputs["text"] = model.encode_text(batch.captions).float().cpu()
+        elif text:
+            inputs["text"] = torch.zeros(*batch.present.shape, model.embed_dim)
+        yield inputs
+
+
+def _compare(module: nn.Module, run: Runner, batches: Sequence[Inputs], name: str) -> tuple[float, float]:
+    """Return the lowest cosine and the share of like orders, or refuse."""
+    found = []
+    for batch in batches:
+        try:
+            found.append(run(batch))
+        except Exception as error:  # runtimes raise many kinds
+            size, reason = len(batch["images"]), str(error).partition("\n")[0]
+            raise ValueError(f"{name} was not written: it does not run on a batch of {size} ({reason})") from error
+    with torch.no_grad():
+        ours = torch.cat([module(**batch) for batch in batches])
+    theirs = torch.cat(found)
+    if theirs.shape != ours.shape:
+        raise ValueError(f"{name} was not written: it gives {tuple(theirs.shape)}, the model {tuple(ours.shape)}")
+    cosine = F.cosine_similarity(ours, theirs).min().item()
+    agreement = _rank_agreement(ours, theirs)
+    if not (cosine >= MIN_COSINE and agreement >= MIN_AGREEMENT):  # NaN fails too
+        raise ValueError(
+            f"{name} was not written: its embeddings are not the model's (lowest cosine {cosine:.6f}, rank agreement "
+            f"{agreement:.6f}; both at least {MIN_COSINE}); try the other format: {', '.join(FORMATS)}"
+        )
+    return cosine, agreement
+
+
+def _rank_agreement(ours: Tensor, theirs: Tensor) -> float:
+    """Share of triples (sample, two others) that ``ours`` tells apart and ``theirs`` orders alike; 1 without any."""
+    alone = torch.eye(len(ours), dtype=torch.bool)
+    first, second = (F.normalize(x, dim=1) @ F.normalize(x, dim=1).T for x in (ours, theirs))
+    first = first.masked_fill(alone, math.nan)  # no order with oneself
+    apart = first[:, :, None] - first[:, None, :] > _APART
+    if not apart.any():
+        _logger.warning("the model tells no two samples of the check apart: their order was not compared")
+        return 1.0
+    return ((second[:, :, None] > second[:, None, :]) & apart).sum().item() / apart.sum().item()

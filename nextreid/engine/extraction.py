@@ -1,0 +1,148 @@
+"""Images to a file of embeddings and a table of what they belong to."""
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from nextreid.data import Sample, drop_unreadable
+from nextreid.data.image import OnError
+from nextreid.data.manifest import read_manifest
+from nextreid.data.pattern import read_folder
+from nextreid.models import ReIDModel
+
+from .ablations import has_captions
+from .checkpoint import write_tensors, write_whole
+from .distributed import on_main
+from .embedding import embed_samples
+
+_logger = logging.getLogger(__name__)
+
+EMBEDDINGS = "embeddings.safetensors"
+INDEX = "index.csv"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Where embeddings lie.
+
+    Attributes:
+        embeddings: Safetensors file with ``embedding`` ``(n, F)`` float32; its header says how it was made.
+        index: CSV file with one line for each row of it: row, key, pid, camid, sceneid, present.
+        samples: Number of rows n.
+        dim: Width F.
+    """
+
+    embeddings: Path
+    index: Path
+    samples: int
+    dim: int
+
+
+def extract(
+    model: ReIDModel,
+    source: Sequence[Sample] | str | Path,
+    out: str | Path,
+    *,
+    text: bool = True,
+    normalize: bool = True,
+    after_neck: bool = False,
+    overwrite: bool = False,
+    on_error: OnError = "raise",
+    batch_size: int = 64,
+    device: torch.device | str | None = None,
+    workers: int = 0,
+    progress: bool = False,
+) -> Extraction:
+    """Embed anybody's images and write the embeddings with an index.
+
+    Several processes (``torchrun``) share the embedding, and the first writes.
+
+    Args:
+        model: A model of the zoo.
+        source: Samples, a manifest (CSV), or a folder with one folder of images for each modality.
+        out: Folder to write ``embeddings.safetensors`` and ``index.csv`` into; made if there is none.
+        text: Whether captions are read, where there are some and the model reads them.
+        normalize: Whether each embedding has length 1; the header says so.
+        after_neck: Whether the embedding is taken after the batch-norm neck.
+        overwrite: Whether embeddings that lie in `out` already may be replaced.
+        on_error: What to do about images that cannot be read: ``"raise"`` at the first one, or look at all before
+            and ``"skip"`` their samples or ``"mask"`` those modalities; what was done is logged.
+        batch_size: Samples of a forward pass.
+        device: Where to compute; None stays where the model is, otherwise the model moves there.
+        workers: Processes that load images.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The two files and the shape of what is in them.
+
+    Raises:
+        FileNotFoundError: The source does not exist.
+        FileExistsError: `out` has embeddings already and `overwrite` is False.
+        ValueError: There is no sample, a sample has no image, an image cannot be read, or two samples share a key.
+    """
+    folder = Path(out)
+    if (folder / EMBEDDINGS).exists() and not overwrite:
+        raise FileExistsError(
+            f"{folder / EMBEDDINGS} exists; take another folder, or replace them (overwrite=True, --overwrite)"
+        )
+    samples = _read(source, tuple(model.modalities)) if isinstance(source, str | Path) else list(source)
+    if on_error != "raise":
+        samples, notes = drop_unreadable(samples, model.modalities, on_error)
+        for note in notes:
+            _logger.warning("%s", note)
+    keys = [sample.key for sample in samples]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"key {twice!r} names more than one sample; make keys unique")
+    text = text and model.uses_text and has_captions(samples)
+    embedding, _ = embed_samples(
+        model,
+        samples,
+        text=text,
+        after_neck=after_neck,
+        batch_size=batch_size,
+        device=device,
+        workers=workers,
+        progress=progress,
+    )
+    metadata = {
+        "model": model.pretrained_cfg.architecture,
+        "modalities": list(model.modalities),
+        "text": text,
+        "normalized": normalize,
+        "after_neck": after_neck,
+        "samples": len(samples),
+    }
+    tensors = {"embedding": F.normalize(embedding, dim=1) if normalize else embedding}
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / INDEX, lambda path: _write_index(path, samples, model.modalities))
+        # The embeddings come last: where they are, the index is.
+        write_tensors(folder / EMBEDDINGS, tensors, metadata)
+
+    on_main(write)
+    return Extraction(folder / EMBEDDINGS, folder / INDEX, *embedding.shape)
+
+
+def _read(source: str | Path, modalities: tuple[str, ...]) -> Sequence[Sample]:
+    path = Path(source)
+    if path.is_dir():
+        return read_folder(path, modalities)
+    if not path.is_file():
+        raise FileNotFoundError(f"no folder and no manifest at {path}")
+    return read_manifest(path, modalities)
+
+
+def _write_index(path: Path, samples: Sequence[Sample], modalities: Sequence[str]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("row", "key", "pid", "camid", "sceneid", "present"))
+        for row, sample in enumerate(samples):
+            present = "+".join(m for m, image in zip(modalities, sample.images, strict=True) if image is not None)
+            writer.writerow((row, sample.key, sample.pid, sample.camid, sample.sceneid, present))

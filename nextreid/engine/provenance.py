@@ -1,0 +1,58 @@
+"""What a model's weights have learned from, and whether a test set was among it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nextreid.data import ReIDDataset
+from nextreid.data.card import refuse_leak
+from nextreid.models import ReIDModel
+
+_MEASURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
+
+
+def trained_sets(model: ReIDModel) -> list[str]:
+    """Return the names of the datasets that the weights were trained on, the latest first."""
+    names, record = [], model.pretrained_cfg.trained_on
+    while record:
+        names.append(record["dataset"])
+        record = record.get("start")
+    return names
+
+
+def refuse_trained_on(model: ReIDModel, dataset: ReIDDataset, allow: bool) -> None:
+    """Raise ValueError if the weights were trained on test identities of `dataset`; see `refuse_leak`."""
+    refuse_leak(trained_sets(model), dataset.name, allow)
+
+
+def record_training(model: ReIDModel, record: dict[str, Any], start: dict[str, Any] | None) -> None:
+    """Write into the model's configuration, and so into its checkpoints, what its weights were trained on.
+
+    Args:
+        model: Its ``pretrained_cfg`` is replaced.
+        record: At least ``dataset``, its name.
+        start: The record of the weights that the training started from; None for weights without one.
+    """
+    told = {**record, "start": start} if start else dict(record)
+    # The name, the notes and the measures of the weights before do not hold for these; nor do the licences, once other
+    # data came to them.
+    gone: dict[str, Any] = {"tag": "", "notes": None, "metrics": None, "protocol": None}
+    if start:
+        gone |= {"license": None, "data_license": None}
+    model.pretrained_cfg = model.pretrained_cfg.replace(trained_on=told, **gone)
+
+
+def record_measures(model: ReIDModel, evaluation: Mapping[str, Any] | None, epoch_rule: str) -> None:
+    """Write beside `record_training`'s record what was measured after it and how its epoch was chosen.
+
+    Args:
+        model: Its ``pretrained_cfg`` is replaced.
+        evaluation: A row of `EvaluationReport.to_dict`, or None where nothing was measured.
+        epoch_rule: Such as ``"last"``.
+    """
+    config = model.pretrained_cfg
+    measures = None if evaluation is None else {name: evaluation[name] for name in _MEASURES}
+    model.pretrained_cfg = config.replace(
+        trained_on={**(config.trained_on or {}), "epoch_rule": epoch_rule},
+        metrics=measures,
+        protocol=None if evaluation is None else evaluation["protocol"],
+    )

@@ -1,0 +1,353 @@
+"""The training loop."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, seeded_rng
+from nextreid.data.captions import draw_captions
+from nextreid.data.image import OnError
+from nextreid.data.loader import make_loader
+from nextreid.data.sampler import PKSampler
+from nextreid.data.transforms import TrainTransform
+from nextreid.losses import Criterion
+from nextreid.models import ReIDModel, save_model
+
+from .ablations import has_captions, with_caption_quality
+from .checkpoint import load_state, save_state, write_jsonl
+from .distributed import (
+    all_gather,
+    all_gather_objects,
+    all_reduce_gradients,
+    broadcast,
+    broadcast_parameters,
+    is_main,
+    on_main,
+    rank,
+    world_size,
+)
+from .embedding import eval_transform, keep_texts, move_to_device
+from .evaluation import check_modalities, drop_unreadable, measure
+from .optimizer import build_optimizer, lr_factor, set_lr
+from .provenance import record_measures, record_training, refuse_trained_on
+from .recipe import Recipe
+from .run_folder import BEST, LAST, METRICS, STATE, TrainReport, best_row, describe, open_run
+
+_logger = logging.getLogger(__name__)
+
+
+def train(
+    model: ReIDModel,
+    dataset: ReIDDataset,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    on_error: OnError = "raise",
+    allow_leak: bool = False,
+    source: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> TrainReport:
+    """Train a model and keep the run in a folder.
+
+    Several processes that ``torchrun`` started share each batch and take the very steps of one process: identities are
+    spread over them, neck and losses see the whole batch. The first one writes the folder, which all must see.
+
+    After every epoch the folder holds ``metrics.jsonl`` (one row an epoch), ``last/`` and ``best/`` (model folders for
+    ``create_model("local-dir:...")``) and ``state.safetensors``, which ``resume=True`` continues from. On the CPU an
+    interrupted and resumed run ends with the same weights, to the last bit, as one that was not interrupted.
+
+    Args:
+        model: A model of the zoo, changed in place. Without a classifier it gets one for the training identities.
+        dataset: Its ``train`` split is learned from; ``query`` and ``gallery`` are evaluated on.
+        recipe: How; see `get_recipe`.
+        out: The run folder, made if there is none.
+        resume: Continue the run in `out` after its last whole epoch, or start it if there is none yet.
+        on_error: What to do about images that cannot be read: ``"raise"`` at the first one, or look at all before
+            and ``"skip"`` their samples or ``"mask"`` those modalities.
+        allow_leak: Whether to start from weights that have seen identities of this test set.
+        source: What the caller knows of where the data come from, such as root and captions; kept in ``recipe.json``.
+        device: Where to compute; None stays where the model is, otherwise the model moves there.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The rows of all epochs; the last and the best apart.
+
+    Raises:
+        FileExistsError: `out` has a run already and `resume` is False.
+        ValueError: The dataset has too few identities, its modalities are not the model's, the classifier has another
+            size, the identities of a batch cannot be shared by the processes, or the run to resume was made with
+            something else.
+        FloatingPointError: A loss or gradient is not finite; the files of the epoch before stay.
+    """
+    folder = Path(out)
+    _train_pids(dataset)
+    check_modalities(model, dataset)
+    if recipe.eval_every and not (dataset.query and dataset.gallery):
+        raise ValueError(f"dataset {dataset.name!r} has no query or no gallery to evaluate on; set eval_every=0")
+    refuse_trained_on(model, dataset, allow_leak)
+    images = dataset = drop_unreadable(dataset, on_error)
+    pids = _train_pids(dataset)
+    sampler = PKSampler(
+        [sample.pid for sample in dataset.train],
+        recipe.num_ids,
+        recipe.num_instances,
+        recipe.seed,
+        rank(),
+        world_size(),
+    )
+    dataset = with_caption_quality(dataset, recipe.caption_quality, recipe.seed)
+    text = recipe.text and model.uses_text and has_captions(dataset.train)
+    if recipe.text and not text and is_main():
+        _logger.info("training without text: the model reads none or dataset %r has no captions", dataset.name)
+    if not model.num_classes:
+        with _seeded(torch.device("cpu"), "classifier", recipe.seed):
+            model.reset_classifier(len(pids))
+    elif model.num_classes != len(pids):
+        raise ValueError(
+            f"the model has {model.num_classes} classes but dataset {dataset.name!r} has {len(pids)} training "
+            "identities; create it with num_classes=0 and the classifier is made to fit"
+        )
+    device = move_to_device(model, device)
+    broadcast_parameters(model)
+    optimizer = build_optimizer(model, recipe)
+    described = on_main(lambda: open_run(folder, describe(model, images, recipe, source or {}, device), resume))
+    history = load_state(folder / STATE, model, optimizer) if (folder / STATE).exists() else []
+    if len(history) != broadcast(len(history)):
+        raise ValueError(f"process {rank()} does not see the run of the first one in {folder}: put it on a shared disk")
+    if history and is_main():
+        _logger.info("continuing %s after epoch %d", folder, len(history))
+    store = _open_store(model, dataset, recipe)
+    transform = _train_transform(model, recipe)
+    loader = make_loader(
+        dataset.train,
+        transform,
+        dataset.modalities,
+        sampler=sampler,
+        seed=recipe.seed,
+        workers=recipe.workers,
+        pin_memory=device.type == "cuda",
+        store=store,
+        augment=recipe.augment,
+    )
+    classes = {pid: i for i, pid in enumerate(pids)}
+    forward = model if world_size() == 1 else model.embed
+    if recipe.compile:
+        forward = torch.compile(forward)
+    loop = _Epoch(model, forward, optimizer, recipe, loader, transform, classes, text, device, progress)
+    for epoch in range(len(history) + 1, recipe.epochs + 1):
+        start = time.perf_counter()
+        sampler.set_epoch(epoch)
+        row = {"epoch": epoch, **loop.run(epoch)}
+        row["train_seconds"] = round(time.perf_counter() - start, 3)
+        row |= _evaluations(model, dataset, recipe, epoch, text, progress, store)
+        history.append(broadcast(row))
+        told = {name: described["dataset"][name] for name in ("digest", "protocol")}
+        told |= {"recipe": recipe.name, "seed": recipe.seed, "epoch": epoch, "epochs": recipe.epochs}
+        record_training(model, {"dataset": dataset.name, **told}, described["start"]["trained_on"])
+        on_main(lambda: _save(folder, model, optimizer, history))
+    return TrainReport(folder, tuple(history))
+
+
+def _open_store(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> ImageCache | None:
+    """Return the store of all images that the run looks at; None if its recipe wants none."""
+    if recipe.store == "off":
+        return None
+    samples = (*dataset.train, *((*dataset.query, *dataset.gallery) if recipe.eval_every else ()))
+    file = None if recipe.store == "memory" else recipe.store
+
+    def build() -> ImageCache:
+        return ImageCache.build(samples, dataset.modalities, eval_transform(model), file=file)
+
+    return build() if file is None else on_main(build)  # one process writes the file, and all read it
+
+
+def _evaluations(
+    model: ReIDModel,
+    dataset: ReIDDataset,
+    recipe: Recipe,
+    epoch: int,
+    text: bool,
+    progress: bool,
+    store: ImageCache | None,
+) -> dict[str, Any]:
+    """Return the numbers of an epoch that is due; after the last one those without captions, too."""
+    last = epoch == recipe.epochs
+    if not recipe.eval_every or (epoch % recipe.eval_every and not last):
+        return {}
+    settings = {"evaluation": text, **({"evaluation_without_text": False} if last and text else {})}
+    return {
+        name: measure(
+            model,
+            dataset,
+            text=reads,
+            batch_size=recipe.eval_batch_size,
+            workers=recipe.workers,
+            progress=progress,
+            store=store,
+            augment=recipe.augment,
+        ).to_dict()
+        for name, reads in settings.items()
+    }
+
+
+def _save(folder: Path, model: ReIDModel, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
+    _logger.info("%s: %s", folder.name, history[-1])
+    measured = history[-1].get("evaluation")
+    if best_row(history) is history[-1]:
+        record_measures(model, measured, "best mAP on the evaluated samples")
+        save_model(model, folder / BEST)
+    record_measures(model, measured, "last")
+    save_model(model, folder / LAST)
+    keep_texts(model)
+    write_jsonl(folder / METRICS, history)
+    # The state comes last: a run that dies before it repeats the epoch and writes the same files again.
+    save_state(folder / STATE, model, optimizer, history)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One pass over the training data."""
+
+    model: ReIDModel
+    forward: Callable[..., Any]
+    optimizer: torch.optim.Optimizer
+    recipe: Recipe
+    loader: DataLoader
+    transform: TrainTransform
+    classes: dict[int, int]
+    text: bool
+    device: torch.device
+    progress: bool
+
+    def run(self, epoch: int) -> dict[str, Any]:
+        """Train for one epoch; return the mean losses, the rates and the number of steps."""
+        recipe = self.recipe
+        criterion = Criterion(recipe.identity_weight, recipe.triplet_weight, recipe.smoothing, recipe.margin)
+        rates = set_lr(self.optimizer, lr_factor(recipe, epoch))
+        sums: dict[str, float] = {}
+        steps = 0
+        self.model.train()
+        shown = self.progress and is_main()
+        bar = tqdm(self.loader, f"epoch {epoch}/{recipe.epochs}", unit="batch", disable=not shown, leave=False)
+        other = [rank()] if rank() else []  # processes drop other features; the first draws what a single one does
+        with _seeded(self.device, "epoch", recipe.seed, epoch, *other), bar:
+            for steps, batch in enumerate(bar, start=1):
+                losses = self._step(self._on_device(batch, epoch, steps), criterion, f"epoch {epoch}, step {steps}")
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                done = steps / len(self.loader)
+                left = (recipe.epochs - epoch + 1 - done) * bar.format_dict["elapsed"] / done / 60
+                bar.set_postfix(loss=f"{losses['total']:.3f}", lr=f"{max(rates.values()):.1e}", left=f"{left:.0f} min")
+        if not steps:
+            raise ValueError(f"the sampler gave no batch of {recipe.num_ids} identities in epoch {epoch}")
+        return {"loss": {name: value / steps for name, value in sums.items()}, "lr": rates, "steps": steps}
+
+    def _on_device(self, batch: Batch, epoch: int, step: int) -> Batch:
+        batch = batch.to(self.device)
+        if self.recipe.augment == "cpu":
+            return batch
+        generator = torch.Generator(self.device)
+        generator.manual_seed(int(seeded_rng("erase", self.recipe.seed, epoch, step).integers(2**63)))
+        return augment_batch(batch, self.transform, generator, (rank(), world_size()))
+
+    def _step(self, batch: Batch, criterion: Criterion, where: str) -> dict[str, float]:
+        pid = all_gather(torch.tensor([self.classes[p] for p in batch.pid.tolist()], device=self.device))
+        # Outside of autocast: features of the frozen tower are cached, and the evaluation reads the same cache.
+        text = self._draw_text(batch) if self.text else None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
+            embedding, logits = self._forward(batch, text)
+        losses = criterion(embedding.float(), logits.float(), pid)
+        values = {name: loss.item() for name, loss in losses.items()}
+        if not torch.isfinite(losses["total"]):
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self._refuse(f"loss ({numbers})", where, batch, embedding)
+        self.model.zero_grad(set_to_none=True)
+        losses["total"].backward()
+        # Each process has the whole gradient of the neck, and of the rest what its own samples give.
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        all_reduce_gradients(trained, list(self.model.get_classifier().parameters()))
+        parameters = [p for p in trained if p.grad is not None]
+        norm = get_total_norm([p.grad for p in parameters])
+        if not torch.isfinite(norm):
+            self._refuse("gradient", where, batch, embedding)
+        if self.recipe.grad_clip is not None:
+            clip_grads_with_norm_(parameters, self.recipe.grad_clip, norm)
+        self.optimizer.step()
+        return values
+
+    def _forward(self, batch: Batch, text: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return embedding and logits of the whole batch, whichever processes hold its samples."""
+        output = self.forward(batch.images, text=text, present=batch.present, camid=batch.camid)
+        if world_size() == 1:
+            return output.embedding, output.logits
+        embedding = all_gather(output)
+        return embedding, self.model.get_classifier()(embedding)
+
+    def _refuse(self, what: str, where: str, batch: Batch, embedding: Tensor) -> None:
+        """Raise in all processes alike, naming the samples whose embedding is bad, or else the batch."""
+        keys = all_gather_objects(batch.keys)
+        bad = [key for key, fine in zip(keys, embedding.isfinite().all(1).tolist(), strict=True) if not fine]
+        shown = ", ".join(map(repr, (bad or keys)[:4])) + (", ..." if len(bad or keys) > 4 else "")
+        whose = f"the embeddings of {len(bad)} of its samples are not: {shown}" if bad else f"its samples: {shown}"
+        raise FloatingPointError(
+            f"the {what} is not finite in {where} ({whose}); the files of the epoch before are as they were. "
+            "Lower lr_new or lr_image_tower, set grad_clip, or set amp='off'"
+        )
+
+    def _draw_text(self, batch: Batch) -> Tensor:
+        experts, recipe = self.model.num_semantic_experts, self.recipe
+        rows = draw_captions(
+            batch.captions, batch.keys, batch.draws, experts, recipe.seed, keep_ratio=recipe.caption_keep_ratio
+        )
+        return self.model.encode_text(rows).unflatten(0, (len(batch), experts))  # (B, E, M, D)
+
+
+def _train_pids(dataset: ReIDDataset) -> list[int]:
+    if not dataset.train:
+        raise ValueError(f"dataset {dataset.name!r} has no training samples")
+    pids = sorted({sample.pid for sample in dataset.train})
+    if len(pids) < 2:
+        raise ValueError(f"dataset {dataset.name!r} has one training identity ({pids[0]}); it takes two to compare")
+    if pids[0] < 0:
+        raise ValueError(f"dataset {dataset.name!r} has training samples without identity (pid {pids[0]}); drop them")
+    return pids
+
+
+def _train_transform(model: ReIDModel, recipe: Recipe) -> TrainTransform:
+    config = model.pretrained_cfg
+    return TrainTransform(
+        model.img_size,
+        config.mean,
+        config.std,
+        flip=recipe.flip,
+        pad=recipe.pad,
+        erase=recipe.erase,
+        geometry=recipe.geometry,
+        interpolation=config.interpolation,
+    )
+
+
+@contextmanager
+def _seeded(device: torch.device, *key: int | str) -> Iterator[None]:
+    """Seed torch's generators of the CPU and of `device` by `key` inside; leave them as they were."""
+    seed = int(seeded_rng(*key).integers(2**63))
+    on_gpu = device.type == "cuda"
+    # Not torch.manual_seed, which would move the generators of every other GPU for good.
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

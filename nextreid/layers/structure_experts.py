@@ -1,0 +1,119 @@
+"""Context-shared structure-aware experts, CSSE (Sec. 3.2, Eq. 8-9)."""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from ._registry import register_layer
+from .expert import Expert
+from .router import ROUTINGS
+
+GRANULARITIES = ("token", "sample")
+OUTPUTS = ("sum", "each")
+
+
+class StructureTokens(NamedTuple):
+    """What the structure experts return.
+
+    Attributes:
+        tokens: ``(B, S, M*N, D)``, S = 1 set with ``output="sum"`` (Eq. 9), E_c sets with ``"each"``.
+        weights: Soft routing weights ``(B, M*N, E_c)``, each row sums to one (Eq. 8).
+    """
+
+    tokens: Tensor
+    weights: Tensor
+
+
+@register_layer
+class StructureExpert(Expert):
+    """One structure expert: the expert network of Eq. 1 over all patch tokens of all modalities."""
+
+
+@register_layer
+class StructureExperts(nn.Module):
+    """E_c experts over every patch of every modality, mixed by a soft router (NEXT, Eq. 8-9).
+
+    Args:
+        dim: Width D of the tokens.
+        num_experts: Number E_c of experts (Fig. 4).
+        num_modalities: Number M of modalities.
+        mlp_ratio: Hidden width of an expert as a multiple of ``dim``.
+        drop: Dropout of an expert.
+        routing: One router ``"shared"`` by the modalities (the paper's choice) or one per modality,
+            ``"specific"`` (Table 4).
+        granularity: Weights for each ``"token"``, or one set per ``"sample"`` from the mean of its tokens' logits.
+        output: ``"sum"`` gives the weighted sum as one token set (Eq. 9); ``"each"`` keeps every expert's weighted
+            tokens as a set of its own.
+
+    Raises:
+        ValueError: If a setting is unknown or ``num_experts`` is below 1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int = 3,
+        num_modalities: int = 3,
+        mlp_ratio: float = 4.0,
+        drop: float = 0.1,
+        routing: str = "shared",
+        granularity: str = "token",
+        output: str = "sum",
+    ) -> None:
+        super().__init__()
+        for name, value, allowed in (
+            ("routing", routing, ROUTINGS),
+            ("granularity", granularity, GRANULARITIES),
+            ("output", output, OUTPUTS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
+        if num_experts < 1:
+            raise ValueError(f"num_experts must be at least 1, got {num_experts}")
+        self.routing, self.granularity, self.output = routing, granularity, output
+        self.experts = nn.ModuleList(StructureExpert(dim, mlp_ratio, drop) for _ in range(num_experts))
+        count = num_modalities if routing == "specific" else 1
+        self.routers = nn.ModuleList(nn.Linear(dim, num_experts) for _ in range(count))
+
+    @property
+    def num_sets(self) -> int:
+        """Number S of token sets that come out."""
+        return len(self.experts) if self.output == "each" else 1
+
+    def forward(self, tokens: Tensor, present: Tensor | None = None) -> StructureTokens:
+        """Mix the experts' outputs.
+
+        Args:
+            tokens: Patch tokens ``(B, M, N, D)``.
+            present: Which modalities exist, bool ``(B, M)``; None for all. Absent ones have no part in the weights
+                of a sample, and their tokens come out as zeros.
+
+        Returns:
+            Token sets and routing weights.
+        """
+        weights = self.weigh(tokens, present)
+        sets = torch.stack([weights[..., e, None] * expert(tokens) for e, expert in enumerate(self.experts)], dim=1)
+        if self.output == "sum":
+            sets = sets.sum(1, keepdim=True)
+        if present is not None:
+            sets = sets * present[:, None, :, None, None].to(sets.dtype)
+        return StructureTokens(rearrange(sets, "b s m n d -> b s (m n) d"), rearrange(weights, "b m n e -> b (m n) e"))
+
+    def weigh(self, tokens: Tensor, present: Tensor | None = None) -> Tensor:
+        """Soft routing weights ``(B, M, N, E_c)`` of patch tokens ``(B, M, N, D)`` (Eq. 8)."""
+        if self.routing == "shared":
+            logits = self.routers[0](tokens)
+        else:
+            logits = torch.stack([router(tokens[:, m]) for m, router in enumerate(self.routers)], dim=1)
+        if self.granularity == "sample":
+            logits = self._pool(logits, present)
+        return logits.softmax(-1)
+
+    @staticmethod
+    def _pool(logits: Tensor, present: Tensor | None) -> Tensor:
+        _, modalities, positions, _ = logits.shape
+        weight = logits.new_ones(logits.shape[:2]) if present is None else present.to(logits.dtype)
+        pooled = (logits.mean(2) * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
+        return repeat(pooled, "b e -> b m n e", m=modalities, n=positions)

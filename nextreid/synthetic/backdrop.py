@@ -1,0 +1,76 @@
+"""The place that a camera looks at: one panorama per camera, from which every frame takes a window."""
+
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from ..data.rng import seeded_rng
+from .optics import blur
+
+_THINGS = 26
+
+
+@lru_cache(maxsize=32)
+def panorama(seed: int, camid: int, img_size: tuple[int, int]) -> np.ndarray:
+    """Build a camera's surroundings.
+
+    Args:
+        seed: The set's seed.
+        camid: Camera counted from 0.
+        img_size: Height and width of a crop.
+
+    Returns:
+        ``(1.25 H, 6 W, 5)`` float32, not writable: linear reflectance in R, G, B and NIR, and temperature above
+        the surroundings.
+    """
+    rng = seeded_rng("persons", seed, "panorama", camid)
+    height, width = int(img_size[0] * 1.25), img_size[1] * 6
+    place = np.empty((height, width, 5), dtype=np.float32)
+    horizon = int(height * rng.uniform(0.42, 0.66))
+    wall, floor = rng.uniform(0.10, 0.42), rng.uniform(0.12, 0.36)
+    place[:horizon] = [*(wall * rng.uniform(0.92, 1.08, 3)), wall * rng.uniform(0.6, 1.3), 0.03]
+    place[horizon:] = [*(floor * rng.uniform(0.93, 1.07, 3)), floor * rng.uniform(0.7, 1.3), 0.07]
+    for _ in range(_THINGS):
+        x, w = int(rng.integers(width)), int(img_size[1] * rng.uniform(0.10, 0.9))
+        foot = horizon + int(height * rng.uniform(-0.12, 0.10))
+        top = max(0, foot - int(height * rng.uniform(0.10, 0.6)))
+        kind, grey, tint = rng.random(), rng.uniform(0.03, 0.55), rng.uniform(0.92, 1.08, 3)
+        if kind < 0.4:  # leaves: dark green, bright in NIR
+            leaves = np.array([0.06, 0.085, 0.045]) * rng.uniform(0.5, 1.6)
+            _blob(place, x, foot, w, foot - top, [*leaves, rng.uniform(0.25, 0.45), 0.02])
+            continue
+        elif kind < 0.55:  # a post
+            w, top = max(2, int(img_size[1] * 0.07)), 0
+            color, nir, warm = grey * tint, grey, -0.02
+        else:
+            color, nir, warm = grey * tint, grey * rng.uniform(0.5, 1.5), rng.uniform(-0.05, 0.12)
+        place[top:foot, x : x + w] = [*color, nir, warm]
+    for line in rng.integers(horizon, height, 3):  # kerbs and joints of the ground
+        place[line : line + max(1, height // 90), :, :4] *= rng.uniform(0.6, 1.5)
+    coarse = rng.standard_normal((height // 6 + 1, width // 6 + 1)).astype(np.float32)
+    texture = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+    place[..., :4] *= np.exp(0.08 * texture + 0.04 * rng.standard_normal((height, width)))[..., None]
+    place[..., 4] += 0.012 * texture
+    place = blur(place, img_size[0] / 160, img_size[0] / 160)
+    place.setflags(write=False)
+    return place
+
+
+def _blob(place: np.ndarray, x: int, foot: int, wide: int, tall: int, value: list[float]) -> None:
+    dy = (np.arange(place.shape[0])[:, None] - (foot - tall / 2)) / max(1.0, tall / 2)
+    dx = (np.arange(place.shape[1])[None] - x) / max(1.0, wide)
+    place[dy**2 + dx**2 < 1] = value
+
+
+def window(seed: int, camid: int, img_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Cut a random crop-sized window out of a camera's panorama.
+
+    Returns:
+        ``(H, W, 5)`` float32 view.
+    """
+    place = panorama(seed, camid, img_size)
+    height, width = img_size
+    y = int(rng.integers(place.shape[0] - height + 1))
+    x = int(rng.integers(place.shape[1] - width + 1))
+    return place[y : y + height, x : x + width]

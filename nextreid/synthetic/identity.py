@@ -1,0 +1,242 @@
+"""An identity: the attributes that captions can name and the body that they cannot."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..data.rng import seeded_rng
+from .attributes import draw_attributes, pick
+from .config import PersonsConfig
+
+FIRST_PID = {"train": 1, "test": 200_001, "pretrain": 500_001}
+
+COLORS: Mapping[str, tuple[float, float, float]] = {
+    "black": (30, 30, 33),
+    "white": (226, 226, 222),
+    "gray": (122, 123, 126),
+    "red": (156, 48, 50),
+    "blue": (58, 78, 128),
+    "green": (66, 102, 72),
+    "yellow": (200, 176, 88),
+    "brown": (104, 80, 60),
+    "pink": (206, 150, 166),
+    "purple": (98, 72, 116),
+    "orange": (196, 116, 64),
+    "beige": (192, 176, 150),
+}
+_HUES = tuple(COLORS)
+_UPPER_TRIMS = {"plain": 0.34, "stripes": 0.14, "yoke": 0.14, "logo": 0.16, "hem": 0.10, "sleeves": 0.12}
+_LOWER_TRIMS = {"plain": 0.70, "side stripe": 0.18, "cuffs": 0.12}
+MATERIALS = ("upper", "upper_trim", "inner", "lower", "lower_trim", "shoe", "sole", "backpack", "handbag", "suitcase")
+"""What each identity owns in its own colour, NIR reflectance and temperature."""
+
+_WARMTH = {
+    "t-shirt": 0.74,
+    "dress": 0.70,
+    "sweater": 0.60,
+    "hoodie": 0.55,
+    "jacket": 0.50,
+    "coat": 0.42,
+    "shorts": 0.68,
+    "skirt": 0.66,
+    "trousers": 0.60,
+    "jeans": 0.54,
+    "sneakers": 0.46,
+    "boots": 0.38,
+    "sandals": 0.60,
+    "heels": 0.50,
+}
+_MIDDLE_WARMTH = 0.55
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The undescribed half of an identity. Lengths are shares of the stature, widths are half widths.
+
+    Attributes:
+        stature: Height as a share of the image's height.
+        shoulder, chest, waist, hip: Half widths of the torso.
+        depth: Half depth of the chest.
+        leg: Height of the crotch.
+        head: Height of the head.
+        arm: Length of the arm.
+        limb: Thickness factor of arms and legs.
+        stoop: Forward lean of the shoulders.
+        fit: Looseness of the clothes.
+        stride: Swing of the legs in radians.
+        bag: Size factor of bags.
+        side: 1 when bags hang on the left, -1 on the right.
+        open: Whether a jacket or coat is worn open over an inner garment.
+        upper_trim, lower_trim: Pattern of the garments.
+        color: ``(10, 3)`` display colours from 0 to 1 in the order of `MATERIALS`.
+        nir: ``(10,)`` near-infrared reflectance.
+        heat: ``(10,)`` temperature on the camera's scale from 0 to 1.
+        skin: Display colour of the skin.
+        hair: Display colour of the hair.
+        hair_nir: Near-infrared reflectance of the hair.
+    """
+
+    stature: float
+    shoulder: float
+    chest: float
+    waist: float
+    hip: float
+    depth: float
+    leg: float
+    head: float
+    arm: float
+    limb: float
+    stoop: float
+    fit: float
+    stride: float
+    bag: float
+    side: int
+    open: bool
+    upper_trim: str
+    lower_trim: str
+    color: np.ndarray
+    nir: np.ndarray
+    heat: np.ndarray
+    skin: np.ndarray
+    hair: np.ndarray
+    hair_nir: float
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One person.
+
+    Attributes:
+        pid: Identity number, unique over the pools.
+        attributes: What captions can name.
+        body: What they cannot.
+        twin: pid of the identity with the same attributes, or -1.
+    """
+
+    pid: int
+    attributes: Mapping[str, str]
+    body: Body
+    twin: int
+
+
+def pool_pids(config: PersonsConfig, pool: str) -> range:
+    """Return the identity numbers of a pool.
+
+    Args:
+        config: The set's settings.
+        pool: ``"pretrain"``, ``"train"`` or ``"test"``.
+
+    Returns:
+        Consecutive numbers; the pools never meet, whatever their sizes.
+    """
+    first = FIRST_PID[pool]
+    return range(first, first + getattr(config, f"num_{pool}"))
+
+
+def twin_of(config: PersonsConfig, pid: int) -> int:
+    """Return the pid of the twin that `pid` has in a set of any size, or -1.
+
+    Neighbours in a pool form pairs; every pair that the share `config.twins` calls for shares its attributes.
+    """
+    first = max(start for start in FIRST_PID.values() if start <= pid)
+    pair, member = divmod(pid - first, 2)
+    paired = int((pair + 1) * config.twins + 1e-9) > int(pair * config.twins + 1e-9)
+    return (first + 2 * pair + 1 - member) if paired else -1
+
+
+def make_identity(config: PersonsConfig, pid: int) -> Identity:
+    """Build one identity, as a function of the seed and its number alone.
+
+    Args:
+        config: The set's settings.
+        pid: Identity number.
+
+    Returns:
+        The identity; its body and its attributes come from separate streams.
+    """
+    twin = twin_of(config, pid)
+    owner = min(pid, twin) if twin >= 0 else pid
+    attributes = draw_attributes(seeded_rng("persons", config.seed, "attributes", owner))
+    body = _make_body(seeded_rng("persons", config.seed, "body", pid), attributes, config)
+    return Identity(pid=pid, attributes=attributes, body=body, twin=twin)
+
+
+def _make_body(rng: np.random.Generator, attributes: Mapping[str, str], config: PersonsConfig) -> Body:
+    def spread(middle: float, half: float) -> float:
+        return middle + config.structure * half * float(rng.uniform(-1, 1))
+
+    woman, child = attributes["gender"] == "female", attributes["age"] == "child"
+    weight = spread(0.0, 1.0)  # one build axis moves all girths together
+    girth = 1 + 0.16 * weight
+    upper, lower = attributes["upper_clothing"], attributes["lower_clothing"]
+    build = {
+        "stature": spread(0.87 if woman else 0.90, 0.05) * {"child": 0.74, "teenager": 0.93}.get(attributes["age"], 1),
+        "shoulder": spread(0.112 if woman else 0.127, 0.013) * (1 + 0.07 * weight),
+        "chest": spread(0.090 if woman else 0.098, 0.008) * girth,
+        "waist": spread(0.074 if woman else 0.086, 0.009) * girth,
+        "hip": spread(0.098 if woman else 0.090, 0.010) * girth,
+        "depth": spread(0.060, 0.010) * girth,
+        "leg": spread(0.475, 0.028) - (0.02 if child else 0),
+        "head": spread(0.138, 0.010) * (1.2 if child else 1),
+        "arm": spread(0.335, 0.022),
+        "limb": spread(0.92 if woman else 1.0, 0.10) * girth,
+        "stoop": spread(0.022, 0.032),
+        "fit": spread(1.0, 0.55),
+        "stride": spread(0.42, 0.16),
+        "bag": spread(1.0, 0.22),
+    }
+    side = 1 if rng.random() < 0.5 else -1
+    worn_open = bool(rng.random() < 0.45) and upper in ("jacket", "coat", "hoodie")
+    upper_trim, lower_trim = pick(rng, _UPPER_TRIMS), pick(rng, _LOWER_TRIMS)
+
+    def hue() -> str:
+        return _HUES[int(rng.integers(len(_HUES)))]
+
+    names = {
+        "upper": attributes["upper_clothing_color"],
+        "upper_trim": hue(),
+        "inner": hue(),
+        "lower": attributes["lower_clothing_color"] or hue(),
+        "lower_trim": hue(),
+        "shoe": pick(rng, {"black": 0.4, "white": 0.25, "gray": 0.15, "brown": 0.1, "red": 0.05, "blue": 0.05}),
+        "sole": "white" if rng.random() < 0.6 else "black",
+        "backpack": pick(rng, {"black": 0.4, "blue": 0.15, "gray": 0.15, "red": 0.1, "green": 0.1, "beige": 0.1}),
+        "handbag": pick(rng, {"black": 0.35, "brown": 0.25, "beige": 0.15, "red": 0.1, "white": 0.15}),
+        "suitcase": pick(rng, {"black": 0.4, "blue": 0.2, "gray": 0.2, "red": 0.1, "purple": 0.1}),
+    }
+    shades = np.array([COLORS[names[material]] for material in MATERIALS]) / 255
+    shades = shades * rng.uniform(0.70, 1.12, (len(MATERIALS), 1)) + rng.normal(0, 0.025, shades.shape)
+    color = np.clip(shades, 0.04, 0.95)
+    own = rng.uniform(0.08, 0.85, len(MATERIALS))
+    nir = (1 - config.nir_corr) * own + config.nir_corr * color.mean(1)
+    warmth = np.array(
+        [
+            _WARMTH[upper],
+            _WARMTH[upper] - 0.04,
+            0.72,
+            _WARMTH.get(lower, 0.6),
+            _WARMTH.get(lower, 0.6) - 0.03,
+            _WARMTH[attributes["footwear"]],
+            0.34,
+            0.33,
+            0.36,
+            0.28,
+        ]
+    )
+    warmth = warmth + rng.normal(0, 0.05, len(MATERIALS))
+    heat = _MIDDLE_WARMTH + config.heat_sep * (warmth - _MIDDLE_WARMTH)
+    tone, old = rng.uniform(0.62, 1.0), rng.random() < 0.12
+    return Body(
+        **build,
+        side=side,
+        open=worn_open,
+        upper_trim=upper_trim,
+        lower_trim=lower_trim,
+        color=color,
+        nir=nir,
+        heat=heat,
+        skin=np.array([0.82, 0.64, 0.53]) * tone,
+        hair=np.array([0.45, 0.44, 0.43]) if old else np.array([0.15, 0.12, 0.10]) * rng.uniform(0.6, 1.8),
+        hair_nir=float(rng.uniform(0.12, 0.45)),
+    )

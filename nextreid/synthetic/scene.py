@@ -1,0 +1,209 @@
+"""Everything around the person: cameras, visits and frames, each from streams that know no body."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ..data.rng import seeded_rng
+from .attributes import HELD, pick
+from .config import PersonsConfig
+
+VIEWS = ("front", "back", "side")
+_VIEW_SHARES = np.array([0.16, 0.44, 0.40])  # as in the published RGB captions
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """A camera station with three aligned sensors.
+
+    Attributes:
+        gain: ``(3,)`` white balance.
+        gamma: Display gamma.
+        noise: Factor on sensor noise.
+        blur: Optical blur in pixels at height 128.
+        scale: Factor on the person's size in the crop.
+        nir_gain: Gain of the NIR sensor.
+        tir_gain, tir_offset: Thermal sensor's response.
+        views: ``(3,)`` shares of `VIEWS`.
+    """
+
+    gain: np.ndarray
+    gamma: float
+    noise: float
+    blur: float
+    scale: float
+    nir_gain: float
+    tir_gain: float
+    tir_offset: float
+    views: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One identity at one camera: what its frames share.
+
+    Attributes:
+        night: Whether it is night.
+        light: Illuminance, 1 on a bright day, 0.03 in the dark.
+        cast: ``(3,)`` colour of the light.
+        ambient: Temperature of the surroundings on the thermal scale.
+        yaw: Main heading in radians; 0 faces the camera, positive turns the face to the image's right.
+        held: What the person has in hand.
+        zoom: Factor on the person's size.
+    """
+
+    night: bool
+    light: float
+    cast: np.ndarray
+    ambient: float
+    yaw: float
+    held: str
+    zoom: float
+
+
+@dataclass(frozen=True, slots=True)
+class Occluder:
+    """Something before the person, in shares of the image.
+
+    Attributes:
+        kind: ``"wall"`` from below, ``"post"`` from top to bottom, ``"bush"`` a blob.
+        x, y: Centre (post, bush) or upper edge (wall).
+        size: Half width (post) or radius (bush).
+    """
+
+    kind: str
+    x: float
+    y: float
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One moment of a visit.
+
+    Attributes:
+        yaw: Heading in radians.
+        phase: Phase of the gait in radians.
+        held: What is in hand now, or ``"none"``.
+        zoom: Factor on the person's size.
+        dx, dy: Displacement of the crop as shares of its width and height.
+        light: Illuminance.
+        shade: Direction of the light, -1 from the left to 1 from the right.
+        defocus: Blur in pixels at height 128.
+        motion: Additional horizontal blur in pixels at height 128.
+        occluder: What stands in front, if anything.
+        flare: Centre, radius and strength of a lamp's flare, if any.
+    """
+
+    yaw: float
+    phase: float
+    held: str
+    zoom: float
+    dx: float
+    dy: float
+    light: float
+    shade: float
+    defocus: float
+    motion: float
+    occluder: Occluder | None
+    flare: tuple[float, float, float, float] | None
+
+    @property
+    def view(self) -> str:
+        """The heading as one of `VIEWS`."""
+        facing = np.cos(self.yaw)
+        return "front" if facing > 0.64 else "back" if facing < -0.64 else "side"
+
+    @property
+    def illumination(self) -> str:
+        """The light in the captions' words."""
+        return "dim" if self.light < 0.35 else "normal" if self.light < 0.85 else "bright"
+
+
+@lru_cache(maxsize=64)
+def make_camera(seed: int, camid: int) -> Camera:
+    """Build camera `camid` (counted from 0) of the set with this seed."""
+    rng = seeded_rng("persons", seed, "camera", camid)
+    return Camera(
+        gain=1 + rng.uniform(-0.14, 0.14, 3),
+        gamma=float(rng.uniform(2.0, 2.5)),
+        noise=float(rng.uniform(0.7, 1.4)),
+        blur=float(rng.uniform(0.35, 0.75)),
+        scale=float(rng.uniform(0.93, 1.01)),
+        nir_gain=float(rng.uniform(0.85, 1.15)),
+        tir_gain=float(rng.uniform(0.90, 1.08)),
+        tir_offset=float(rng.uniform(-0.04, 0.04)),
+        views=rng.dirichlet(7 * _VIEW_SHARES),
+    )
+
+
+def visited_cameras(config: PersonsConfig, pid: int) -> tuple[int, ...]:
+    """Return the two or three cameras, sorted, that an identity passes."""
+    rng = seeded_rng("persons", config.seed, "route", pid)
+    count = min(config.cameras, 2 + int(rng.integers(2)))
+    return tuple(sorted(int(camid) for camid in rng.choice(config.cameras, count, replace=False)))
+
+
+def make_visit(config: PersonsConfig, pid: int, camid: int) -> Visit:
+    """Draw what the frames of identity `pid` at camera `camid` share."""
+    rng = seeded_rng("persons", config.seed, "visit", pid, camid)
+    camera = make_camera(config.seed, camid)
+    night = bool(rng.random() < config.night)
+    lamp = rng.random()
+    cast = np.array([1.12, 1.0, 0.72]) if lamp < 0.5 else np.array([0.92, 1.0, 1.06])
+    low, high = np.log(0.025), np.log(0.16)
+    return Visit(
+        night=night,
+        light=float(np.exp(rng.uniform(low, high)) if night else rng.uniform(0.45, 1.15)),
+        cast=cast if night else np.array([1.0, 1.0, 1.0]) + 0.04 * (lamp - 0.5) * np.array([1.0, 0.0, -1.0]),
+        ambient=float(rng.uniform(0.08, 0.22) if night else rng.uniform(0.16, 0.36)),
+        yaw=_draw_yaw(rng, camera.views),
+        held=pick(rng, HELD),
+        zoom=float(rng.uniform(0.95, 1.03)),
+    )
+
+
+def make_frame(config: PersonsConfig, visit: Visit, pid: int, camid: int, number: int) -> Frame:
+    """Draw frame `number` of a visit: pose and crop from one stream, disturbances from another."""
+    rng = seeded_rng("persons", config.seed, "frame", pid, camid, number)
+    other = _draw_yaw(rng, make_camera(config.seed, camid).views)
+    kept = visit.yaw + float(rng.normal(0, 0.14))
+    yaw = kept if rng.random() < config.view_persistence else other
+    held = visit.held if rng.random() < 0.85 else "none"
+    clutter = seeded_rng("persons", config.seed, "clutter", pid, camid, number)
+    occluded, flared, kind = clutter.random(3)
+    x, y, size, where, strength = clutter.random(5)
+    return Frame(
+        yaw=yaw,
+        phase=float(rng.uniform(0, 2 * np.pi)),
+        held=held,
+        zoom=visit.zoom * float(rng.uniform(0.97, 1.03)),
+        dx=float(rng.normal(0, 0.025)),
+        dy=float(rng.normal(0, 0.010)),
+        light=visit.light * float(rng.uniform(0.88, 1.14)),
+        shade=float(rng.uniform(-1, 1)),
+        defocus=config.blur * abs(float(rng.normal(0, 0.5))),
+        motion=config.blur * float(rng.exponential(0.35)),
+        occluder=_occluder(kind, x, y, size) if occluded < config.occlusion else None,
+        flare=(0.1 + 0.8 * x, 0.8 * where, 0.10 + 0.12 * size, 0.5 + strength) if flared < config.flare else None,
+    )
+
+
+def _occluder(kind: float, x: float, y: float, size: float) -> Occluder:
+    if kind < 0.4:
+        return Occluder("wall", 0.5, 0.60 + 0.26 * y, 0.0)
+    if kind < 0.7:
+        return Occluder("post", 0.12 + 0.76 * x, 0.5, 0.04 + 0.05 * size)
+    return Occluder("bush", 0.1 + 0.8 * x, 0.72 + 0.2 * y, 0.18 + 0.16 * size)
+
+
+def _draw_yaw(rng: np.random.Generator, views: np.ndarray) -> float:
+    view, within, side = rng.random(3)
+    if view < views[0]:
+        middle = 0.0
+    elif view < views[0] + views[1]:
+        middle = np.pi
+    else:
+        middle = np.pi / 2 if side < 0.5 else -np.pi / 2
+    return float(middle + 1.1 * (within - 0.5))

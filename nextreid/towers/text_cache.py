@@ -1,0 +1,261 @@
+"""Features of texts, each computed once: a bounded table in memory, and a file that keeps it between runs."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save_file
+from torch import Tensor
+
+_METADATA = "nextreid.text_cache"
+
+_logger = logging.getLogger(__name__)
+
+
+class TextFeatureCache:
+    """Rows ``(n, D)`` by text, in one tensor that grows as they come.
+
+    When it is full, the newest rows take the place of the oldest. A file may keep the rows from run to run: it is a
+    cache, so that trouble with it is told and never stops a run. A copy of a table starts empty and without a file.
+
+    Args:
+        max_bytes: Most bytes of rows, in memory and in the file; 0 keeps none.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._path: Path | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every row; a file is read again when it is next needed."""
+        self._texts: list[str] = []
+        self._slots: dict[str, int] = {}
+        self._rows: Tensor | None = None
+        self._oldest = 0
+        self._read = self._news = False
+
+    def __reduce__(self) -> tuple[type["TextFeatureCache"], tuple[int]]:
+        return TextFeatureCache, (self.max_bytes,)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._slots
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts, the oldest first."""
+        return self._texts[self._oldest :] + self._texts[: self._oldest]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the rows take, the room for rows to come included."""
+        return 0 if self._rows is None else self._rows.nbytes
+
+    def limit(self, row_bytes: int) -> int:
+        """Most rows of so many bytes that are kept."""
+        return self.max_bytes // row_bytes
+
+    def look_up(self, texts: Sequence[str]) -> Tensor:
+        """Rows ``(n, D)`` of at least one text.
+
+        Raises:
+            KeyError: If a text is not in the table.
+        """
+        slots = torch.tensor([self._slots[text] for text in texts])
+        assert self._rows is not None
+        return self._rows.index_select(0, slots.to(self._rows.device))
+
+    def add(self, texts: Sequence[str], rows: Tensor) -> None:
+        """Keep the rows ``(n, D)`` of n distinct texts that are not in the table."""
+        limit = self.limit(rows[0].nbytes) if texts else 0
+        if not limit:
+            return
+        texts, rows, self._news = texts[-limit:], rows[-limit:], True
+        storage = self._room(min(limit, len(self) + len(texts)), limit, rows)
+        start = self._oldest if len(self) == limit else len(self)
+        slots = [(start + i) % limit for i in range(len(texts))]
+        try:
+            storage.index_copy_(0, torch.tensor(slots, device=storage.device), rows.to(storage))
+            for text, slot in zip(texts, slots, strict=True):
+                if slot < len(self):
+                    del self._slots[self._texts[slot]]
+                    self._texts[slot] = text
+                    self._oldest = (slot + 1) % limit
+                else:
+                    self._texts.append(text)
+                self._slots[text] = slot
+        except BaseException:  # half a change would give a text the row of another
+            self.clear()
+            raise
+
+    def open(self, path: str | os.PathLike[str]) -> None:
+        """Name the file; `load` reads it, and `save` writes it.
+
+        Raises:
+            ValueError: If the path cannot be that of a table, or another file lies there.
+        """
+        place = Path(path)
+        if place.suffix != ".safetensors" or place.is_dir():
+            raise ValueError(f"a text table is a file whose name ends in .safetensors, got {str(place)!r}")
+        with contextlib.suppress(OSError, RuntimeError, SafetensorError), safe_open(place, framework="pt") as file:
+            if _METADATA not in (file.metadata() or {}):
+                raise ValueError(f"{place} holds other tensors, not a text table: give another name")
+        self._path, self._read, self._news = place, False, len(self) > 0
+
+    def load(self, origin: Callable[[], Mapping[str, str]], device: torch.device) -> None:
+        """Add the file's rows, unless this was done or there is no file.
+
+        Args:
+            origin: Gives what the rows depend on besides the text; rows of another origin are not read.
+            device: Where the rows are to be.
+        """
+        if self._path is None or self._read:
+            return
+        self._read, news = True, self._news
+        texts, rows = self._stored(self._path, origin(), "is not read")
+        new = [i for i, text in enumerate(texts) if text not in self]
+        self.add([texts[i] for i in new], rows[new].to(device))
+        self._news = news
+        _logger.info("text table %s: %d texts read", self._path, len(texts))
+
+    def save(self, origin: Callable[[], Mapping[str, str]]) -> bool:
+        """Write the rows to the file, with those that it got meanwhile, if there are any new ones.
+
+        Returns:
+            Whether the file holds all rows now; False without a file. If it cannot be written, a warning is logged and
+            what was there stays.
+        """
+        if self._path is None:
+            return False
+        if not self._news or self._rows is None:
+            return True
+        told, own = origin(), self.texts
+        rows = self.look_up(own).cpu()
+        texts, stored = self._stored(self._path, told, "is replaced")
+        others = [i for i, text in enumerate(texts) if text not in self]
+        others = others[max(0, len(others) - (self.limit(rows[0].nbytes) - len(own))) :]
+        try:
+            write_cache(self._path, told, [texts[i] for i in others] + own, torch.cat([stored[others], rows]))
+        except OSError as error:
+            _logger.warning("the text table is not saved: %s", error)
+            return False
+        self._news = False
+        return True
+
+    def _stored(self, path: Path, origin: Mapping[str, str], otherwise: str) -> tuple[list[str], Tensor]:
+        """What the file holds of this origin; nothing if there is no file, with a warning if it is of no use."""
+        try:
+            return read_cache(path, origin)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            _logger.warning("the text table %s %s: %s", path, otherwise, error)
+        return [], torch.empty(0)
+
+    def _room(self, count: int, limit: int, like: Tensor) -> Tensor:
+        """Storage for at least `count` rows; it grows by an eighth, so that little lies idle."""
+        have = 0 if self._rows is None else len(self._rows)
+        if self._rows is None or count > have:
+            # A tensor made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
+                grown = like.new_empty(min(limit, max(count, have + have // 8)), like.shape[1])
+                if self._rows is not None:
+                    grown[:have] = self._rows
+            self._rows = grown
+        return self._rows
+
+
+def read_cache(path: Path, origin: Mapping[str, str]) -> tuple[list[str], Tensor]:
+    """Read what `write_cache` wrote.
+
+    Args:
+        path: The file.
+        origin: What the rows depend on besides the text; see `write_cache`.
+
+    Returns:
+        n texts and their rows ``(n, D)``, on the CPU.
+
+    Raises:
+        OSError: If the file is not there or cannot be read.
+        ValueError: If it is damaged or of another origin; the message says which.
+    """
+    # One open: through two, as safe_open reads, the halves of two files may meet while another process replaces it.
+    data = path.read_bytes()
+    try:
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_METADATA])
+        tensors = load(data)
+        made = header["origin"]
+        differs = [
+            f"{name} {made.get(name)!r}, not {value!r}" for name, value in origin.items() if made.get(name) != value
+        ]
+        if differs:
+            raise ValueError(f"it was made with {'; '.join(differs)}")
+        if header["checksum"] != _checksum(tensors):
+            raise ValueError("it is damaged (its checksum is not that of its content)")
+    except (SafetensorError, KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"it is damaged ({error})") from error
+    letters, ends = tensors["letters"].numpy().tobytes(), tensors["ends"].tolist()
+    starts = [0, *ends[:-1]]
+    return [letters[a:b].decode("utf-8", "surrogatepass") for a, b in zip(starts, ends, strict=True)], tensors["rows"]
+
+
+def write_cache(path: Path, origin: Mapping[str, str], texts: Sequence[str], rows: Tensor) -> None:
+    """Write rows and what they are of to a safetensors file, whole or not at all.
+
+    Args:
+        path: The file; folders on the way are made.
+        origin: What the rows depend on besides the text; a reader with another origin refuses the file.
+        texts: n texts.
+        rows: ``(n, D)``.
+
+    Raises:
+        OSError: If it cannot be written; what was there stays.
+    """
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    tensors = {
+        "rows": rows.detach().cpu().contiguous(),
+        "letters": torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8)),
+        "ends": torch.tensor([len(text) for text in encoded]).cumsum(0),
+    }
+    header = {"origin": dict(origin), "checksum": _checksum(tensors)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own, since another process may write the same table at this moment.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        save_file(tensors, temporary, {_METADATA: json.dumps(header)})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # the new name must not reach the disk before the new bytes
+        os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {temporary}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def digest(settings: Mapping[str, object], weights: Mapping[str, Tensor]) -> str:
+    """Hexadecimal SHA-256 of settings and of tensors with their names, types and shapes."""
+    told = hashlib.sha256(json.dumps(dict(settings), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(weights.items()):
+        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        told.update(_memory(tensor))
+    return told.hexdigest()
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return digest({}, tensors)
+
+
+def _memory(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

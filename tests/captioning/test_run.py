@@ -1,0 +1,347 @@
+"""From images to merged answers: what is asked, what is stored, what stops a run, what a kill costs."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.speed.caption_server import REPLIES, TRANSPORT, Behaviour, CaptionServer, image_name
+from nextreid.captioning import get_schema
+from nextreid.captioning.client import Server
+from nextreid.captioning.image import data_url
+from nextreid.captioning.rewriting import narrated, narration_job
+from nextreid.captioning.run import (
+    Sampling,
+    Work,
+    caption_jobs,
+    collect,
+    estimate,
+    look_at,
+    merge_sample,
+    run_captions,
+    run_jobs,
+)
+from nextreid.captioning.store import Store
+from nextreid.captioning.throttle import Limits
+
+QUICK = Limits(concurrency=4, backoff=0.001, timeout=5)
+
+
+def images(count, modalities=("rgb", "nir", "tir"), seed=0):
+    rng = np.random.default_rng(seed)
+    arrays = [
+        (f"{n:04d}.jpg", m, rng.integers(0, 255, (16, 8, 3), dtype=np.uint8)) for n in range(count) for m in modalities
+    ]
+    return [Work(key, m, partial(Image.fromarray, array)) for key, m, array in arrays]
+
+
+@pytest.fixture
+def server():
+    with CaptionServer(Behaviour()).running() as running:
+        yield running
+
+
+def go(work, server, path, models=("m",), schema="person", price=None, **settings):
+    servers = [Server(server.url, model, price=price) for model in models]
+    settings = {"limits": QUICK, "probing": False} | settings
+    return run_captions(work, schema, servers, path, **settings)
+
+
+def answered(work, path, models=("m",), schema="person", sampling=None):
+    seen, _ = look_at(work)
+    with Store(path) as store:
+        return collect(seen, schema, models, store, sampling)
+
+
+@pytest.mark.parametrize("schema", ["person", "vehicle"])
+def test_every_image_is_asked_about_once_and_read_back(server, tmp_path, schema):
+    work = images(4)
+    done = go(work, server, tmp_path / "c", ("a", "b"), schema, probing=True)
+    assert (done.jobs, done.done, done.calls, done.failed) == (24, 24, 24, 0) and set(server.paid.values()) == {1}
+    found = answered(work, tmp_path / "c", ("a", "b"), schema)
+    assert found.counts["ok"] == 24 and len(found.answers) == 4
+    said = found.answers["all", "0000.jpg"]
+    asked = {m: {f.name for f in get_schema(schema).for_modality(m)} for m in said}
+    assert all(set(answers) == asked[m] for m, voices in said.items() for answers in voices.values())
+    merged = merge_sample(said, schema)
+    name = get_schema(schema).merged[0]
+    assert len({m.answers[name] for m in merged.values() if name in m.answers}) == 1
+    again = go(work, server, tmp_path / "c", ("a", "b"), schema, probing=True)
+    assert (again.jobs, again.calls) == (0, 0) and len(server.bodies) == 24 + 4  # probes: two a model
+
+
+def test_nothing_but_pixels_and_prompt_is_sent(server, tmp_path):
+    work = [Work("0042_c1_secret.jpg", "rgb", images(1)[0].image, "secretsplit")]
+    go(work, server, tmp_path / "c")
+    sent = str(server.bodies) + str(server.headers)
+    assert "secret" not in sent and "0042" not in sent
+    assert (server.bodies[0]["messages"]) == [get_schema("person").instructions("rgb")]
+
+
+def test_equal_images_are_paid_for_once_and_changes_are_new_calls(server, tmp_path):
+    one = images(1, ("rgb",))[0].image
+    twins = [Work("a.jpg", "rgb", one), Work("b.jpg", "rgb", one)]
+    assert go(twins, server, tmp_path / "c").calls == 1
+    assert set(answered(twins, tmp_path / "c").answers) == {("all", "a.jpg"), ("all", "b.jpg")}
+    assert go([Work("a.jpg", "nir", one)], server, tmp_path / "c").calls == 1
+    assert go(twins, server, tmp_path / "c", ("other",)).calls == 1
+    assert go(twins, server, tmp_path / "c", sampling=Sampling(temperature=0.5)).calls == 1
+    assert go(twins, server, tmp_path / "c", schema="vehicle").calls == 1
+    assert go(images(1, ("rgb",), seed=1), server, tmp_path / "c").calls == 1
+    with Store(tmp_path / "c") as store:
+        assert store.count_other_schemas(get_schema("person").digest()) == 1
+
+
+def test_several_samples_are_several_voices(server, tmp_path):
+    work, sampling = images(2, ("rgb",)), Sampling(samples=3, temperature=0.7)
+    assert go(work, server, tmp_path / "c", sampling=sampling).calls == 6
+    assert sorted(body["seed"] for body in server.bodies) == [0, 0, 1, 1, 2, 2]
+    said = answered(work, tmp_path / "c", sampling=sampling).answers["all", "0000.jpg"]["rgb"]
+    assert list(said) == ["m#0", "m#1", "m#2"]
+    with pytest.raises(ValueError, match="temperature 0 are one and the same"):
+        Sampling(samples=2)
+
+
+@pytest.mark.parametrize(
+    ("script", "calls", "counts"),
+    [
+        (["garbage"], 2, {"ok": 1}), (["garbage", "empty"], 2, {"unusable": 1, "no-json": 1}),
+        (["refusal"], 1, {"refused": 1}), (["filtered"], 1, {"refused": 1}), (["fenced"], 1, {"ok": 1, "fenced": 1}),
+    ],
+)  # fmt: skip
+def test_unusable_answers_are_asked_again_once_and_refusals_never(server, tmp_path, script, calls, counts):
+    server.behaviour.script = script
+    work = images(1, ("rgb",))
+    done = go(work, server, tmp_path / "c")
+    assert (done.calls, done.done) == (calls, 1)
+    assert go(work, server, tmp_path / "c").calls == 0  # nor in a later run
+    found = answered(work, tmp_path / "c").counts
+    assert {name: found[name] for name in counts} == counts
+    if script == ["garbage"]:
+        assert "could not be read as JSON" in server.bodies[1]["messages"][0]
+        with Store(tmp_path / "c") as store:
+            assert [row["repair"] for row in store.rows()] == [False, True]
+
+
+def test_nothing_is_lost_under_faults(server, tmp_path):
+    work = images(20)
+    server.behaviour.faults, server.behaviour.seed = 0.2, 3
+    answers = [f for f in REPLIES if not f.startswith(("refus", "filter"))]
+    server.behaviour.kinds = [f for f in TRANSPORT if f != "slow"] * 4 + answers
+    done = go(work, server, tmp_path / "c")
+    assert done.done == 60 and done.failed == 0 and done.retries > 0
+    found = answered(work, tmp_path / "c")
+    assert found.counts["ok"] == 60 and set(server.paid.values()) == {1}
+
+
+def test_a_slow_answer_is_given_up_and_asked_again(server, tmp_path):
+    server.behaviour.script = ["slow"]
+    done = go(images(1, ("rgb",)), server, tmp_path / "c", limits=Limits(timeout=0.3, backoff=0.001))
+    assert (done.done, done.retries) == (1, 1)
+
+
+def test_calls_that_fail_are_left_for_the_next_run(server, tmp_path):
+    server.behaviour.script = ["500"] * 2
+    work, limits = images(3, ("rgb",)), Limits(concurrency=1, attempts=2, backoff=0.001)
+    done = go(work, server, tmp_path / "c", limits=limits)
+    assert (done.done, done.failed) == (2, 1) and "500" in done.failures[0]
+    assert go(work, server, tmp_path / "c").calls == 1
+
+
+def test_the_budget_is_never_passed_and_the_next_one_goes_on(server, tmp_path):
+    work, price = images(10, ("rgb",)), (1000.0, 2000.0)
+    with pytest.raises(ValueError, match="a budget needs prices; there is none for m"):
+        go(work, server, tmp_path / "c", budget=1)
+    first = go(work, server, tmp_path / "c", price=price, budget=9.0, limits=Limits(concurrency=4))
+    assert first.stopped == "budget" and 1 <= first.done < 10
+    assert first.spent == pytest.approx(first.cost) and first.spent <= 9
+    each = first.cost / first.calls
+    assert first.spent + 0.9 + 2 * 1.5 >= 9 - each  # and it is used up but for what one call could cost at most
+    assert go(work, server, tmp_path / "c", price=price, budget=9.0).calls == 0
+    last = go(work, server, tmp_path / "c", price=price, budget=1000.0)
+    assert last.done == 10 - first.done and last.spent == pytest.approx(10 * each, rel=0.2)
+
+
+def test_max_calls(server, tmp_path):
+    work = images(10, ("rgb",))
+    counts = []
+    for _ in range(3):
+        done = go(work, server, tmp_path / "c", max_calls=4)
+        counts.append((done.calls, done.stopped))
+    assert counts == [(4, "max-calls"), (4, "max-calls"), (2, "")]
+
+
+def test_estimates_are_measured_where_something_was(server, tmp_path):
+    work = images(10, ("rgb",))
+    seen, readable = look_at(work)
+    jobs = caption_jobs(seen, readable, "person", [Server(server.url, "m", price=(1, 10))], Sampling())
+    guess = estimate(jobs, seen, None)
+    assert (guess.calls, guess.measured, guess.prompt_tokens) == (10, 0, 11_000)
+    assert guess.cost == pytest.approx(10 * (1100 + 3000) / 1e6)
+    done = go(work, server, tmp_path / "c", max_calls=4)
+    with Store(tmp_path / "c") as store:
+        seen_now = estimate(jobs, seen, store)
+    assert (seen_now.calls, seen_now.stored, seen_now.measured, seen_now.prompt_tokens) == (6, 4, 4, 5400)
+    assert seen_now.completion_tokens == pytest.approx(6 * done.completion_tokens / 4, abs=1)
+
+
+def test_bad_images_are_named_before_anything_is_paid(server, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    work = [*images(1, ("rgb",)), Work("x", "nir", tmp_path / "bad.jpg"), Work("y", "tir", tmp_path / "gone.jpg")]
+    with pytest.raises(ValueError, match=r"2 images cannot be read: .*bad\.jpg .*\[sample 'x', nir\].*gone\.jpg"):
+        go(work, server, tmp_path / "c")
+    assert not server.bodies and not (tmp_path / "c").exists()
+    assert go(work, server, tmp_path / "c", on_error="skip").calls == 1
+    with pytest.raises(ValueError, match=r"sample '0000\.jpg' of split 'all' has two rgb images"):
+        look_at(images(1, ("rgb",)) * 2)
+
+
+def test_a_model_that_cannot_see_and_a_lost_key_stop_the_run(server, tmp_path):
+    server.behaviour.blind = "Green."
+    with pytest.raises(ValueError, match="cannot see"):
+        go(images(1), server, tmp_path / "c", probing=True)
+    server.behaviour.key = "k"
+    with pytest.raises(PermissionError, match="401"):
+        go(images(40), server, tmp_path / "c")
+    server.behaviour.key, server.behaviour.models = None, ["another"]
+    with pytest.raises(ConnectionError, match=r"calls in a row failed, the last: .*404"):
+        go(images(40), server, tmp_path / "c")
+    assert not server.paid
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_store(server, tmp_path, monkeypatch):
+    work, write, lines = images(10, ("rgb",)), os.write, []
+
+    def full(file, data):
+        if data.startswith(b'{"v"'):
+            lines.append(data)
+            if len(lines) > 3:
+                write(file, data[:20])
+                raise OSError(28, "No space left on device")
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="the disk is full: the run stops; 3 answers are safe"):
+        go(work, server, tmp_path / "c")
+    monkeypatch.undo()
+    done = go(work, server, tmp_path / "c")
+    assert done.calls == 7 and sum(server.paid.values()) <= 10 + QUICK.concurrency
+
+
+def test_it_runs_where_a_loop_is_running(server, tmp_path):
+    import asyncio
+
+    async def notebook():
+        return go(images(1), server, tmp_path / "c")
+
+    assert asyncio.run(notebook()).calls == 3
+
+
+def test_interrupt_lets_calls_in_flight_come_home(server, tmp_path):
+    server.behaviour.delay = 0.2
+    path = tmp_path / "c"
+
+    def interrupt():
+        while server.in_flight < 4:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    import threading
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        go(images(20), server, path)
+    with Store(path) as store:
+        assert len(store) == sum(server.paid.values()) == 4
+
+
+@pytest.mark.slow
+def test_ten_kills_repeat_and_lose_nothing_but_what_was_in_flight(server, tmp_path):
+    """A run killed ten times at random: every stored call was paid once, every other at most once for each kill."""
+    rng, path, in_flight = random.Random(5), tmp_path / "c", 4
+    server.behaviour.delay = 0.01
+    work = images(200)
+    code = f"""
+        import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})
+        import importlib.util
+        spec = importlib.util.spec_from_file_location("runs", {__file__!r})
+        runs = importlib.util.module_from_spec(spec); spec.loader.exec_module(runs)
+        import os, types
+        work = runs.images(200)
+        jobs, readable = runs.look_at(work)
+        while sys.stdin.readline():
+            pid = os.fork()
+            if pid == 0:
+                runs.go(work, types.SimpleNamespace(url={server.url!r}), {str(path)!r})
+                os._exit(0)
+            print(pid, flush=True)
+            os.waitpid(pid, 0)
+            print("ended", flush=True)
+    """
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    kept = set()
+    try:
+        for kill in range(11):
+            parent.stdin.write("go\n")
+            parent.stdin.flush()
+            pid = int(parent.stdout.readline())
+            if kill < 10:
+                before = sum(server.paid.values())
+                goal = before + rng.randint(1, 40)
+                while sum(server.paid.values()) < goal:
+                    time.sleep(0.001)
+                os.kill(pid, signal.SIGKILL)
+            assert parent.stdout.readline() == "ended\n"
+            with Store(path) as store:
+                keys = {row["key"] for row in store.rows()}
+                assert kept <= keys and store.damaged == 0
+                assert sum(server.paid.values()) - len(keys) <= in_flight * (kill + 1)
+                kept = keys
+    finally:
+        parent.stdin.close()
+        parent.wait(20)
+    assert len(kept) == len(work) == len(server.paid)
+    assert sum(server.paid.values()) - len(work) <= 10 * in_flight
+
+
+def test_a_language_model_writes_captions_that_are_checked(server, tmp_path):
+    schema, draft = get_schema("person"), ("An adult male seen from the side.", "He is wearing a black jacket.")
+    answers = {
+        n: schema.answer(n, v, 0.9) for n, v in {"age": "adult", "gender": "male", "upper_clothing": "jacket"}.items()
+    }
+    job = narration_job(schema, "rgb", answers, draft, Server(server.url, "writer"))
+    with Store(tmp_path / "c", write=True) as store:
+        assert narrated(job, schema, draft, store) == (draft, "missing")
+        run_jobs([job], store, limits=QUICK)
+        assert narrated(job, schema, draft, store) == (draft, "")
+        assert "image_url" not in str(server.bodies)
+    cases = {
+        "": "empty", "I'm sorry, I can't help with that.": "refused", "A male [age]": "cut off",
+        "A [age] male.": "debris",
+        "An adult male of unknown view.": "debris", "A man. " * 40: "too long",
+        "He is wearing a red jacket.": "invented",
+        "A man. He is in a black jacket.": "",
+    }  # fmt: skip
+    for number, (text, why) in enumerate(cases.items()):
+        with Store(tmp_path / f"d{number}", write=True) as store:
+            store.append({**job.row_head(), "text": text, "finish": "stop", "refusal": None})
+            assert narrated(job, schema, draft, store)[1] == why, text
+
+
+def test_the_server_knows_images_it_was_told_about(server, tmp_path):
+    work = images(1, ("rgb",))
+    name = image_name(data_url(work[0].prepared()))
+    server.behaviour.answers = {("m", name): {"age": ("senior", 0.875)}}
+    go(work, server, tmp_path / "c")
+    answer = answered(work, tmp_path / "c").answers["all", "0000.jpg"]["rgb"]["m"]["age"]
+    assert (answer.value, answer.confidence, answer.source) == ("senior", 0.875, "verbal")

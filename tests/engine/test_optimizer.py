@@ -1,0 +1,76 @@
+import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
+
+from nextreid.engine import RECIPES, get_recipe
+from nextreid.engine.optimizer import build_optimizer, lr_factor, parameter_groups, set_lr
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_the_rate_is_timms_cosine_without_warmup_prefix(name):
+    recipe = get_recipe(name)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    reference = CosineLRScheduler(
+        optimizer,
+        t_initial=recipe.epochs,
+        lr_min=recipe.floor,
+        warmup_t=recipe.warmup_epochs,
+        warmup_lr_init=recipe.warmup_start,
+    )
+    for epoch in range(1, recipe.epochs):
+        reference.step(epoch)
+        assert lr_factor(recipe, epoch) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+    assert lr_factor(recipe, recipe.epochs) == pytest.approx(recipe.floor)
+
+
+def test_idea_falls_during_its_warmup_as_in_its_released_log():
+    recipe = get_recipe("idea")
+    rates = {epoch: recipe.lr_image_tower * lr_factor(recipe, epoch) for epoch in (1, 8, 10)}
+    assert rates == pytest.approx({1: 3.19e-5, 8: 9.8e-6, 10: 3.2e-6}, rel=2e-3)
+
+
+def test_constant_keeps_the_rate_after_the_warmup():
+    recipe = get_recipe("next", schedule="constant", warmup_epochs=4, warmup_start=0.2, epochs=8)
+    assert [lr_factor(recipe, e) for e in range(1, 9)] == pytest.approx([0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_groups_hold_every_trainable_parameter_once(build, decay_all):
+    model = build(num_classes=4)
+    groups = parameter_groups(model, get_recipe("next", decay_all=decay_all))
+    names = [name for group in groups for name in group["param_names"]]
+    assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+    assert not any(name.startswith("text_tower.") for name in names)
+    named = dict(model.named_parameters())
+    for group in groups:
+        assert all(named[n] is p for n, p in zip(group["param_names"], group["params"], strict=True))
+        tower = group["name"].startswith("image_tower")
+        assert all(name.startswith("image_tower.") == tower for name in group["param_names"])
+        assert group["lr"] == (3.5e-6 if tower else 3.5e-4)
+        spares = group["name"].endswith(".no_decay")
+        assert group["weight_decay"] == (0.0 if spares else 1e-4)
+        if not decay_all:
+            tables = model.no_weight_decay()
+            assert all((named[n].ndim <= 1 or n in tables) == spares for n in group["param_names"])
+    assert len(groups) == (2 if decay_all else 4)
+
+
+def test_rates_scale_with_the_factor(build):
+    optimizer = build_optimizer(build("baseline_tiny", num_classes=4), get_recipe("next"))
+    assert set_lr(optimizer, 0.5) == pytest.approx({"image_tower": 1.75e-6, "new": 1.75e-4})
+    assert set_lr(optimizer, 1.0) == pytest.approx({"image_tower": 3.5e-6, "new": 3.5e-4})  # of the base, not of 0.5
+
+
+def test_a_frozen_tower_is_left_out_and_a_frozen_model_refused(build):
+    model = build("baseline_tiny", num_classes=4)
+    model.image_tower.requires_grad_(False)
+    assert [group["name"] for group in parameter_groups(model, get_recipe("next"))] == ["new"]
+    with pytest.raises(ValueError, match="requires_grad"):
+        parameter_groups(model.requires_grad_(False), get_recipe("next"))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_the_optimizer_is_the_named_one(build, name, kind):
+    optimizer = build_optimizer(build("baseline_tiny", num_classes=4), get_recipe("next", optimizer=name, beta2=0.99))
+    assert type(optimizer) is kind
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.99)

@@ -1,0 +1,115 @@
+"""Marks, frames and placeholders differ in shape; saving is all or nothing."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from nextreid.data import ImageFile, Sample
+from nextreid.viz import save_image
+from nextreid.viz.drawing import (
+    RIGHT,
+    WRONG,
+    draw_image,
+    fit_text,
+    font,
+    frame,
+    hatched,
+    mark,
+    size_to_draw,
+    write_atomic,
+)
+
+
+def ink(image, size):
+    """Paste on white, turn to grey, and return where it is dark: the shape without its colour."""
+    canvas = Image.new("RGB", (size, size), "white")
+    canvas.paste(image, (0, 0), image)
+    return np.asarray(canvas.convert("L")) < 190
+
+
+@pytest.mark.parametrize("size", [12, 17, 40])
+def test_marks_differ_without_colour(size):
+    right, wrong = ink(mark("right", size), size), ink(mark("wrong", size), size)
+    assert right.any() and wrong.any()
+    assert (right != wrong).mean() > 0.15
+    assert (wrong == wrong[:, ::-1]).mean() > 0.97 and (right == right[:, ::-1]).mean() < 0.95
+
+
+@pytest.mark.parametrize(("dashed", "low", "high"), [(False, 1.0, 1.0), (True, 0.4, 0.75)])
+def test_frames(dashed, low, high):
+    canvas = Image.new("RGB", (120, 200), "white")
+    frame(ImageDraw.Draw(canvas), (10, 10, 110, 190), RIGHT, 4, dashed)
+    painted = (np.asarray(canvas) == RIGHT).all(axis=2)
+    border = np.zeros_like(painted)
+    border[10:190, 10:110] = True
+    border[14:186, 14:106] = False
+    assert not painted[~border].any()
+    assert low <= painted[border].mean() <= high
+
+
+def test_colours_differ_in_blue_and_yellow_for_every_eye():
+    """The two colours differ by much in blue, which red-green blindness leaves alone, and in red and green."""
+    assert RIGHT[2] - WRONG[2] > 150 and WRONG[0] - RIGHT[0] > 150
+
+
+def test_missing_image_is_hatched():
+    assert np.array_equal(draw_image(None, (40, 60)), hatched((40, 60)))
+    assert len(np.unique(np.asarray(hatched((40, 60))))) > 10
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (8, 6, 3)])
+def test_arrays_and_files_are_drawn_alike(tmp_path, shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    image = draw_image(array, (24, 32))
+    assert image.mode == "RGB" and image.size == (24, 32)
+    assert np.array_equal(image, draw_image(tmp_path / "a.png", (24, 32)))
+    assert np.array_equal(draw_image(array, (6, 8)), Image.fromarray(array).convert("RGB"))
+
+
+def test_a_part_of_a_file_is_drawn_alone(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    Image.fromarray(array).save(tmp_path / "strip.png")
+    part = ImageFile(tmp_path / "strip.png", box=(6, 0, 12, 8), size=(12, 8))
+    assert np.array_equal(draw_image(part, (6, 8)), array[:, 6:])
+    assert size_to_draw([Sample("a", 0, 0, -1, (None, part))], 16) == (12, 16)
+
+
+def test_size_follows_the_first_image(make_sample):
+    assert size_to_draw([make_sample(missing=(0, 1, 2)), make_sample()], 144) == (72, 144)
+    assert size_to_draw([make_sample(height=20, width=40)], 100) == (100, 50)
+    with pytest.raises(ValueError, match="none of 1 samples has an image"):
+        size_to_draw([Sample("a", 0, 0, -1, (None, None))], 100)
+
+
+def test_long_text_is_shortened():
+    assert fit_text("rgb", 13, 100) == "rgb"
+    short = fit_text("a very long name of a modality", 13, 60)
+    assert short.startswith("a v") and short.endswith("...") and font(13).getlength(short) <= 60
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".PNG"])
+def test_save(tmp_path, suffix):
+    path = save_image(Image.new("RGB", (4, 3), RIGHT), tmp_path / "new" / f"a{suffix}")
+    with Image.open(path) as image:
+        assert image.size == (4, 3)
+    assert [p.name for p in path.parent.iterdir()] == [f"a{suffix}"]
+
+
+def test_unknown_suffix_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown image suffix '.xyz'; use .png"):
+        save_image(Image.new("RGB", (4, 3)), tmp_path / "a.xyz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    write_atomic(path, b"old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("nextreid.viz.drawing.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
