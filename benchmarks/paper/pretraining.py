@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nextreid._files import read_tensors, write_json, write_tensors
 from nextreid.data import Sample, seeded_rng
 from nextreid.data.captions import draw_sentences
 from nextreid.data.sampler import PKSampler
-from nextreid.engine.checkpoint import read_tensors, write_json, write_tensors
 from nextreid.layers import BNNeck
 from nextreid.losses import Criterion
 from nextreid.models import ReIDModel, create_model

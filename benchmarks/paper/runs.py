@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from nextreid._files import write_json
 from nextreid.data import ReIDDataset, load_dataset
 from nextreid.data.loader import make_loader
 from nextreid.data.transforms import EvalTransform
-from nextreid.engine.checkpoint import write_json
 from nextreid.engine.evaluation import evaluate
 from nextreid.engine.recipe import Recipe, get_recipe
 from nextreid.engine.run_folder import cpu_name

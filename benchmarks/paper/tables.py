@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nextreid.engine.checkpoint import write_whole
+from nextreid._files import write_whole
 
 MEASURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; 1.96 beyond.

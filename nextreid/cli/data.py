@@ -78,9 +78,8 @@ def run_check(args: argparse.Namespace) -> int:
     if args.quick:
         print("the images were not opened (--quick)")
     if args.json:
-        from nextreid.engine import write_json
+        from nextreid._files import write_json
 
-        args.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(args.json, report.to_dict())
     return 0 if report.ok else 1
 

@@ -61,7 +61,8 @@ def add(command: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nextreid.engine import is_main, process_group, write_json
+    from nextreid._files import write_json
+    from nextreid.engine import is_main, process_group
 
     if args.bootstrap < 0:
         raise ValueError(f"--bootstrap takes a number of draws, got {args.bootstrap}")

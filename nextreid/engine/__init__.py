@@ -1,7 +1,6 @@
 """Loops that use every room: train, evaluate, extract."""
 
 from .ablations import with_caption_quality
-from .checkpoint import write_json
 from .distributed import is_main, process_group
 from .embedding import embed_samples
 from .evaluation import EvaluationReport, evaluate
@@ -34,5 +33,4 @@ __all__ = [
     "train",
     "train_seeds",
     "with_caption_quality",
-    "write_json",
 ]

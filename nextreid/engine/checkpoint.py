@@ -1,67 +1,16 @@
-"""Files of a run, each written whole or not at all: the state to continue from, tables, tensors."""
+"""The state that a run continues from."""
 
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nextreid._files import read_tensors, write_tensors
 from nextreid.models import load_strictly
 
-_METADATA = "nextreid"
 TEXT_TOWER = "text_tower.safetensors"
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it there in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # the new name must not reach the disk before the new bytes
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file of one indented value."""
-    text = json.dumps(value, indent=2) + "\n"
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a file of one JSON value a line."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    """Write a safetensors file; `metadata` is kept in its header as JSON under the key ``nextreid``."""
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda temporary: save_file(ready, temporary, {_METADATA: json.dumps(dict(metadata))}))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged or something else.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads(file.metadata()[_METADATA])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is damaged or was not written by nextreid ({error})") from error
 
 
 def save_state(

@@ -2,8 +2,6 @@
 
 import logging
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,15 +11,15 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
+from nextreid._files import write_folder, write_json
 from nextreid.data import EvalTransform, ReIDDataset, Sample, collate
 from nextreid.data.loader import SampleDataset
-from nextreid.models import ReIDModel, create_model, swap_folder
+from nextreid.models import ReIDModel, create_model
 from nextreid.retrieval import get_protocol, top_k
 from nextreid.synthetic import synthetic_persons
 from nextreid.version import __version__
 from nextreid.viz import Table, mask_image, rank_list_image, save_image, write_report
 
-from .checkpoint import write_json
 from .evaluation import embed_samples, evaluate, identities
 from .recipe import get_recipe
 from .trainer import train
@@ -79,14 +77,8 @@ def run_demo(
     if target.exists() and not (target / METRICS).is_file():
         raise FileExistsError(f"{target} exists and no demo wrote it; name another folder")
     size = replace(SMOKE if smoke else DemoSize(), **({"num_train": 0, "epochs": 0} if pretrained else {}))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        fresh.chmod(0o755)
+    with write_folder(target) as fresh:
         metrics = _build(fresh, seed, size, tell)
-        swap_folder(fresh, target)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     tell(f"\n{target / REPORT} shows the images; {target / METRICS} holds the numbers.")
     return metrics
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextreid._files import write_whole
 from nextreid.data import Sample
 from nextreid.data.loader import make_loader
 from nextreid.models import ReIDModel
@@ -21,7 +22,6 @@ from nextreid.ops import use_backend
 from nextreid.version import __version__
 
 from .ablations import hide_modalities
-from .checkpoint import write_whole
 from .embedding import eval_transform
 
 _logger = logging.getLogger(__name__)

@@ -1,14 +1,15 @@
 """Images to a file of embeddings and a table of what they belong to."""
 
-import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from nextreid._files import write_csv, write_tensors
 from nextreid.data import Sample, drop_unreadable
 from nextreid.data.image import OnError
 from nextreid.data.manifest import read_manifest
@@ -16,7 +17,6 @@ from nextreid.data.pattern import read_folder
 from nextreid.models import ReIDModel
 
 from .ablations import has_captions
-from .checkpoint import write_tensors, write_whole
 from .distributed import on_main
 from .embedding import embed_samples
 
@@ -24,6 +24,7 @@ _logger = logging.getLogger(__name__)
 
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "index.csv"
+_COLUMNS = ("row", "key", "pid", "camid", "sceneid", "present")
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ def extract(
     tensors = {"embedding": F.normalize(embedding, dim=1) if normalize else embedding}
 
     def write() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / INDEX, lambda path: _write_index(path, samples, model.modalities))
+        write_csv(folder / INDEX, _COLUMNS, _index_rows(samples, model.modalities))
         # The embeddings come last: where they are, the index is.
         write_tensors(folder / EMBEDDINGS, tensors, metadata)
 
@@ -139,10 +139,7 @@ def _read(source: str | Path, modalities: tuple[str, ...]) -> Sequence[Sample]:
     return read_manifest(path, modalities)
 
 
-def _write_index(path: Path, samples: Sequence[Sample], modalities: Sequence[str]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("row", "key", "pid", "camid", "sceneid", "present"))
-        for row, sample in enumerate(samples):
-            present = "+".join(m for m, image in zip(modalities, sample.images, strict=True) if image is not None)
-            writer.writerow((row, sample.key, sample.pid, sample.camid, sample.sceneid, present))
+def _index_rows(samples: Sequence[Sample], modalities: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    for row, sample in enumerate(samples):
+        present = "+".join(m for m, image in zip(modalities, sample.images, strict=True) if image is not None)
+        yield row, sample.key, sample.pid, sample.camid, sample.sceneid, present

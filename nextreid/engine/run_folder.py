@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from nextreid._files import write_json
 from nextreid.data import ReIDDataset
 from nextreid.models import ReIDModel
 from nextreid.version import __version__
 
-from .checkpoint import write_json
+from .checkpoint import TEXT_TOWER
 from .distributed import world_size
 from .recipe import Recipe
 
@@ -153,9 +154,9 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str,
                 "Give the same again or take another folder"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (LAST, BEST):
+    for name in (RECIPE, METRICS, STATE, LAST, BEST, TEXT_TOWER):
         for leftover in folder.glob(f".{name}.*"):  # of a run that was killed while it wrote
-            shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
     if path.exists():
         return kept
     write_json(path, described)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from nextreid._files import write_json
 from nextreid.data import ReIDDataset
 from nextreid.models import ReIDModel
 
-from .checkpoint import write_json
 from .distributed import on_main
 from .recipe import Recipe
 from .run_folder import RECIPE, TrainReport

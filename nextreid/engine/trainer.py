@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from nextreid._files import write_jsonl
 from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, seeded_rng
 from nextreid.data.captions import draw_captions
 from nextreid.data.image import OnError
@@ -24,7 +25,7 @@ from nextreid.losses import Criterion
 from nextreid.models import ReIDModel, save_model
 
 from .ablations import has_captions, with_caption_quality
-from .checkpoint import load_state, save_state, write_jsonl
+from .checkpoint import load_state, save_state
 from .distributed import (
     all_gather,
     all_gather_objects,

@@ -6,7 +6,7 @@ from ._builder import build_model_with_cfg
 from ._convert import Conversion, convert_clip
 from ._factory import create_model, from_pretrained
 from ._golden import Finding, verify_checkpoint
-from ._hub import load_config, load_strictly, save_model, swap_folder
+from ._hub import load_config, load_strictly, save_model
 from ._pretrained import PretrainedCfg, generate_default_cfgs
 from ._publish import push_to_hub, save_pretrained
 from ._registry import (
@@ -44,6 +44,5 @@ __all__ = [
     "register_model",
     "save_model",
     "save_pretrained",
-    "swap_folder",
     "verify_checkpoint",
 ]

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .._files import write_folder
 from ..version import __version__
 from ._base import ReIDModel
 
@@ -72,26 +70,11 @@ def fresh_checkpoint(model: ReIDModel, folder: str | Path) -> Iterator[Path]:
     config = config_of(model)
     if target.exists() and not (target / CONFIG).is_file():
         raise ValueError(f"{target} exists and is not a checkpoint folder (no {CONFIG}); name another folder")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except PermissionError as error:
-        raise PermissionError(f"cannot save to {target}: {target.parent} may not be written; name another") from error
-    try:
-        os.chmod(fresh, 0o755)
+    with write_folder(target) as fresh:
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         tensors = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt", "nextreid": __version__})
         yield fresh
-        for path in fresh.iterdir():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())  # the new names must not reach the disk before the new bytes
-            os.chmod(path, 0o644)  # safetensors lets nobody but the owner read
-        swap_folder(fresh, target)
-    except SafetensorError as error:  # its writer's word for a full disk
-        raise OSError(f"cannot save to {target}: {error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def config_of(model: ReIDModel) -> dict[str, Any]:
@@ -112,16 +95,6 @@ def config_of(model: ReIDModel) -> dict[str, Any]:
         "licenses": {"code": CODE_LICENSE, "weights": cfg.license, "data": cfg.data_license},
         "nextreid_version": __version__,
     }
-
-
-def swap_folder(fresh: Path, target: Path) -> None:
-    """Put a finished folder in another one's place; a kill between the two renames leaves both on disk."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(fresh, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_config(folder: str | Path) -> dict[str, Any]:

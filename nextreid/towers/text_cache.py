@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
+
+from .._files import write_whole
 
 _METADATA = "nextreid.text_cache"
 
@@ -230,18 +231,7 @@ def write_cache(path: Path, origin: Mapping[str, str], texts: Sequence[str], row
         "ends": torch.tensor([len(text) for text in encoded]).cumsum(0),
     }
     header = {"origin": dict(origin), "checksum": _checksum(tensors)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own, since another process may write the same table at this moment.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        save_file(tensors, temporary, {_METADATA: json.dumps(header)})
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # the new name must not reach the disk before the new bytes
-        os.replace(temporary, path)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {temporary}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, lambda temporary: save_file(tensors, temporary, {_METADATA: json.dumps(header)}))
 
 
 def digest(settings: Mapping[str, object], weights: Mapping[str, Tensor]) -> str:

@@ -11,9 +11,9 @@ import signal
 import sys
 import time
 
+import safetensors.torch
 import torch
 
-import nextreid.engine.checkpoint as checkpoint
 from nextreid.engine import get_recipe, train
 from nextreid.models import _hub, create_model
 
@@ -63,7 +63,7 @@ def fork(data, out, kind, value):
             if kind == "replace":
                 die_at_replace(value)
             elif kind in ("state", "model"):
-                die_in_write({"state": checkpoint, "model": _hub}[kind], value)
+                die_in_write({"state": safetensors.torch, "model": _hub}[kind], value)
             attempt(data, out)
         except BaseException as error:
             sys.stderr.write(f"{error!r}\n")

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from nextreid._files import read_tensors
 from nextreid.engine import get_recipe
-from nextreid.engine.checkpoint import load_state, read_tensors, save_state, write_jsonl, write_tensors, write_whole
+from nextreid.engine.checkpoint import load_state, save_state
 from nextreid.engine.optimizer import build_optimizer
 
 
@@ -68,25 +69,3 @@ def test_a_damaged_or_foreign_state_is_refused(build, pair, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"state\.safetensors is damaged"):
         load_state(path, model, optimizer)
-
-
-def test_tensors_and_their_metadata_come_back(tmp_path):
-    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(3)}
-    write_tensors(tmp_path / "t.safetensors", tensors, {"text": True, "names": ["x"]})
-    read, metadata = read_tensors(tmp_path / "t.safetensors")
-    assert metadata == {"text": True, "names": ["x"]}
-    assert read.keys() == tensors.keys() and all(torch.equal(read[k], tensors[k]) for k in tensors)
-
-
-def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    write_jsonl(path, [{"a": 1}, {"a": 2}])
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(path, fail)
-    assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
-    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from nextreid._files import read_tensors
 from nextreid.engine import embed_samples, extract
-from nextreid.engine.checkpoint import read_tensors
 
 
 def rows_of(path):

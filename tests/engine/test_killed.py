@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
-import nextreid.engine.checkpoint as checkpoint
+from nextreid._files import read_tensors
 from nextreid.engine import get_recipe, train
 from nextreid.models import create_model
 
@@ -69,7 +70,7 @@ def test_a_run_killed_at_any_moment_ends_as_the_undisturbed_one(whole, tmp_path,
 def test_a_full_disk_leaves_the_state_before(build, dataset, recipe, tmp_path, monkeypatch, cut):
     run = tmp_path / "run"
     train(build("baseline_tiny"), dataset, recipe, tmp_path / "whole", progress=False)
-    real_save, real_text, written = checkpoint.save_file, Path.write_text, []
+    real_save, real_text, written = safetensors.torch.save_file, Path.write_text, []
 
     def save_file(tensors, path, metadata):
         written.append(path)
@@ -79,17 +80,17 @@ def test_a_full_disk_leaves_the_state_before(build, dataset, recipe, tmp_path, m
         real_save(tensors, path, metadata)
 
     def write_text(path, text, **kwargs):
-        if path.name == ".metrics.jsonl.tmp" and written and cut == "metrics":
+        if path.name.startswith(".metrics.jsonl.") and written and cut == "metrics":
             real_text(path, text[:10], **kwargs)
             raise OSError(28, "No space left on device")
         return real_text(path, text, **kwargs)
 
-    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    monkeypatch.setattr(safetensors.torch, "save_file", save_file)
     monkeypatch.setattr(Path, "write_text", write_text)
     with pytest.raises(OSError, match="No space left"):
         train(build("baseline_tiny"), dataset, recipe, run, progress=False)
     monkeypatch.undo()
-    _, metadata = checkpoint.read_tensors(run / "state.safetensors")
+    _, metadata = read_tensors(run / "state.safetensors")
     assert metadata["epoch"] == 1 and not list(run.glob(".*tmp"))
     train(build("baseline_tiny", seed=9), dataset, recipe, run, resume=True, progress=False)
     assert losses(run) == losses(tmp_path / "whole")

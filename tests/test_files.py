@@ -1,0 +1,62 @@
+"""Files and folders appear whole or not at all, and nothing else is left."""
+
+import os
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from nextreid._files import read_tensors, write_csv, write_folder, write_jsonl, write_tensors, write_whole
+
+
+def test_tensors_and_their_metadata_come_back(tmp_path):
+    tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(3)}
+    write_tensors(tmp_path / "t.safetensors", tensors, {"text": True, "names": ["x"]})
+    read, metadata = read_tensors(tmp_path / "t.safetensors")
+    assert metadata == {"text": True, "names": ["x"]}
+    assert read.keys() == tensors.keys() and all(torch.equal(read[k], tensors[k]) for k in tensors)
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"a": 1}, {"a": 2}])
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, fail)
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+    assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_full_disk_is_an_os_error_that_names_the_file(tmp_path):
+    def full(temporary):
+        raise SafetensorError("I/O error: No space left on device")
+
+    with pytest.raises(OSError, match=r"cannot write .*t\.safetensors: .*No space left"):
+        write_whole(tmp_path / "t.safetensors", full)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_on_the_way_are_made_and_others_may_read(tmp_path):
+    path = tmp_path / "a" / "b" / "rows.csv"
+    write_csv(path, ("key", "pid"), [("x, y", 1), ("z", -1)])
+    assert path.read_text() == 'key,pid\n"x, y",1\nz,-1\n'
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_folder_is_replaced_whole_or_stays(tmp_path):
+    target = tmp_path / "folder"
+    with write_folder(target) as fresh:
+        (fresh / "a").write_text("1")
+    with pytest.raises(RuntimeError), write_folder(target) as fresh:
+        (fresh / "a").write_text("2")
+        raise RuntimeError
+    assert (target / "a").read_text() == "1"
+    with write_folder(target) as fresh:
+        (fresh / "b").write_text("3")
+    assert [p.name for p in target.iterdir()] == ["b"] and [p.name for p in tmp_path.iterdir()] == ["folder"]
