@@ -34,7 +34,7 @@ class ExpertBranches(nn.Module):
     masked_tokens: str
 
     @property
-    def uses_text(self) -> bool:
+    def reads_text(self) -> bool:
         """Whether captions change the embedding: there are semantic experts, modulated ones."""
         experts = self.semantic_experts
         return experts is not None and experts.experts[0].modulation is not None
@@ -99,7 +99,7 @@ class ExpertBranches(nn.Module):
 
     def _text_of_experts(self, text: Tensor | None, tokens: Tensor) -> Tensor | None:
         """Caption features on the tokens' device, one for each expert; None where nothing reads them."""
-        if text is None or self.semantic_experts is None or not self.uses_text:
+        if text is None or self.semantic_experts is None or not self.reads_text:
             return None
         if text.shape[0] != tokens.shape[0]:
             raise ValueError(f"captions for {text.shape[0]} samples were given with tokens of {tokens.shape[0]}")

@@ -1,8 +1,8 @@
-"""The training loss of re-identification: identity plus triplet."""
+"""The training loss of re-identification: identity plus triplet over all heads, plus the method's own losses."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .identity import identity_loss
@@ -11,7 +11,7 @@ from .triplet import batch_hard_triplet
 
 @dataclass(frozen=True)
 class Criterion:
-    """Weighted sum of identity loss and batch-hard triplet loss (NEXT, equation 12).
+    """Weighted sum of identity loss and batch-hard triplet loss (NEXT, Eq. 12) over the heads of a model.
 
     Attributes:
         identity_weight: Weight of the identity loss; the equation has 1, the published code of related work 0.25.
@@ -25,26 +25,33 @@ class Criterion:
     smoothing: float = 0.1
     margin: float | None = None
 
-    def __call__(self, embedding: Tensor, logits: Tensor, pid: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self,
+        heads: Sequence[tuple[Tensor, Tensor, Tensor | None]],
+        pid: Tensor,
+        own: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Compute the loss of a batch.
 
         Args:
-            embedding: ``(B, F)`` in front of the neck.
-            logits: ``(B, C)``; or ``(B, H, C)`` for H heads, each of which reads one of H equal groups of features.
-                Both losses are then averaged over the heads.
+            heads: For each head its logits ``(B, C)``, the feature ``(B, F_i)`` before the neck, and the rows that take
+                part (bool ``(B,)``, None for all); half precision is computed in float32.
             pid: ``(B,)`` int64 class indices.
+            own: The model's own losses by name, already weighted.
 
         Returns:
-            ``{"total", "identity", "triplet"}`` scalars, all attached to the graph; the parts are not weighted.
+            Scalars ``"total"``, ``"identity"`` and ``"triplet"`` (sums over the heads, not weighted), and those of
+            `own` by their names; all attached to the graph.
 
         Raises:
-            ValueError: If shapes do not fit, or F cannot be split into H groups.
+            ValueError: If there is no head, shapes do not fit, or a loss of the model's own has one of our names.
         """
-        identity = identity_loss(logits, pid, self.smoothing)
-        heads = logits.shape[1] if logits.ndim == 3 else 1
-        if embedding.shape[-1] % heads:
-            raise ValueError(f"embedding has {embedding.shape[-1]} features, which {heads} heads cannot share equally")
-        groups = embedding.chunk(heads, dim=-1)
-        triplet = torch.stack([batch_hard_triplet(group, pid, self.margin) for group in groups]).mean()
-        total = self.identity_weight * identity + self.triplet_weight * triplet
-        return {"total": total, "identity": identity, "triplet": triplet}
+        if not heads:
+            raise ValueError("there is no head to train: build the model with num_classes, or call reset_classifier")
+        own = own or {}
+        if taken := {"total", "identity", "triplet"} & own.keys():
+            raise ValueError(f"a model's own loss must not be named {', '.join(sorted(taken))}")
+        identity = sum(identity_loss(logits, pid, self.smoothing, rows) for logits, _, rows in heads)
+        triplet = sum(batch_hard_triplet(feature, pid, self.margin, rows) for _, feature, rows in heads)
+        total = self.identity_weight * identity + self.triplet_weight * triplet + sum(own.values())
+        return {"total": total, "identity": identity, "triplet": triplet, **own}  # type: ignore[dict-item]

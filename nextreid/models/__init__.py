@@ -1,7 +1,7 @@
 """The zoo: names in, modules out."""
 
 from . import baseline, next  # noqa: F401  (each registers its models)
-from ._base import ReIDModel, ReIDOutput
+from ._base import Head, ReIDModel, ReIDOutput
 from ._builder import build_model_with_cfg
 from ._convert import Conversion, convert_clip
 from ._factory import create_model, from_pretrained
@@ -25,6 +25,7 @@ __all__ = [
     "Baseline",
     "Conversion",
     "Finding",
+    "Head",
     "PretrainedCfg",
     "ReIDModel",
     "ReIDOutput",

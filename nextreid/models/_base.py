@@ -1,199 +1,132 @@
-"""What every ReID model of the zoo has in common: towers in front, a neck behind, one call in between."""
+"""The model contract: what a method implements, and all that the rest of the library knows of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ..layers.neck import BNNeck
-from ..towers import ImageTower, TextTower, load_pretrained_clip
+from ..towers import ImageTower, ImageTowers, TextTower
 from ._pretrained import PretrainedCfg
 
 Captions = Sequence[Sequence[Sequence[str] | str | None]]
-Features = dict[str, Any]
+Features = dict[str, Tensor]
+SampleCaption = Callable[[int, int, int], Sequence[str]]
+"""Draws the sentences of a caption in training: called with the batch row, the modality and the number of the draw."""
+
+
+class Head(NamedTuple):
+    """One classified vector.
+
+    Attributes:
+        logits: ``(B, C)``.
+        feature: What was classified, before its neck, ``(B, F_i)``; the triplet loss reads it.
+        present: Rows that take part in the losses, bool ``(B,)``; None for all.
+    """
+
+    logits: Tensor
+    feature: Tensor
+    present: Tensor | None = None
 
 
 class ReIDOutput(NamedTuple):
-    """What a model with a classifier returns.
+    """What a model with classifiers returns.
 
     Attributes:
-        embedding: Retrieval feature before the neck, not normalised, ``(B, F)``.
-        logits: ``(B, C)``, or ``(B, G, C)`` with a classifier per expert.
+        embedding: Retrieval feature, not normalised, ``(B, F)``.
+        heads: Classified vectors; each has an identity and a triplet loss.
+        losses: The method's own losses, already weighted.
         features: The named parts that ``forward_features`` gives.
     """
 
     embedding: Tensor
-    logits: Tensor
+    heads: tuple[Head, ...]
+    losses: dict[str, Tensor]
     features: Features
 
 
 class ReIDModel(nn.Module):
-    """Towers, neck and calling convention shared by the zoo's models.
+    """A model of multi-modal re-identification.
 
     Modalities are an axis of declared order. ``present`` marks which of a sample's modalities exist: an absent one has
     no part in any mask, attention or mean, whatever its pixels hold.
 
+    A method implements `encode_images`, `forward_tokens` and `pool`, sets ``img_size``, ``num_features`` and
+    ``embeddings``, and ends its constructor with `reset_classifier`. One with several heads overrides `pool_heads` and
+    `head_widths`, one that reads captions `prepare_text`, one with losses of its own `own_losses`. A method
+    ``after_step(epoch, step)``, where there is one, is called after every training step.
+
     Args:
-        image_tower: timm name of the vision transformer; see `ImageTower`.
-        img_size: Height and width in pixels.
         modalities: Names of the modalities, in the order of the images' axis M.
-        embed_dim: Width D of the tokens.
-        share_image_tower: One tower for all modalities, or one each.
-        num_cameras: Cameras to learn an embedding for; 0 for none.
-        drop_path: Stochastic depth rate of the image tower.
-        image_tower_args: Further arguments of the timm model.
+
+    Attributes:
+        img_size: Height and width of the images in pixels.
+        num_features: Width F of the embedding.
+        num_classes: Training identities; 0 gives embeddings.
+        embeddings: Names and widths of the vectors that the method's paper scores; the first is the default, any other
+            one is a part of that name in what `forward_features` gives.
+        modality_width: Width D of each modality's part where the embedding is ``(..., M, D)`` flattened, else None.
+        uses_text: Whether captions change the embedding.
+        text_tower: The frozen text tower, or None.
 
     Raises:
         ValueError: If no modality is given or one is named twice.
     """
 
-    neck: nn.Module
-    model_args: dict[str, Any]
-    pretrained_cfg: PretrainedCfg
+    image_tower: ImageTowers
+    text_tower: TextTower | None
+    embed_dim: int
+    img_size: tuple[int, int]
     num_features: int
     num_classes: int
-    num_groups = 1
-    num_semantic_experts = 0
-    text_tower: TextTower | None
+    embeddings: Mapping[str, int]
+    model_args: dict[str, Any]
+    pretrained_cfg: PretrainedCfg
+    modality_width: int | None = None
+    uses_text: bool = False
 
-    def __init__(
-        self,
-        image_tower: str,
-        img_size: Sequence[int] = (256, 128),
-        modalities: Sequence[str] = ("rgb", "nir", "tir"),
-        embed_dim: int | None = 512,
-        share_image_tower: bool = True,
-        num_cameras: int = 0,
-        drop_path: float = 0.0,
-        image_tower_args: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, modalities: Sequence[str] = ("rgb", "nir", "tir")) -> None:
         super().__init__()
+        self.text_tower = None
         self.modalities = tuple(modalities)
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise ValueError(f"modalities must be one or more distinct names, got {list(self.modalities)}")
-        if not isinstance(img_size, Sequence) or isinstance(img_size, str) or len(img_size) != 2:
-            raise ValueError(f"img_size is (height, width) in pixels, got {img_size!r}")
-        size = (int(img_size[0]), int(img_size[1]))
 
-        def tower() -> ImageTower:
-            return ImageTower(image_tower, size, embed_dim, num_cameras, drop_path, tower_args=image_tower_args)
+    def prepare_text(self, captions: Captions, sample: SampleCaption | None = None) -> Tensor | None:
+        """Bring the captions of a batch into the form that ``forward`` takes as ``text``.
 
-        self.image_tower: nn.Module = tower() if share_image_tower else nn.ModuleList(tower() for _ in self.modalities)
-        self.text_tower = None
-        first = self._image_towers()[0]
-        self.img_size = first.img_size
-        self.grid_size = first.grid_size
-        self.patch_size = first.patch_size
-        self.embed_dim = first.embed_dim
+        Args:
+            captions: ``[B][M]``: sentences, one string, or None for an absent caption.
+            sample: Draws the sentences that are read in training; None reads all.
 
-    def _image_towers(self) -> list[ImageTower]:
-        towers = self.image_tower
-        return list(towers) if isinstance(towers, nn.ModuleList) else [towers]  # type: ignore[list-item, arg-type]
-
-    @property
-    def uses_text(self) -> bool:
-        """Whether captions change the embedding."""
-        return False
-
-    def load_clip(self, name: str, tag: str, cache_dir: str | None = None) -> None:
-        """Fill the towers with a CLIP that open_clip fetches, such as ``("ViT-B-16-quickgelu", "openai")``."""
-        for i, tower in enumerate(self._image_towers()):
-            load_pretrained_clip(name, tag, tower, self.text_tower if i == 0 else None, cache_dir)
-
-    def load_timm(self, cache_dir: str | None = None) -> str:
-        """Fill the image tower with the weights that timm names for it; return their full name.
-
-        Raises:
-            ValueError: If timm has none, or there is a text tower, which would stay untrained.
+        Returns:
+            None for a model that reads no captions.
         """
-        if self.text_tower is not None:
-            raise ValueError(
-                "timm's weights fill the image tower alone, and an untrained text tower makes noise of captions: build "
-                "the model with text_tower=None, or take one whose towers are a CLIP, such as next_clip_b16"
-            )
-        names = {tower.load_timm(cache_dir) for tower in self._image_towers()}
-        return names.pop()
+        return None
 
-    def encode_images(
-        self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Encode the images of all modalities.
+    def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
+        """Run the image tower: tokens by name, each ``(B, M, ...)``, that neither captions nor other modalities change.
 
         Args:
             images: ``(B, M, 3, H, W)``, normalised, of any floating type.
             present: Which modalities exist, bool ``(B, M)``; None for all.
             camid: Cameras ``(B,)``, negative where unknown; None for all unknown.
-
-        Returns:
-            Class tokens ``(B, M, D)`` and patch tokens ``(B, M, N, D)``, zero where a modality is absent.
-
-        Raises:
-            ValueError: If the images' or the mask's shape is not the model's.
         """
-        self._check(images, present)
-        images = images.to(next(self.image_tower.parameters()).dtype)  # half, where the weights are
-        if present is not None:
-            # Whatever stands in for an absent image, NaN included, must not reach the sample.
-            images = images.masked_fill(~present[:, :, None, None, None], 0.0)
-        if isinstance(self.image_tower, nn.ModuleList):
-            pairs = [tower(images[:, m], camid) for m, tower in enumerate(self.image_tower)]
-            cls, tokens = torch.stack([p[0] for p in pairs], 1), torch.stack([p[1] for p in pairs], 1)
-        else:
-            folded = rearrange(images, "b m c h w -> (b m) c h w")
-            cameras = None if camid is None else camid.repeat_interleave(len(self.modalities))
-            cls, tokens = self.image_tower(folded, cameras)
-            cls = rearrange(cls, "(b m) d -> b m d", m=len(self.modalities))
-            tokens = rearrange(tokens, "(b m) n d -> b m n d", m=len(self.modalities))
-        if present is not None:
-            cls = cls * present[..., None].to(cls.dtype)
-            tokens = tokens * present[..., None, None].to(tokens.dtype)
-        return cls, tokens
+        raise NotImplementedError
 
-    def _check(self, images: Tensor, present: Tensor | None) -> None:
-        count, (height, width) = len(self.modalities), self.img_size
-        if images.dim() != 5 or images.shape[1] != count or images.shape[2] != 3:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}, expected (B, M, 3, H, W) with M = {count} modalities "
-                f"{self.modalities}; build the model with modalities= for others"
-            )
-        if images.shape[-2:] != (height, width):
-            raise ValueError(
-                f"images are {images.shape[-2]}x{images.shape[-1]} (HxW), this model takes {height}x{width}; "
-                "resize them or build the model with img_size="
-            )
-        if not images.is_floating_point():
-            raise ValueError(f"images must be normalised floats, got {images.dtype}")
-        if present is not None and (present.shape != images.shape[:2] or present.dtype != torch.bool):
-            raise ValueError(
-                f"present is {present.dtype} {tuple(present.shape)}, expected bool (B, M) = {tuple(images.shape[:2])}"
-            )
-
-    def encode_text(self, captions: Captions) -> Tensor:
-        """Encode captions with the frozen text tower.
+    def forward_tokens(self, encoded: Features, text: Tensor | None = None, present: Tensor | None = None) -> Features:
+        """Run what follows the image tower under one condition: with these captions, and these modalities present.
 
         Args:
-            captions: For each of R rows and each modality, a caption: its sentences, one string, or None. Sentences
-                are packed into as few 77-token windows as they need, and nothing is cut.
+            encoded: What `encode_images` gave.
+            text: What `prepare_text` gave, or None for no captions.
+            present: Modalities that count, bool ``(B, M)``; None for all. May be fewer than were encoded.
 
         Returns:
-            Unit features ``(R, M, D)``; zero for an absent caption.
-
-        Raises:
-            ValueError: If the model has no text tower, or a row has another number of modalities.
+            The method's named parts.
         """
-        if self.text_tower is None:
-            raise ValueError(f"{type(self).__name__} was built without a text tower: it takes no captions as text")
-        count = len(self.modalities)
-        windows = []
-        for i, row in enumerate(captions):
-            if len(row) != count or isinstance(row, str):
-                raise ValueError(
-                    f"captions row {i} has {len(row)} entries, expected one per modality {self.modalities}"
-                )
-            windows += [self.text_tower.windows(caption) for caption in row]
-        return rearrange(self.text_tower.encode(windows), "(r m) d -> r m d", m=count)
+        raise NotImplementedError
 
     def forward_features(
         self,
@@ -202,34 +135,42 @@ class ReIDModel(nn.Module):
         present: Tensor | None = None,
         camid: Tensor | None = None,
     ) -> Features:
-        """Named parts of the embedding; see the model's class."""
+        """Named parts of the embedding; see the model's class for names and shapes, `forward` for arguments."""
+        prepared = text if text is None or isinstance(text, Tensor) else self.prepare_text(text)
+        return self.forward_tokens(self.encode_images(images, present, camid), prepared, present)
+
+    def pool(self, features: Features) -> Tensor:
+        """The default embedding ``(B, F)`` from what `forward_features` gave, not normalised."""
         raise NotImplementedError
 
-    def _pool(self, features: Features) -> Tensor:
-        raise NotImplementedError
+    def pool_heads(self, features: Features) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """Vectors ``(B, F_i)`` to classify, each with the rows that take part: bool ``(B,)``, or None for all."""
+        return ((self.pool(features), None),)
 
-    def _embed(
-        self, images: Tensor, text: Tensor | Captions | None, present: Tensor | None, camid: Tensor | None
-    ) -> tuple[Tensor, Features]:
-        """The embedding before the neck and the named parts that were formed on the way to it."""
-        features = self.forward_features(images, text, present, camid)
-        return self._pool(features), features
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        """Widths F_i of the vectors that `pool_heads` gives."""
+        return (self.num_features,)
+
+    def own_losses(self, features: Features) -> dict[str, Tensor]:
+        """The method's own losses besides identity and triplet, already weighted."""
+        return {}
+
+    def classify(self, vectors: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Head, ...]:
+        """Logits of the vectors that `pool_heads` gave."""
+        return tuple(Head(neck(vector), vector, rows) for neck, (vector, rows) in zip(self.necks, vectors, strict=True))
 
     def forward_head(self, features: Features, pre_logits: bool = False) -> Tensor | ReIDOutput:
-        """Pool the parts into the embedding and classify it.
+        """Pool the parts into the embedding and classify.
 
         Args:
-            features: What ``forward_features`` gave.
+            features: What `forward_features` gave.
             pre_logits: Stop at the embedding.
-
-        Returns:
-            The embedding ``(B, F)``, not normalised; with a classifier, a `ReIDOutput`.
         """
-        embedding = self._pool(features)
-        return embedding if pre_logits else self._classified(embedding, features)
-
-    def _classified(self, embedding: Tensor, features: Features) -> Tensor | ReIDOutput:
-        return embedding if self.num_classes == 0 else ReIDOutput(embedding, self.neck(embedding), features)
+        embedding = self.pool(features)
+        if pre_logits or self.num_classes == 0:
+            return embedding
+        return ReIDOutput(embedding, self.classify(self.pool_heads(features)), self.own_losses(features), features)
 
     def forward(
         self,
@@ -242,43 +183,38 @@ class ReIDModel(nn.Module):
 
         Args:
             images: ``(B, M, 3, H, W)``, normalised.
-            text: Captions: features ``(B, M, D)``, features per expert ``(B, E_t, M, D)``, or the captions themselves
-                (see `encode_text`), which every expert then reads whole; None for none.
+            text: What `prepare_text` gave, or the captions themselves, ``[B][M]``; None for none.
             present: Which modalities exist, bool ``(B, M)``; None for all. A sample without any has the zero embedding
-                (evaluation and extraction refuse such samples by name).
+                (evaluation and extraction reject such samples by name).
             camid: Cameras ``(B,)``; None or negative for unknown.
 
         Returns:
             The embedding ``(B, F)`` with ``num_classes=0``, else a `ReIDOutput`.
         """
-        return self._classified(*self._embed(images, text, present, camid))
+        return self.forward_head(self.forward_features(images, text, present, camid))
 
-    def embed(
-        self,
-        images: Tensor,
-        text: Tensor | Captions | None = None,
-        present: Tensor | None = None,
-        camid: Tensor | None = None,
-        after_neck: bool = False,
-    ) -> Tensor:
-        """The retrieval feature ``(B, F)``, not normalised, whatever ``num_classes`` is.
+    def vector(self, features: Features, name: str | None = None, after_neck: bool = False) -> Tensor:
+        """A retrieval vector ``(B, F)``, not normalised, whatever ``num_classes`` is.
 
         Args:
-            images: See `forward`.
-            text: See `forward`.
-            present: See `forward`.
-            camid: See `forward`.
-            after_neck: Give the feature behind the neck's batch norm.
+            features: What `forward_features` gave.
+            name: One of ``embeddings``; None for the default.
+            after_neck: Give the classified vectors behind their necks' batch norm, joined.
 
         Raises:
-            ValueError: If ``after_neck`` is asked of a model without a classifier.
+            ValueError: If the name is unknown, or ``after_neck`` is asked of a model without a classifier.
         """
-        embedding, _ = self._embed(images, text, present, camid)
-        if not after_neck:
-            return embedding
-        if self.num_classes == 0:
-            raise ValueError("a model with num_classes=0 has no neck; use the feature before the neck")
-        return self.neck.get_submodule("norm")(embedding)
+        if after_neck:
+            if self.num_classes == 0:
+                raise ValueError("a model with num_classes=0 has no neck; use the feature before the neck")
+            pairs = zip(self.necks, self.pool_heads(features), strict=True)
+            return torch.cat([neck.get_submodule("norm")(vector) for neck, (vector, _) in pairs], dim=1)
+        if name is None or name == next(iter(self.embeddings)):
+            return self.pool(features)
+        if name not in self.embeddings:
+            known = ", ".join(self.embeddings)
+            raise ValueError(f"{type(self).__name__} has no embedding {name!r}; there are: {known}")
+        return features[name]
 
     def average_modalities(self, embedding: Tensor) -> Tensor:
         """Average the modalities' parts of embeddings, so that samples without a modality in common can be compared.
@@ -287,39 +223,60 @@ class ReIDModel(nn.Module):
         a thermal and a colour sample have the inner product 0. All parts lie in one space, which the towers share.
 
         Args:
-            embedding: ``(n, G*M*D)``, in front of the neck.
+            embedding: ``(n, G*M*D)``, before the neck.
 
         Returns:
             ``(n, G*D)``: in each group the mean of the parts that are not zero.
+
+        Raises:
+            ValueError: If the embedding is not made of modalities' parts.
         """
-        parts = embedding.unflatten(-1, (-1, len(self.modalities), self.embed_dim))
+        if self.modality_width is None:
+            raise ValueError(
+                f"the embedding of {type(self).__name__} is not made of modalities' parts: query and gallery must show "
+                "the same modalities"
+            )
+        parts = embedding.unflatten(-1, (-1, len(self.modalities), self.modality_width))
         present = (parts != 0).any(dim=-1, keepdim=True).sum(dim=-2)
         return (parts.sum(dim=-2) / present.clamp_min(1)).flatten(-2)
 
-    def get_classifier(self) -> nn.Module:
-        """The neck with the identity classifiers, or an identity."""
-        return self.neck
+    def get_classifier(self) -> nn.ModuleList:
+        """The necks with their identity classifiers, one for each head; empty with ``num_classes=0``."""
+        return self.necks
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace neck and classifier by fresh ones for ``num_classes`` identities; 0 removes them."""
+        """Replace necks and classifiers by fresh ones for ``num_classes`` identities; 0 removes them."""
         self.num_classes = num_classes
         reference = next(self.parameters())
-        neck: nn.Module = BNNeck(self.num_features, num_classes, self.num_groups) if num_classes else nn.Identity()
-        self.neck = neck.to(device=reference.device, dtype=reference.dtype).train(self.training)
+        necks = nn.ModuleList(BNNeck(width, num_classes) for width in self.head_widths if num_classes)
+        self.necks = necks.to(device=reference.device, dtype=reference.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the image tower's blocks in the backward pass instead of keeping their activations."""
-        for tower in self._image_towers():
-            tower.trunk.set_grad_checkpointing(enable)
+        """Recompute the image towers' blocks in the backward pass instead of keeping their activations."""
+        for module in self.modules():
+            if isinstance(module, ImageTower):
+                module.trunk.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are tables of positions, not weights."""
         names = {"cls_token", "pos_embed", "reg_token", "camera"}
         return {name for name, _ in self.named_parameters() if name.split(".")[-1] in names}
 
+    def param_groups(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Trainable parameters by role and name; roles are ``"tower"`` (pretrained), ``"adapters"`` and ``"new"``."""
+        groups: dict[str, dict[str, nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(self.param_role(name), {})[name] = parameter
+        return groups
+
+    def param_role(self, name: str) -> str:
+        """Role of a parameter, see `param_groups`."""
+        return "tower" if name.startswith("image_tower.") else "new"
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that order the parameters from stem to head, for timm's layer-wise tools."""
-        tower = r"^image_tower\.(?:\d+\.)?"
+        tower = r"^image_tower\.(?:\d+\.)"
         blocks = rf"{tower}trunk\.blocks\.(\d+)" if not coarse else rf"{tower}trunk\.blocks"
         return {
             "stem": rf"{tower}(?:camera|trunk\.(?:cls_token|pos_embed|reg_token|patch_embed|norm_pre))|^text_tower\.",

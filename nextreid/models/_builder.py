@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from ..towers import load_pretrained_clip
 from ._base import ReIDModel
 from ._hub import CONFIG, download, load_config, load_strictly, read_weights
 from ._pretrained import OF_WEIGHTS, PretrainedCfg
@@ -73,11 +74,16 @@ def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None 
         source = cfg.file or download(str(cfg.hf_hub_id), cache_dir)
         load_checkpoint(model, str(source))
     elif cfg.clip:
-        model.load_clip(*cfg.clip, cache_dir=cache_dir)
+        load_pretrained_clip(*cfg.clip, model.image_tower.towers(), model.text_tower, cache_dir)
         model.pretrained_cfg = model.pretrained_cfg.replace(base_weights=f"CLIP {cfg.clip[0]}, {cfg.clip[1]}")
         _logger.info("the towers of %s start from CLIP (%s, %s); the rest is untrained", cfg.architecture, *cfg.clip)
     elif cfg.timm:
-        name = model.load_timm(cache_dir)
+        if model.text_tower is not None:
+            raise ValueError(
+                "timm's weights fill the image tower alone, and an untrained text tower makes noise of captions: build "
+                "the model with text_tower=None, or take one whose towers are a CLIP, such as next_clip_b16"
+            )
+        name = model.image_tower.load_timm(cache_dir)
         model.pretrained_cfg = model.pretrained_cfg.replace(base_weights=f"timm {name}")
         _logger.info("the image tower of %s starts from timm's %s; the rest is untrained", cfg.architecture, name)
     else:
@@ -104,14 +110,14 @@ def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], p
     size = tuple(saved.get("input_size", (3, *model.img_size))[1:])
     if size == model.img_size:
         return state
-    patch = model.patch_size
+    patch = model.image_tower.patch_size
     old = [size[0] // patch[0], size[1] // patch[1]]
     _logger.warning("%s: position tables resampled from %dx%d images to %dx%d", path, *size, *model.img_size)
     own = model.state_dict()
     for key in (k for k in state if k.endswith("trunk.pos_embed") and k in own):
         prefix = state[key].shape[1] - old[0] * old[1]
         state[key] = resample_abs_pos_embed(
-            state[key], new_size=list(model.grid_size), old_size=old, num_prefix_tokens=prefix
+            state[key], new_size=list(model.image_tower.grid_size), old_size=old, num_prefix_tokens=prefix
         )
     return state
 
@@ -139,8 +145,8 @@ def load_checkpoint(model: ReIDModel, path: str) -> None:
     else:
         _logger.warning("%s: no %s beside it says for which images and modalities it was trained", path, CONFIG)
     own = model.state_dict()
-    saved = {key for key in state if key.startswith("neck.")}
-    wanted = {key for key in own if key.startswith("neck.")}
+    saved = {key for key in state if key.startswith("necks.")}
+    wanted = {key for key in own if key.startswith("necks.")}
     if saved != wanted or any(state[key].shape != own[key].shape for key in saved):
         if wanted:
             _logger.warning(

@@ -81,7 +81,7 @@ def convert_clip(
             "no training changes; convert a whole CLIP, or leave the tower out: --model-arg text_tower=None"
         )
     try:
-        mapping = load_clip_weights(state, model._image_towers(), model.text_tower)
+        mapping = load_clip_weights(state, model.image_tower.towers(), model.text_tower)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
@@ -90,7 +90,7 @@ def convert_clip(
         clip=None, notes=_notes(source, mapping, untrained, model.pretrained_cfg.mean)
     )
     save_pretrained(model, folder)
-    act = model._image_towers()[0].trunk.blocks[0].mlp.act
+    act = model.image_tower.towers()[0].trunk.blocks[0].mlp.act
     return Conversion(folder, mapping, type(act).__name__, untrained, tuple(notes))
 
 

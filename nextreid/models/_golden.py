@@ -98,9 +98,9 @@ def compute_golden(model: ReIDModel, seed: int = SEED) -> tuple[dict[str, Tensor
         input.
     """
     given = golden_input(model, seed)
-    golden = {"embedding": model.embed(*given).contiguous()}
-    if model.text_tower is not None:
-        golden["caption"] = model.encode_text([[CAPTION] * len(model.modalities)])[0, 0].contiguous()
+    golden = {"embedding": model.vector(model.forward_features(*given)).contiguous()}
+    if (text := model.prepare_text([[CAPTION] * len(model.modalities)])) is not None:
+        golden["caption"] = text[0, 0].contiguous()
     return golden, given.digest()
 
 

@@ -59,8 +59,8 @@ class PretrainedCfg:
     crop_mode: str = "squash"
     modalities: tuple[str, ...] = ("rgb", "nir", "tir")
     num_classes: int = 0
-    first_conv: str = "image_tower.trunk.patch_embed.proj"
-    classifier: str = "neck.classifiers.0"
+    first_conv: str = "image_tower.0.trunk.patch_embed.proj"
+    classifier: str = "necks.0.classifier"
     protocol: str | None = None
     metrics: dict[str, float] | None = None
     trained_on: dict[str, Any] | None = None

@@ -1,12 +1,12 @@
-"""The control that every NEXT number stands beside: a three-branch tower without experts (Table 3, row A)."""
+"""The baseline that every NEXT result stands beside: a three-branch tower without experts (NEXT, Table 3, row A)."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ._base import Captions, Features, ReIDModel
+from ..towers import ImageTowers
+from ._base import Features, ReIDModel
 from ._builder import build_model_with_cfg
 from ._pretrained import BUNDLED, PretrainedCfg, generate_default_cfgs
 from ._registry import register_model
@@ -18,8 +18,8 @@ POOLS = ("token", "avg")
 class Baseline(ReIDModel):
     """One token per modality, concatenated (NEXT, Table 3, row A). Captions are accepted and change nothing.
 
-    ``forward_features`` gives ``cls (B, M, D)``, ``tokens (B, M, N, D)`` and ``present (B, M)`` or None. The embedding
-    is ``(B, M*D)``, zero where a modality is absent.
+    ``forward_features`` gives ``cls (B, M, D)`` and ``tokens (B, M, N, D)``. The embedding is ``(B, M*D)``, zero where
+    a modality is absent.
 
     Args:
         image_tower: timm name; see `ImageTower`.
@@ -50,28 +50,34 @@ class Baseline(ReIDModel):
         drop_path: float = 0.0,
         image_tower_args: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
-            image_tower, img_size, modalities, embed_dim, share_image_tower, num_cameras, drop_path, image_tower_args
-        )
+        super().__init__(modalities)
         if pool not in POOLS:
             raise ValueError(f"unknown pool {pool!r}; allowed: {', '.join(POOLS)}")
-        self.pool = pool
+        self.image_tower = ImageTowers(
+            image_tower, img_size, modalities, embed_dim, share_image_tower, num_cameras, drop_path, image_tower_args
+        )
+        self.img_size, self.pooling = self.image_tower.img_size, pool
+        self.embed_dim = self.modality_width = self.image_tower.embed_dim
         self.num_features = len(self.modalities) * self.embed_dim
+        self.embeddings = {"fused": self.num_features}
         self.reset_classifier(num_classes)
 
-    def forward_features(
-        self,
-        images: Tensor,
-        text: Tensor | Captions | None = None,
-        present: Tensor | None = None,
-        camid: Tensor | None = None,
-    ) -> Features:
-        """Class and patch tokens by name; ``text`` is not read."""
-        cls, tokens = self.encode_images(images, present, camid)
-        return {"cls": cls, "tokens": tokens, "present": present}
+    def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
+        """Class tokens ``cls (B, M, D)`` and patch tokens ``tokens (B, M, N, D)``."""
+        cls, tokens = self.image_tower(images, present, camid)
+        return {"cls": cls, "tokens": tokens}
 
-    def _pool(self, features: Features) -> Tensor:
-        pooled = features["cls"] if self.pool == "token" else torch.mean(features["tokens"], dim=2)
+    def forward_tokens(self, encoded: Features, text: Tensor | None = None, present: Tensor | None = None) -> Features:
+        """The tokens, zero where a modality is absent; ``text`` is not read."""
+        if present is None:
+            return encoded
+        return {
+            name: part.masked_fill(~present[(..., *[None] * (part.dim() - 2))], 0) for name, part in encoded.items()
+        }
+
+    def pool(self, features: Features) -> Tensor:
+        """One token per modality, ``(B, M*D)``."""
+        pooled = features["cls"] if self.pooling == "token" else features["tokens"].mean(dim=2)
         return pooled.flatten(1)
 
 
@@ -91,11 +97,11 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def baseline_clip_b16(pretrained: bool = False, **kwargs: Any) -> Baseline:
-    """The control on CLIP ViT-B/16 at 256x128; ``img_size=(128, 256)`` for vehicles."""
+    """The baseline on CLIP ViT-B/16 at 256x128; ``img_size=(128, 256)`` for vehicles."""
     return _create_baseline("baseline_clip_b16", pretrained, **kwargs)
 
 
 @register_model
 def baseline_tiny(pretrained: bool = False, **kwargs: Any) -> Baseline:
-    """The control of ``next_tiny``: the same tower, no experts."""
+    """The baseline of ``next_tiny``: the same tower, no experts."""
     return _create_baseline("baseline_tiny", pretrained, **{**TINY_IMAGE, **kwargs})

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+from einops import rearrange
 from torch import Tensor
 
-from ..layers.neck import HEADS
 from ..layers.next_head import ExpertBranches, NEXTHead
-from ..towers import TextTower
-from ._base import Captions, Features, ReIDModel
+from ..towers import ImageTowers, TextTower
+from ._base import Captions, Features, ReIDModel, SampleCaption
 from ._builder import build_model_with_cfg
 from ._pretrained import BUNDLED, PretrainedCfg, generate_default_cfgs
 from ._registry import register_model
 from ._tiny import TINY_IMAGE, TINY_TEXT
+
+CLASSIFIERS = ("joint", "expert")
 
 
 class NEXT(ExpertBranches, ReIDModel):
@@ -37,7 +39,7 @@ class NEXT(ExpertBranches, ReIDModel):
         num_classes: Training identities; 0 gives embeddings.
         num_semantic_experts: E_t (Fig. 4); for this and the arguments that are not listed here see `NEXTHead`.
         text_modulation: Build the modulation; None builds it when there is a text tower.
-        head: One ``"joint"`` classifier, or one per ``"expert"`` group.
+        classifier: One ``"joint"`` classifier, or one per ``"expert"`` group.
         share_image_tower: One image tower for all modalities, or one each.
         num_cameras: Cameras to learn an embedding for; 0 for none.
         drop_path: Stochastic depth rate of the image tower.
@@ -73,21 +75,24 @@ class NEXT(ExpertBranches, ReIDModel):
         num_heads: int = 8,
         ffn_ratio: float = 4.0,
         mmfa_residual: bool = False,
-        head: str = "joint",
+        classifier: str = "joint",
         share_image_tower: bool = True,
         num_cameras: int = 0,
         drop_path: float = 0.0,
         image_tower_args: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(
+        super().__init__(modalities)
+        if classifier not in CLASSIFIERS:
+            raise ValueError(f"unknown classifier {classifier!r}; allowed: {', '.join(CLASSIFIERS)}")
+        self.image_tower = ImageTowers(
             image_tower, img_size, modalities, embed_dim, share_image_tower, num_cameras, drop_path, image_tower_args
         )
-        if head not in HEADS:
-            raise ValueError(f"unknown head {head!r}; allowed: {', '.join(HEADS)}")
+        self.img_size = self.image_tower.img_size
+        self.embed_dim = self.modality_width = self.image_tower.embed_dim
         blocks = NEXTHead(
             self.embed_dim,
             len(self.modalities),
-            self._image_towers()[0].num_tokens,
+            self.image_tower.num_tokens,
             num_semantic_experts=num_semantic_experts,
             num_structure_experts=num_structure_experts,
             mlp_ratio=mlp_ratio,
@@ -110,37 +115,75 @@ class NEXT(ExpertBranches, ReIDModel):
         self.num_semantic_experts = num_semantic_experts
         self.masked_tokens = masked_tokens
         self.semantic_experts = blocks.semantic_experts
+        self.uses_text = self.reads_text
         if text_tower is not None and self.uses_text:
             self.text_tower = TextTower(text_tower, self.embed_dim)
         self.structure_experts, self.mmfa = blocks.structure_experts, blocks.mmfa
         self.num_features = blocks.num_features
-        self.num_groups = blocks.num_groups if head == "expert" else 1
+        self.embeddings = {"fused": self.num_features}
+        self.num_groups = blocks.num_groups if classifier == "expert" else 1
         self.reset_classifier(num_classes)
 
-    def forward_features(
-        self,
-        images: Tensor,
-        text: Tensor | Captions | None = None,
-        present: Tensor | None = None,
-        camid: Tensor | None = None,
-    ) -> Features:
-        """Tokens, masks and routing weights by name; see the class for names and shapes, `forward` for arguments."""
-        cls, tokens = self.encode_images(images, present, camid)
-        return self.run_branches(cls, tokens, self._encoded(text), present)
+    def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
+        """Class tokens ``cls (B, M, D)`` and patch tokens ``tokens (B, M, N, D)``."""
+        cls, tokens = self.image_tower(images, present, camid)
+        return {"cls": cls, "tokens": tokens}
 
-    def _embed(
-        self, images: Tensor, text: Tensor | Captions | None, present: Tensor | None, camid: Tensor | None
-    ) -> tuple[Tensor, Features]:
-        cls, tokens = self.encode_images(images, present, camid)
-        return self.embed_tokens(cls, tokens, self._encoded(text), present)
-
-    def _encoded(self, text: Tensor | Captions | None) -> Tensor | None:
-        if text is None or not self.uses_text:
+    def prepare_text(self, captions: Captions, sample: SampleCaption | None = None) -> Tensor | None:
+        """Caption features ``(B, M, D)``, or in training ``(B, E_t, M, D)``: a draw for each expert (Eq. 4)."""
+        if not self.uses_text:
             return None
-        return text if isinstance(text, Tensor) else self.encode_text(text)
+        if sample is None:
+            return self.encode_text(captions)
+        experts, modalities = range(self.num_semantic_experts), range(len(self.modalities))
+        drawn = [[sample(row, m, e) for m in modalities] for row in range(len(captions)) for e in experts]
+        return self.encode_text(drawn).unflatten(0, (len(captions), len(experts)))
 
-    def _pool(self, features: Features) -> Tensor:
-        return self.aggregate(features)
+    def encode_text(self, captions: Captions) -> Tensor:
+        """Encode captions with the frozen text tower.
+
+        Args:
+            captions: For each of R rows and each modality, a caption: its sentences, one string, or None. Sentences
+                are packed into as few 77-token windows as they need, and nothing is cut.
+
+        Returns:
+            Unit features ``(R, M, D)``; zero for an absent caption.
+
+        Raises:
+            ValueError: If the model has no text tower, or a row has another number of modalities.
+        """
+        if self.text_tower is None:
+            raise ValueError(f"{type(self).__name__} was built without a text tower: it takes no captions as text")
+        count = len(self.modalities)
+        for i, row in enumerate(captions):
+            if len(row) != count or isinstance(row, str):
+                raise ValueError(
+                    f"captions row {i} has {len(row)} entries, expected one per modality {self.modalities}"
+                )
+        windows = [self.text_tower.windows(caption) for row in captions for caption in row]
+        return rearrange(self.text_tower.encode(windows), "(r m) d -> r m d", m=count)
+
+    def forward_tokens(self, encoded: Features, text: Tensor | None = None, present: Tensor | None = None) -> Features:
+        """Run the head on the towers' tokens; see the class for names and shapes."""
+        cls, tokens = encoded["cls"], encoded["tokens"]
+        if present is not None:
+            cls = cls.masked_fill(~present[..., None], 0)
+            tokens = tokens.masked_fill(~present[..., None, None], 0)
+        embedding, parts = self.embed_tokens(cls, tokens, text, present)
+        return {name: part for name, part in parts.items() if part is not None} | {"groups": embedding}
+
+    def pool(self, features: Features) -> Tensor:
+        """Expert groups outermost, then modalities, then channels: ``(B, G*M*D)`` (Eq. 10)."""
+        return features["groups"]
+
+    def pool_heads(self, features: Features) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        """The embedding, or each expert group's part of it."""
+        return tuple((part, None) for part in self.pool(features).chunk(self.num_groups, dim=1))
+
+    @property
+    def head_widths(self) -> tuple[int, ...]:
+        """One width, or one for each expert group."""
+        return (self.num_features // self.num_groups,) * self.num_groups
 
 
 def _create_next(variant: str, pretrained: bool = False, **kwargs: Any) -> NEXT:

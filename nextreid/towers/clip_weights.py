@@ -110,7 +110,7 @@ def load_clip_weights(
 
 
 def load_pretrained_clip(
-    name: str, tag: str, image: ImageTower | None, text: TextTower | None, cache_dir: str | None
+    name: str, tag: str, image: ImageTower | Sequence[ImageTower] | None, text: TextTower | None, cache_dir: str | None
 ) -> None:
     """Fetch a CLIP through open_clip (and so from the hub) and copy it into the towers.
 

@@ -1,4 +1,6 @@
-"""Pixels to tokens: any timm vision transformer, shared over the modalities."""
+"""Pixels to tokens: any timm vision transformer, one that the modalities share or one each."""
+
+from collections.abc import Sequence
 
 import timm
 import torch
@@ -153,3 +155,107 @@ class ImageTower(nn.Module):
                 "give -1 for a camera that the model has not seen"
             )
         return torch.where((camid < 0)[:, None], unknown, self.camera[camid.clamp_min(0)])
+
+
+class ImageTowers(nn.ModuleList):
+    """The image towers of M modalities: a single `ImageTower` that all share, or one each.
+
+    Args:
+        name: See `ImageTower`.
+        img_size: See `ImageTower`.
+        modalities: Names of the modalities, in the order of the images' axis M.
+        embed_dim: See `ImageTower`.
+        shared: One tower for all modalities, or one each.
+        num_cameras: See `ImageTower`.
+        drop_path: See `ImageTower`.
+        tower_args: See `ImageTower`.
+
+    Raises:
+        ValueError: If the size is no pair of numbers, or as `ImageTower`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        img_size: Sequence[int],
+        modalities: Sequence[str],
+        embed_dim: int | None = 512,
+        shared: bool = True,
+        num_cameras: int = 0,
+        drop_path: float = 0.0,
+        tower_args: dict[str, object] | None = None,
+    ) -> None:
+        if not isinstance(img_size, Sequence) or isinstance(img_size, str) or len(img_size) != 2:
+            raise ValueError(f"img_size is (height, width) in pixels, got {img_size!r}")
+        size = (int(img_size[0]), int(img_size[1]))
+        count = 1 if shared else len(modalities)
+        super().__init__(ImageTower(name, size, embed_dim, num_cameras, drop_path, tower_args) for _ in range(count))
+        self.modalities = tuple(modalities)
+        first = self.towers()[0]
+        self.img_size: Size = first.img_size
+        self.grid_size: Size = first.grid_size
+        self.patch_size: Size = first.patch_size
+        self.embed_dim: int = first.embed_dim
+        self.num_tokens: int = first.num_tokens
+
+    def forward(
+        self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encode the images of all modalities.
+
+        Args:
+            images: ``(B, M, 3, H, W)``, normalised, of any floating type.
+            present: Which modalities exist, bool ``(B, M)``; None for all.
+            camid: Cameras ``(B,)``, negative where unknown; None for all unknown.
+
+        Returns:
+            Class tokens ``(B, M, D)`` and patch tokens ``(B, M, N, D)``, zero where a modality is absent.
+
+        Raises:
+            ValueError: If the images' or the mask's shape is not the towers'.
+        """
+        self._check(images, present)
+        count = len(self.modalities)
+        images = images.to(next(self.parameters()).dtype)  # half precision where the weights are
+        if present is not None:
+            # Whatever stands in for an absent image, NaN included, must not reach the sample.
+            images = images.masked_fill(~present[:, :, None, None, None], 0.0)
+        if len(self) == 1:
+            folded = rearrange(images, "b m c h w -> (b m) c h w")
+            cls, tokens = self[0](folded, None if camid is None else camid.repeat_interleave(count))
+            cls = rearrange(cls, "(b m) d -> b m d", m=count)
+            tokens = rearrange(tokens, "(b m) n d -> b m n d", m=count)
+        else:
+            pairs = [tower(images[:, m], camid) for m, tower in enumerate(self.towers())]
+            cls, tokens = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
+        if present is not None:
+            cls = cls * present[..., None].to(cls.dtype)
+            tokens = tokens * present[..., None, None].to(tokens.dtype)
+        return cls, tokens
+
+    def _check(self, images: Tensor, present: Tensor | None) -> None:
+        count, (height, width) = len(self.modalities), self.img_size
+        if images.dim() != 5 or images.shape[1] != count or images.shape[2] != 3:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, expected (B, M, 3, H, W) with M = {count} modalities "
+                f"{self.modalities}; build the model with modalities= for others"
+            )
+        if images.shape[-2:] != (height, width):
+            raise ValueError(
+                f"images are {images.shape[-2]}x{images.shape[-1]} (HxW), this model takes {height}x{width}; "
+                "resize them or build the model with img_size="
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"images must be normalised floats, got {images.dtype}")
+        if present is not None and (present.shape != images.shape[:2] or present.dtype != torch.bool):
+            raise ValueError(
+                f"present is {present.dtype} {tuple(present.shape)}, expected bool (B, M) = {tuple(images.shape[:2])}"
+            )
+
+    def load_timm(self, cache_dir: str | None = None) -> str:
+        """Fill every tower from timm, see `ImageTower.load_timm`; return the weights' full name."""
+        return [tower.load_timm(cache_dir) for tower in self.towers()][-1]
+
+    def towers(self) -> list[ImageTower]:
+        """The towers, one or M of them."""
+        return list(self)  # type: ignore[arg-type]
