@@ -2,7 +2,7 @@
 
 from ._registry import create_layer, list_layers, register_layer
 from .attention import CrossAttention
-from .expert import Expert
+from .experts import Experts, ExpertTokens, TokenSets
 from .mmfa import MMFA, Aggregator
 from .neck import BNNeck
 from .next_head import NEXTHead
@@ -18,7 +18,8 @@ __all__ = [
     "Aggregator",
     "BNNeck",
     "CrossAttention",
-    "Expert",
+    "ExpertTokens",
+    "Experts",
     "Router",
     "SampledTokens",
     "SemanticSamplingExpert",
@@ -27,6 +28,7 @@ __all__ = [
     "StructureExperts",
     "StructureTokens",
     "TextModulation",
+    "TokenSets",
     "create_layer",
     "list_layers",
     "register_layer",

@@ -1,17 +1,17 @@
 """Multi-modal feature aggregation, MMFA (Sec. 3.3, Eq. 10-11)."""
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ._registry import register_layer
 from .attention import CrossAttention
+from .experts import TokenSets, as_token_sets
 
 AGGREGATIONS = ("attention", "mean")
 
 
 class Aggregator(nn.Module):
-    """Turn one token set into one vector per modality: ``FFN(LN(CA(cls, tokens)))`` (NEXT, Eq. 11).
+    """Turn token sets into one vector per set and modality: ``FFN(LN(CA(cls, tokens)))`` (NEXT, Eq. 11).
 
     Args:
         dim: Width D.
@@ -42,42 +42,38 @@ class Aggregator(nn.Module):
         hidden = int(dim * ffn_ratio)
         self.ffn = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
-    def forward(self, cls: Tensor, tokens: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    def forward(self, cls: Tensor, sets: Tensor | TokenSets) -> Tensor:
         """Aggregate.
 
         Args:
             cls: Class tokens ``(B, M, D)``, the queries.
-            tokens: One token set ``(B, M*N, D)``.
-            key_mask: Which tokens exist, bool ``(B, M*N)``; None for all.
+            sets: Token sets ``(B, S, M*N, D)``, or as the experts give them.
 
         Returns:
-            ``(B, M, D)``.
+            ``(S, B, M, D)``.
         """
         if self.attention is not None:
-            mixed = self.attention(cls, tokens, key_mask)
+            mixed = self.attention(cls, sets)
         else:
-            mixed = self._mean(tokens, key_mask, cls.shape[1])
-        return self.finish(mixed, cls)
-
-    def finish(self, mixed: Tensor, cls: Tensor) -> Tensor:
-        """Apply what follows the attention to its output ``(..., B, M, D)``; `cls` is ``(B, M, D)``."""
+            mixed = _mean(as_token_sets(sets), cls.shape[1])
         if self.residual:
             mixed = mixed + cls
         out = self.ffn(self.norm(mixed))
         return out + mixed if self.residual else out
 
-    @staticmethod
-    def _mean(tokens: Tensor, key_mask: Tensor | None, modalities: int) -> Tensor:
-        grouped = rearrange(tokens, "b (m n) d -> b m n d", m=modalities)
-        if key_mask is None:
-            return grouped.mean(2)
-        weight = rearrange(key_mask, "b (m n) -> b m n 1", m=modalities).to(tokens.dtype)
-        return (grouped * weight).sum(2) / weight.sum(2).clamp_min(1)
+
+def _mean(sets: TokenSets, modalities: int) -> Tensor:
+    """Mean of each modality's tokens that are keys, ``(S, B, M, D)``."""
+    tokens = sets.form().transpose(0, 1).unflatten(2, (modalities, -1))  # (S, B, M, N, D)
+    if sets.keys is None:
+        return tokens.mean(3)
+    weight = sets.keys.unflatten(-1, (modalities, -1))[..., None].to(tokens.dtype)  # (B, M, N, 1) or (S, B, M, N, 1)
+    return (tokens * weight).sum(3) / weight.sum(-2).clamp_min(1)
 
 
 @register_layer
 class MMFA(nn.Module):
-    """Aggregate every expert's tokens and concatenate (NEXT, Eq. 10-11).
+    """Aggregate every expert's tokens (NEXT, Eq. 10-11).
 
     The modality class tokens are the queries, one expert's tokens are keys and values. One aggregator serves all
     semantic experts, another one the structure branch.
@@ -110,52 +106,35 @@ class MMFA(nn.Module):
     def forward(
         self,
         cls: Tensor,
-        semantic: Tensor | None = None,
-        structure: Tensor | None = None,
+        semantic: Tensor | TokenSets | None = None,
+        structure: Tensor | TokenSets | None = None,
         present: Tensor | None = None,
-        semantic_mask: Tensor | None = None,
     ) -> Tensor:
         """Aggregate the token sets of both branches.
 
         Args:
             cls: Class tokens ``(B, M, D)``.
-            semantic: Token sets of the semantic experts ``(B, E_t, M*N, D)``.
-            structure: Token sets of the structure branch ``(B, S, M*N, D)``.
-            present: Which modalities exist, bool ``(B, M)``; None for all. Tokens of absent ones are no keys, and
-                their own part of the result is zero.
-            semantic_mask: Tokens that are keys, bool ``(B, E_t, M*N)``: give the sampling mask here to drop
-                sampled-out tokens from the attention; None keeps them as zero tokens, as Eq. 7 writes.
+            semantic: Token sets of the semantic experts ``(B, E_t, M*N, D)``, or as they give them.
+            structure: Token sets of the structure branch ``(B, S, M*N, D)``, or as it gives them.
+            present: Which modalities exist, bool ``(B, M)``; None for all. An absent one's part of the result is zero.
 
         Returns:
-            ``(B, (E_t + S) * M * D)``: experts outermost, then modalities, then channels.
+            ``(B, E_t + S, M, D)``; flattened, it is the embedding of Eq. 10.
 
         Raises:
             ValueError: If no token set is given, or one whose aggregator was not built.
         """
-        if semantic is None and structure is None:
-            raise ValueError("MMFA needs the tokens of at least one branch: semantic, structure or both")
         groups = []
-        for name, aggregator, sets, keys in (
-            ("semantic", self.semantic, semantic, semantic_mask),
-            ("structure", self.structure, structure, None),
+        for name, aggregator, sets in (
+            ("semantic", self.semantic, semantic),
+            ("structure", self.structure, structure),
         ):
             if sets is None:
                 continue
             if aggregator is None:
                 raise ValueError(f"MMFA got {name} tokens but was built with {name}=False")
-            groups += [
-                aggregator(cls, sets[:, e], self._keys(sets[:, e], present, None if keys is None else keys[:, e]))
-                for e in range(sets.shape[1])
-            ]
-        out = torch.stack(groups, dim=1)
-        if present is not None:
-            out = out * present[:, None, :, None].to(out.dtype)
-        return rearrange(out, "b e m d -> b (e m d)")
-
-    @staticmethod
-    def _keys(tokens: Tensor, present: Tensor | None, keys: Tensor | None) -> Tensor | None:
-        if present is None:
-            return keys
-        positions = tokens.shape[1] // present.shape[1]
-        existing = present.repeat_interleave(positions, dim=1)
-        return existing if keys is None else existing & keys
+            groups.append(aggregator(cls, sets))
+        if not groups:
+            raise ValueError("MMFA needs the tokens of at least one branch: semantic, structure or both")
+        out = torch.cat(groups).transpose(0, 1)  # (B, G, M, D)
+        return out if present is None else out * present[:, None, :, None].to(out.dtype)

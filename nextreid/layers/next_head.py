@@ -1,115 +1,17 @@
 """NEXT behind any backbone: tokens and captions in, one embedding out (Fig. 3 without its towers)."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from ..ops import get_backend
 from ._registry import register_layer
-from .fused import fused_head, is_fusible
+from .experts import TokenSets
 from .mmfa import AGGREGATIONS, MMFA
 from .semantic_experts import SemanticSamplingExperts
 from .structure_experts import StructureExperts
 
-MASKED_TOKENS = ("zero", "drop")
-
-
-class ExpertBranches(nn.Module):
-    """What runs the two branches and their aggregation, wherever a module keeps them.
-
-    `NEXTHead` builds the blocks; a model that has towers too takes them over under the same names, so that its weights
-    have no further prefix. An absent modality's tokens are zero here: who calls this sees to that.
-
-    Attributes:
-        semantic_experts: The semantic branch, or None.
-        structure_experts: The structure branch, or None.
-        mmfa: The aggregation, or None: the class tokens are the embedding then.
-        masked_tokens: ``"zero"`` or ``"drop"``; see `NEXTHead`.
-    """
-
-    semantic_experts: SemanticSamplingExperts | None
-    structure_experts: StructureExperts | None
-    mmfa: MMFA | None
-    masked_tokens: str
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether captions change the embedding: there are semantic experts, modulated ones."""
-        experts = self.semantic_experts
-        return experts is not None and experts.experts[0].modulation is not None
-
-    def run_branches(self, cls: Tensor, tokens: Tensor, text: Tensor | None, present: Tensor | None) -> dict[str, Any]:
-        """Run the experts as the equations are written.
-
-        Args:
-            cls: Class tokens ``(B, M, D)``.
-            tokens: Patch tokens ``(B, M, N, D)``.
-            text: Caption features ``(B, M, D)`` or ``(B, E_t, M, D)``, or None.
-            present: Which modalities exist, bool ``(B, M)``; None for all.
-
-        Returns:
-            The parts by name; see `NEXTHead.forward_features`.
-
-        Raises:
-            ValueError: If the captions' shape does not fit.
-        """
-        parts: dict[str, Any] = {"cls": cls, "tokens": tokens, "present": present}
-        if self.semantic_experts is not None:
-            sampled = self.semantic_experts(cls, tokens, self._text_of_experts(text, tokens), present)._asdict()
-            parts |= {"semantic": sampled.pop("tokens"), **sampled}
-        if self.structure_experts is not None:
-            parts["structure"], parts["weights"] = self.structure_experts(tokens, present)
-        elif self.semantic_experts is None:
-            parts["structure"] = tokens.flatten(1, 2)[:, None]
-        return parts
-
-    def aggregate(self, parts: dict[str, Any]) -> Tensor:
-        """Turn what `run_branches` gave into the embedding ``(B, G*M*D)``."""
-        if self.mmfa is None:
-            return parts["cls"].flatten(1)
-        mask = None
-        if self.masked_tokens == "drop" and "mask" in parts:
-            mask = parts["mask"].detach().flatten(2) > 0
-        return self.mmfa(parts["cls"], parts.get("semantic"), parts.get("structure"), parts["present"], mask)
-
-    def embed_tokens(
-        self, cls: Tensor, tokens: Tensor, text: Tensor | None, present: Tensor | None
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """The embedding and the parts formed on the way to it, in the cheaper forms where they may stand in.
-
-        Those form no token sets: ``semantic`` and ``structure`` are not among their parts. Arguments are those of
-        `run_branches`.
-        """
-        blocks = (self.semantic_experts, self.structure_experts, self.mmfa)
-        if self.mmfa is None or get_backend() == "reference" or not is_fusible(*blocks):
-            parts = self.run_branches(cls, tokens, text, present)
-            return self.aggregate(parts), parts
-        head = fused_head(
-            cls,
-            tokens,
-            self._text_of_experts(text, tokens),
-            present,
-            semantic=self.semantic_experts,
-            structure=self.structure_experts,
-            mmfa=self.mmfa,
-            drop_masked=self.masked_tokens == "drop",
-        )
-        return head.groups.flatten(1), {"cls": cls, "tokens": tokens, "present": present, **head.parts}
-
-    def _text_of_experts(self, text: Tensor | None, tokens: Tensor) -> Tensor | None:
-        """Caption features on the tokens' device, one for each expert; None where nothing reads them."""
-        if text is None or self.semantic_experts is None or not self.reads_text:
-            return None
-        if text.shape[0] != tokens.shape[0]:
-            raise ValueError(f"captions for {text.shape[0]} samples were given with tokens of {tokens.shape[0]}")
-        text = text.to(device=tokens.device)
-        count = len(self.semantic_experts.experts)
-        return text[:, None].expand(-1, count, -1, -1) if text.dim() == 3 else text
-
 
 @register_layer
-class NEXTHead(ExpertBranches):
+class NEXTHead(nn.Module):
     """NEXT's experts and their aggregation for the tokens of any backbone (NEXT, Sec. 3, Eq. 1-11).
 
     The class tokens ``(B, M, D)`` and patch tokens ``(B, M, N, D)`` of M modalities become one embedding
@@ -142,7 +44,8 @@ class NEXTHead(ExpertBranches):
 
     Attributes:
         num_features: Width G*M*D of the embedding.
-        num_groups: G; a `BNNeck` with so many groups has one classifier for each.
+        num_groups: Number G of token sets.
+        uses_text: Whether captions change the embedding: there are semantic experts, modulated ones.
 
     Raises:
         ValueError: If a setting is unknown or two contradict each other.
@@ -174,12 +77,8 @@ class NEXTHead(ExpertBranches):
         mmfa_residual: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ("aggregation", aggregation, (*AGGREGATIONS, "concat")),
-            ("masked_tokens", masked_tokens, MASKED_TOKENS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
+        if aggregation not in (*AGGREGATIONS, "concat"):
+            raise ValueError(f"unknown aggregation {aggregation!r}; allowed: {', '.join((*AGGREGATIONS, 'concat'))}")
         if aggregation == "concat" and (num_semantic_experts or num_structure_experts):
             raise ValueError(
                 "aggregation='concat' joins the class tokens and reads no expert: set num_semantic_experts=0 and "
@@ -189,7 +88,6 @@ class NEXTHead(ExpertBranches):
             raise ValueError(f"num_modalities must be at least 1, got {num_modalities}")
         self.dim, self.num_modalities, self.num_tokens = dim, num_modalities, num_tokens
         self.in_dim = in_dim or dim
-        self.masked_tokens = masked_tokens
         self.proj: nn.Module = nn.Identity()
         if in_dim:
             # Without a bias, so that the zeros of an absent modality stay zeros.
@@ -208,6 +106,7 @@ class NEXTHead(ExpertBranches):
                 threshold=sampling_threshold,
                 keep_ratio=sampling_keep_ratio,
                 text=text_modulation,
+                masked_tokens=masked_tokens,
                 modulation_scope=modulation_scope,
                 num_tokens=num_tokens,
             )
@@ -228,8 +127,10 @@ class NEXTHead(ExpertBranches):
             self.mmfa = MMFA(
                 dim, num_heads, ffn_ratio, mmfa_residual, aggregation, num_semantic_experts > 0, structure_sets > 0
             )
+        self.num_semantic_experts = num_semantic_experts
         self.num_groups = num_semantic_experts + structure_sets
         self.num_features = self.num_groups * num_modalities * dim
+        self.uses_text = self.semantic_experts is not None and self.semantic_experts.modulation is not None
 
     def forward(
         self,
@@ -238,7 +139,7 @@ class NEXTHead(ExpertBranches):
         text: Tensor | None = None,
         present: Tensor | None = None,
         return_parts: bool = False,
-    ) -> Tensor | tuple[Tensor, dict[str, Any]]:
+    ) -> Tensor | dict[str, Tensor]:
         """Embed samples.
 
         Args:
@@ -249,39 +150,41 @@ class NEXTHead(ExpertBranches):
                 expert is modulated they change nothing.
             present: Which modalities exist, bool ``(B, M)``; None for all. Whatever an absent one's tokens hold, NaN
                 included, its parts of the embedding are zero and no other part sees it.
-            return_parts: Give the parts formed on the way too.
+            return_parts: Give the parts by name instead of the embedding.
 
         Returns:
             The embedding ``(B, G*M*D)``, not normalised: token sets outermost, then modalities, then channels. With
-            ``return_parts`` also a dict with those parts that `forward_features` names and this way forms; the token
-            sets are mostly not among them.
+            ``return_parts`` a dict of ``cls (B, M, D)``, ``tokens (B, M, N, D)`` and ``groups (B, G, M, D)``, which is
+            the embedding; with semantic experts ``mask``, ``gamma``, ``beta`` ``(B, E_t, M, N)`` and
+            ``sigma (B, E_t, M, 1)`` as far as they exist; with structure experts ``weights (B, M*N, E_c)``.
 
         Raises:
             ValueError: If a shape is not the head's.
         """
-        embedding, parts = self.embed_tokens(*self._checked(cls, tokens, text, present))
-        return (embedding, parts) if return_parts else embedding
+        cls, tokens = self._checked(cls, tokens, present)
+        parts: dict[str, Tensor] = {"cls": cls, "tokens": tokens}
+        semantic = structure = None
+        if self.semantic_experts is not None:
+            given = self._text(text, tokens) if self.uses_text else None
+            sampled = self.semantic_experts(cls, tokens, given, present)
+            semantic = sampled.sets
+            found = {name: getattr(sampled, name) for name in ("mask", "gamma", "beta", "sigma")}
+            parts |= {name: part for name, part in found.items() if part is not None}
+        if self.structure_experts is not None:
+            structure, parts["weights"] = self.structure_experts(tokens, present)
+        elif self.semantic_experts is None:
+            keys = None if present is None else present.repeat_interleave(tokens.shape[2], dim=1)
+            structure = TokenSets(tokens.flatten(1, 2)[:, None], keys)
+        parts["groups"] = cls[:, None] if self.mmfa is None else self.mmfa(cls, semantic, structure, present)
+        return parts if return_parts else parts["groups"].flatten(1)
 
-    def forward_features(
-        self, cls: Tensor | None, tokens: Tensor, text: Tensor | None = None, present: Tensor | None = None
-    ) -> dict[str, Any]:
-        """All parts by name, arguments as in `forward`.
+    def _text(self, text: Tensor | None, tokens: Tensor) -> Tensor | None:
+        if text is not None and text.shape[0] != tokens.shape[0]:
+            raise ValueError(f"captions for {text.shape[0]} samples were given with tokens of {tokens.shape[0]}")
+        return None if text is None else text.to(device=tokens.device)
 
-        Returns:
-            ``cls (B, M, D)``, ``tokens (B, M, N, D)``, ``present (B, M)`` or None; with semantic experts
-            ``semantic (B, E_t, M*N, D)``, ``mask``, ``gamma``, ``beta`` ``(B, E_t, M, N)`` and ``sigma (B, E_t, M, 1)``
-            (those that are not formed are None); ``structure (B, S, M*N, D)`` and, with structure experts,
-            ``weights (B, M*N, E_c)``. `aggregate` turns them into the embedding.
-
-        Raises:
-            ValueError: If a shape is not the head's.
-        """
-        return self.run_branches(*self._checked(cls, tokens, text, present))
-
-    def _checked(
-        self, cls: Tensor | None, tokens: Tensor, text: Tensor | None, present: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """The four inputs, absent modalities zeroed and tokens projected."""
+    def _checked(self, cls: Tensor | None, tokens: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Class tokens and patch tokens, absent modalities zeroed, projected."""
         count, width, positions = self.num_modalities, self.in_dim, self.num_tokens
         if tokens.dim() != 4 or tokens.shape[1] != count or tokens.shape[3] != width:
             raise ValueError(
@@ -306,4 +209,4 @@ class NEXTHead(ExpertBranches):
             absent = ~present[..., None]
             tokens = tokens.masked_fill(absent[..., None], 0.0)
             cls = None if cls is None else cls.masked_fill(absent, 0.0)
-        return self.proj(tokens.mean(2) if cls is None else cls), self.proj(tokens), text, present
+        return self.proj(tokens.mean(2) if cls is None else cls), self.proj(tokens)

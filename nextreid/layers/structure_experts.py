@@ -1,13 +1,13 @@
 """Context-shared structure-aware experts, CSSE (Sec. 3.2, Eq. 8-9)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from einops import rearrange, repeat
+from einops import repeat
 from torch import Tensor, nn
 
 from ._registry import register_layer
-from .expert import Expert
+from .experts import Experts, ExpertTokens
 from .router import ROUTINGS
 
 GRANULARITIES = ("token", "sample")
@@ -18,17 +18,12 @@ class StructureTokens(NamedTuple):
     """What the structure experts return.
 
     Attributes:
-        tokens: ``(B, S, M*N, D)``, S = 1 set with ``output="sum"`` (Eq. 9), E_c sets with ``"each"``.
+        sets: S = 1 set of M*N tokens with ``output="sum"`` (Eq. 9), E_c sets with ``"each"``.
         weights: Soft routing weights ``(B, M*N, E_c)``, each row sums to one (Eq. 8).
     """
 
-    tokens: Tensor
+    sets: ExpertTokens
     weights: Tensor
-
-
-@register_layer
-class StructureExpert(Expert):
-    """One structure expert: the expert network of Eq. 1 over all patch tokens of all modalities."""
 
 
 @register_layer
@@ -45,7 +40,7 @@ class StructureExperts(nn.Module):
             ``"specific"`` (Table 4).
         granularity: Weights for each ``"token"``, or one set per ``"sample"`` from the mean of its tokens' logits.
         output: ``"sum"`` gives the weighted sum as one token set (Eq. 9); ``"each"`` keeps every expert's weighted
-            tokens as a set of its own.
+            tokens as a set.
 
     Raises:
         ValueError: If a setting is unknown or ``num_experts`` is below 1.
@@ -70,10 +65,8 @@ class StructureExperts(nn.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
-        if num_experts < 1:
-            raise ValueError(f"num_experts must be at least 1, got {num_experts}")
         self.routing, self.granularity, self.output = routing, granularity, output
-        self.experts = nn.ModuleList(StructureExpert(dim, mlp_ratio, drop) for _ in range(num_experts))
+        self.experts = Experts(dim, num_experts, mlp_ratio, drop)
         count = num_modalities if routing == "specific" else 1
         self.routers = nn.ModuleList(nn.Linear(dim, num_experts) for _ in range(count))
 
@@ -88,32 +81,40 @@ class StructureExperts(nn.Module):
         Args:
             tokens: Patch tokens ``(B, M, N, D)``.
             present: Which modalities exist, bool ``(B, M)``; None for all. Absent ones have no part in the weights
-                of a sample, and their tokens come out as zeros.
+                of a sample, and their tokens are no keys.
 
         Returns:
             Token sets and routing weights.
         """
-        weights = self.weigh(tokens, present)
-        sets = torch.stack([weights[..., e, None] * expert(tokens) for e, expert in enumerate(self.experts)], dim=1)
-        if self.output == "sum":
-            sets = sets.sum(1, keepdim=True)
-        if present is not None:
-            sets = sets * present[:, None, :, None, None].to(sets.dtype)
-        return StructureTokens(rearrange(sets, "b s m n d -> b s (m n) d"), rearrange(weights, "b m n e -> b (m n) e"))
-
-    def weigh(self, tokens: Tensor, present: Tensor | None = None) -> Tensor:
-        """Soft routing weights ``(B, M, N, E_c)`` of patch tokens ``(B, M, N, D)`` (Eq. 8)."""
         if self.routing == "shared":
-            logits = self.routers[0](tokens)
+            logits = self.routers[0](tokens)  # (B, M, N, E)
         else:
             logits = torch.stack([router(tokens[:, m]) for m, router in enumerate(self.routers)], dim=1)
         if self.granularity == "sample":
-            logits = self._pool(logits, present)
-        return logits.softmax(-1)
+            logits = _mean_over_tokens(logits, present)
+        weights = logits.softmax(-1).flatten(1, 2)  # (B, M*N, E)
+        keys = None if present is None else present.repeat_interleave(tokens.shape[2], dim=1)
+        gate = weights.movedim(-1, 0)  # (E, B, M*N)
+        sets = ExpertTokens(self.experts, tokens.flatten(1, 2), gate, keys, summed=self.output == "sum")
+        return StructureTokens(sets, weights)
 
-    @staticmethod
-    def _pool(logits: Tensor, present: Tensor | None) -> Tensor:
-        _, modalities, positions, _ = logits.shape
-        weight = logits.new_ones(logits.shape[:2]) if present is None else present.to(logits.dtype)
-        pooled = (logits.mean(2) * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
-        return repeat(pooled, "b e -> b m n e", m=modalities, n=positions)
+
+@register_layer
+class StructureExpert(StructureExperts):
+    """One structure expert: `StructureExperts` with ``num_experts=1``.
+
+    Args:
+        dim: Width D of the tokens.
+        **settings: Of `StructureExperts`, but for ``num_experts``.
+    """
+
+    def __init__(self, dim: int, **settings: Any) -> None:
+        super().__init__(dim, num_experts=1, **settings)
+
+
+def _mean_over_tokens(logits: Tensor, present: Tensor | None) -> Tensor:
+    """Every token's logits ``(B, M, N, E)`` as the mean over the tokens of the modalities that exist."""
+    _, modalities, positions, _ = logits.shape
+    weight = logits.new_ones(logits.shape[:2]) if present is None else present.to(logits.dtype)
+    mean = (logits.mean(2) * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
+    return repeat(mean, "b e -> b m n e", m=modalities, n=positions)

@@ -99,7 +99,7 @@ def compute_golden(model: ReIDModel, seed: int = SEED) -> tuple[dict[str, Tensor
     """
     given = golden_input(model, seed)
     golden = {"embedding": model.vector(model.forward_features(*given)).contiguous()}
-    if (text := model.prepare_text([[CAPTION] * len(model.modalities)])) is not None:
+    if model.text_tower is not None and (text := model.prepare_text([[CAPTION] * len(model.modalities)])) is not None:
         golden["caption"] = text[0, 0].contiguous()
     return golden, given.digest()
 

@@ -6,7 +6,7 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
-from ..layers.next_head import ExpertBranches, NEXTHead
+from ..layers import NEXTHead
 from ..towers import ImageTowers, TextTower
 from ._base import Captions, Features, ReIDModel, SampleCaption
 from ._builder import build_model_with_cfg
@@ -17,18 +17,18 @@ from ._tiny import TINY_IMAGE, TINY_TEXT
 CLASSIFIERS = ("joint", "expert")
 
 
-class NEXT(ExpertBranches, ReIDModel):
+class NEXT(ReIDModel):
     """Multi-grained mixture of experts via text modulation.
 
-    ``forward_features`` gives a dict: ``cls (B, M, D)``, ``tokens (B, M, N, D)``, ``present (B, M)`` or None;
-    with semantic experts ``semantic (B, E_t, M*N, D)``, ``mask``, ``gamma``, ``beta`` ``(B, E_t, M, N)`` and ``sigma``
-    ``(B, E_t, M, 1)``; ``structure (B, S, M*N, D)`` and, with structure experts, ``weights (B, M*N, E_c)``.
-    The embedding is ``(B, G*M*D)``: G = E_t + S expert groups (Eq. 10).
+    ``forward_features`` gives what `NEXTHead` names: ``cls``, ``tokens``, ``groups``, with semantic experts ``mask``,
+    ``gamma``, ``beta`` and ``sigma``, with structure experts ``weights``. The embedding is ``(B, G*M*D)``: G = E_t + S
+    expert groups (Eq. 10).
 
-    Every row of the paper's tables is a set of arguments. Table 3: A ``num_semantic_experts=0,
-    num_structure_experts=0, aggregation="concat"``, B ``num_semantic_experts=0, num_structure_experts=0``,
-    C ``num_structure_experts=0``, D the defaults. Table 4: ``semantic_routing``, ``structure_routing``. Table 8:
-    ``sampling``. Fig. 4: the numbers of experts.
+    Every row of the paper's tables is a set of head settings. Table 3: A ``{"num_semantic_experts": 0,
+    "num_structure_experts": 0, "aggregation": "concat"}``, B without ``aggregation``,
+    C ``{"num_structure_experts": 0}``,
+    D the defaults. Table 4: ``semantic_routing``, ``structure_routing``. Table 8: ``sampling``. Fig. 4: the numbers of
+    experts.
 
     Args:
         image_tower: timm name; see `ImageTower`.
@@ -37,8 +37,8 @@ class NEXT(ExpertBranches, ReIDModel):
         modalities: Names of the modalities, in the order of the images' axis M.
         embed_dim: Width D of the joint space of images and text.
         num_classes: Training identities; 0 gives embeddings.
-        num_semantic_experts: E_t (Fig. 4); for this and the arguments that are not listed here see `NEXTHead`.
-        text_modulation: Build the modulation; None builds it when there is a text tower.
+        head: Settings of `NEXTHead`, such as ``{"num_semantic_experts": 5}``; ``text_modulation`` follows from whether
+            there is a text tower where it is not given.
         classifier: One ``"joint"`` classifier, or one per ``"expert"`` group.
         share_image_tower: One image tower for all modalities, or one each.
         num_cameras: Cameras to learn an embedding for; 0 for none.
@@ -57,24 +57,7 @@ class NEXT(ExpertBranches, ReIDModel):
         modalities: Sequence[str] = ("rgb", "nir", "tir"),
         embed_dim: int | None = 512,
         num_classes: int = 0,
-        num_semantic_experts: int = 3,
-        num_structure_experts: int = 3,
-        mlp_ratio: float = 4.0,
-        drop: float = 0.1,
-        semantic_routing: str = "specific",
-        sampling: str = "dynamic",
-        sampling_threshold: float = 0.0,
-        sampling_keep_ratio: float = 0.5,
-        modulation_scope: str = "position",
-        text_modulation: bool | None = None,
-        masked_tokens: str = "zero",
-        structure_routing: str = "shared",
-        structure_granularity: str = "token",
-        structure_output: str = "sum",
-        aggregation: str = "attention",
-        num_heads: int = 8,
-        ffn_ratio: float = 4.0,
-        mmfa_residual: bool = False,
+        head: dict[str, Any] | None = None,
         classifier: str = "joint",
         share_image_tower: bool = True,
         num_cameras: int = 0,
@@ -89,39 +72,18 @@ class NEXT(ExpertBranches, ReIDModel):
         )
         self.img_size = self.image_tower.img_size
         self.embed_dim = self.modality_width = self.image_tower.embed_dim
-        blocks = NEXTHead(
+        self.head = NEXTHead(
             self.embed_dim,
             len(self.modalities),
             self.image_tower.num_tokens,
-            num_semantic_experts=num_semantic_experts,
-            num_structure_experts=num_structure_experts,
-            mlp_ratio=mlp_ratio,
-            drop=drop,
-            semantic_routing=semantic_routing,
-            sampling=sampling,
-            sampling_threshold=sampling_threshold,
-            sampling_keep_ratio=sampling_keep_ratio,
-            modulation_scope=modulation_scope,
-            text_modulation=text_tower is not None if text_modulation is None else text_modulation,
-            masked_tokens=masked_tokens,
-            structure_routing=structure_routing,
-            structure_granularity=structure_granularity,
-            structure_output=structure_output,
-            aggregation=aggregation,
-            num_heads=num_heads,
-            ffn_ratio=ffn_ratio,
-            mmfa_residual=mmfa_residual,
+            **{"text_modulation": text_tower is not None, **(head or {})},
         )
-        self.num_semantic_experts = num_semantic_experts
-        self.masked_tokens = masked_tokens
-        self.semantic_experts = blocks.semantic_experts
-        self.uses_text = self.reads_text
+        self.uses_text = self.head.uses_text
         if text_tower is not None and self.uses_text:
             self.text_tower = TextTower(text_tower, self.embed_dim)
-        self.structure_experts, self.mmfa = blocks.structure_experts, blocks.mmfa
-        self.num_features = blocks.num_features
+        self.num_features = self.head.num_features
         self.embeddings = {"fused": self.num_features}
-        self.num_groups = blocks.num_groups if classifier == "expert" else 1
+        self.num_groups = self.head.num_groups if classifier == "expert" else 1
         self.reset_classifier(num_classes)
 
     def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
@@ -135,7 +97,7 @@ class NEXT(ExpertBranches, ReIDModel):
             return None
         if sample is None:
             return self.encode_text(captions)
-        experts, modalities = range(self.num_semantic_experts), range(len(self.modalities))
+        experts, modalities = range(self.head.num_semantic_experts), range(len(self.modalities))
         drawn = [[sample(row, m, e) for m in modalities] for row in range(len(captions)) for e in experts]
         return self.encode_text(drawn).unflatten(0, (len(captions), len(experts)))
 
@@ -165,16 +127,11 @@ class NEXT(ExpertBranches, ReIDModel):
 
     def forward_tokens(self, encoded: Features, text: Tensor | None = None, present: Tensor | None = None) -> Features:
         """Run the head on the towers' tokens; see the class for names and shapes."""
-        cls, tokens = encoded["cls"], encoded["tokens"]
-        if present is not None:
-            cls = cls.masked_fill(~present[..., None], 0)
-            tokens = tokens.masked_fill(~present[..., None, None], 0)
-        embedding, parts = self.embed_tokens(cls, tokens, text, present)
-        return {name: part for name, part in parts.items() if part is not None} | {"groups": embedding}
+        return self.head(encoded["cls"], encoded["tokens"], text, present, return_parts=True)
 
     def pool(self, features: Features) -> Tensor:
         """Expert groups outermost, then modalities, then channels: ``(B, G*M*D)`` (Eq. 10)."""
-        return features["groups"]
+        return features["groups"].flatten(1)
 
     def pool_heads(self, features: Features) -> tuple[tuple[Tensor, Tensor | None], ...]:
         """The embedding, or each expert group's part of it."""
@@ -246,15 +203,8 @@ def next(pretrained: bool = False, **kwargs: Any) -> NEXT:
 def next_tiny(pretrained: bool = False, **kwargs: Any) -> NEXT:
     """NEXT on a four-layer tower at 64x32, small enough to train on two CPU cores in a minute.
 
-    Unlike the paper's model it has residuals in the aggregation: without them (Eq. 11 as written) the class token
-    only steers the attention, which a tower that starts without CLIP's weights does not make up for in a few epochs.
+    Unlike the paper's model it has residuals in the aggregation: without them (Eq. 11 verbatim) the class token only
+    steers the attention, which a tower that starts without CLIP's weights does not make up for in a few epochs.
     """
-    args = {
-        **TINY_IMAGE,
-        "text_tower": TINY_TEXT,
-        "mlp_ratio": 2.0,
-        "ffn_ratio": 2.0,
-        "num_heads": 4,
-        "mmfa_residual": True,
-    }
-    return _create_next("next_tiny", pretrained, **{**args, **kwargs})
+    head = {"mlp_ratio": 2.0, "ffn_ratio": 2.0, "num_heads": 4, "mmfa_residual": True, **kwargs.pop("head", {})}
+    return _create_next("next_tiny", pretrained, **{**TINY_IMAGE, "text_tower": TINY_TEXT, "head": head, **kwargs})

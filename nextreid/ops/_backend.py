@@ -1,4 +1,4 @@
-"""Which form of an operation runs: the equations as written, the exact cheaper form, or the Triton kernel."""
+"""Which form of an operation runs: PyTorch's operators or the Triton kernel."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "torch", "triton")
+BACKENDS = ("auto", "torch", "triton")
 VARIABLE = "NEXTREID_OPS"
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -30,8 +30,7 @@ def set_backend(name: str | None) -> None:
     """Choose a backend for this process; None returns the choice to the environment.
 
     Args:
-        name: ``"auto"`` (Triton on a GPU, else PyTorch), ``"reference"`` (the paper's equations as they are written),
-            ``"torch"`` (the exact cheaper form in PyTorch), ``"triton"`` (the kernels).
+        name: ``"auto"`` (Triton on a GPU, else PyTorch), ``"torch"``, or ``"triton"`` (the kernels).
 
     Raises:
         ValueError: If the name is unknown.
@@ -52,7 +51,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def resolve(*tensors: Tensor | None) -> str:
-    """Name of the form that serves these tensors: ``"reference"``, ``"torch"`` or ``"triton"``.
+    """Name of the form that serves these tensors: ``"torch"`` or ``"triton"``.
 
     ``auto`` takes the kernels where all tensors are on a GPU, none is in double precision and Triton is there.
 
@@ -60,7 +59,7 @@ def resolve(*tensors: Tensor | None) -> str:
         ValueError: If ``triton`` was asked for and cannot serve them; the message says why.
     """
     name = get_backend()
-    if name in ("reference", "torch"):
+    if name == "torch":
         return name
     given = [tensor for tensor in tensors if tensor is not None]
     obstacle = _obstacle(given)

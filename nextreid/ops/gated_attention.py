@@ -13,8 +13,6 @@ from torch.autograd.function import once_differentiable
 
 from ._backend import autocast_dtype, get_backend, resolve
 
-__all__ = ["gated_attention", "gated_attention_reference", "gated_attention_torch"]
-
 # Bytes of one token up to which `auto` takes the kernels, which then need at most 96 KiB of shared memory, and up to
 # which they can be asked for, on a GPU with 160 KiB.
 _GOOD_WIDTH, _MOST_WIDTH = 1024, 2048
@@ -51,8 +49,6 @@ def gated_attention(
         ValueError: If shapes, types or devices do not go together, or the chosen backend cannot serve them.
     """
     form = resolve(query, residual, update, gate, keys)
-    if form == "reference":
-        return gated_attention_reference(query, residual, update, gate, keys)
     if form == "triton":
         checked = _checked(query, residual, update, gate, keys)
         if _suits_kernels(checked):
@@ -60,30 +56,6 @@ def gated_attention(
 
             return gated_attention_triton(checked, residual, update, gate, keys)
     return gated_attention_torch(query, residual, update, gate, keys)
-
-
-def gated_attention_reference(
-    query: Tensor,
-    residual: Tensor,
-    update: Tensor | None = None,
-    gate: Tensor | None = None,
-    keys: Tensor | None = None,
-) -> Tensor:
-    """`gated_attention` as the equations write it: the gated tokens are formed (Eq. 7), then attended to (Eq. 11)."""
-    query = _checked(query, residual, update, gate, keys)
-    tokens = residual[:, None] if update is None else residual[:, None] + update
-    tokens = tokens.to(query.dtype)
-    if gate is not None:
-        tokens = gate[..., None].to(tokens.dtype) * tokens
-    logits = torch.einsum("brd,beld->berl", query, tokens)
-    if keys is None:
-        weights = logits.softmax(-1)
-    else:
-        keys = keys[:, None, None] if keys.dim() == 2 else keys[:, :, None]
-        # A softmax over nothing is NaN: a set without keys attends to all its tokens and is zeroed after.
-        some = keys.any(-1, keepdim=True)
-        weights = logits.masked_fill(~(keys | ~some), float("-inf")).softmax(-1) * some
-    return torch.einsum("berl,beld->berd", weights.to(tokens.dtype), tokens)
 
 
 def gated_attention_torch(
@@ -238,14 +210,6 @@ def _check_kinds(
     autocast = autocast_dtype(query) is not None and torch.float64 not in kinds.values()
     if len(set(kinds.values())) > 1 and not autocast:
         raise ValueError(f"query, residual and update must be of one type outside autocast; got {_listed(kinds)}")
-
-
-def _autocast(query: Tensor) -> torch.dtype | None:
-    """The type autocast wants products in; None where it is off, or leaves them alone as in double precision."""
-    device = query.device.type
-    if query.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return None
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _listed(kinds: dict[str, Any]) -> str:

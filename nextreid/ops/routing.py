@@ -1,21 +1,24 @@
 """From router activations to sampling masks: scores, cosines, modulation and threshold (NEXT, Eq. 2, 3, 5 and 6).
 
-Three forms of one function: `route_reference` (the equations as they are written, one expert and one modality at a
-time), `route_torch` (the same numbers in a few batched calls) and the Triton kernels of ``routing_triton.py``.
-`route` checks its arguments and takes the form that `nextreid.ops.resolve` names. The arithmetic of all forms is
-float32 (float64 for float64 ``hidden``) whatever the inputs' types, and autocast does not touch it: in half precision
-the cosines move by more than the margins between scores.
+Two forms of one function: `route_torch` (a few batched calls over all experts and modalities) and the Triton kernels of
+``routing_triton.py``. `route` checks its arguments and takes the form that `nextreid.ops.resolve` names. The arithmetic
+of both is float32 (float64 for float64 ``hidden``) whatever the inputs' types, and autocast does not touch it: in half
+precision the cosines move by more than the margins between scores.
+
+The kernels are registered as operators that torch.compile and torch.export see: schema, shapes and gradient. Triton is
+imported when an operator runs, not when it is traced, so that an exported program loads without it.
 """
 
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ._backend import resolve
-from ._routing_op import route_op
 
 Mix = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -79,52 +82,9 @@ def route(
         ValueError: If shapes, types or devices do not agree, or the backend ``triton`` cannot serve the call.
     """
     _check(hidden, weight, bias, sigma, tokens, text, captioned, mix, present, temperature)
-    form = {"reference": route_reference, "torch": route_torch, "triton": _route_triton}[
-        resolve(hidden, weight, bias, sigma, tokens, text, *(mix or ()))
-    ]
+    triton = resolve(hidden, weight, bias, sigma, tokens, text, *(mix or ())) == "triton"
+    form = _route_triton if triton else route_torch
     return form(hidden, weight, bias, sigma, tokens, text, captioned, mix, present, temperature)
-
-
-def route_reference(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    sigma: Tensor,
-    tokens: Tensor | None = None,
-    text: Tensor | None = None,
-    captioned: Tensor | None = None,
-    mix: Mix | None = None,
-    present: Tensor | None = None,
-    temperature: float = 1.0,
-) -> Routes:
-    """`route` as the paper writes it, one expert and one modality at a time; the arguments are not checked."""
-    dtype = _work_dtype(hidden)
-    modalities, experts = hidden.shape[1], hidden.shape[3]
-    masks, gammas, betas = [], [], []
-    with _full_precision(hidden):
-        for e in range(experts):
-            scores = [
-                F.linear(F.gelu(hidden[:, m, :, e].to(dtype)), weight[e, m, None].to(dtype), bias[e, m, None].to(dtype))
-                for m in range(modalities)
-            ]
-            gamma = torch.cat(scores, dim=-1)  # (B, N, M)
-            if text is not None and tokens is not None:
-                cosines = []
-                for m in range(modalities):
-                    unit_token = F.normalize(tokens[:, m].to(dtype), dim=-1, eps=EPS)
-                    unit_text = F.normalize(text[:, e, m, None].to(dtype), dim=-1, eps=EPS)
-                    cosine = (unit_token * unit_text).sum(-1)
-                    cosines.append(cosine if captioned is None else cosine * captioned[:, e, m, None])
-                beta = torch.stack(cosines, dim=-1)  # (B, N, M)
-                if mix is not None:
-                    w1, b1, w2, b2 = (part[e].to(dtype) for part in mix)
-                    shift = F.linear(F.gelu(F.linear(beta, w1, b1)), w2, b2)
-                    gamma = gamma + (shift if captioned is None else shift * captioned[:, e].any(1)[:, None, None])
-                betas.append(beta.mT)
-            mask = straight_through_mask(gamma, sigma[:, e, None].to(dtype), temperature)
-            masks.append((mask if present is None else mask * present[:, None]).mT)
-            gammas.append(gamma.mT)
-    return Routes(torch.stack(masks, 1), torch.stack(gammas, 1), torch.stack(betas, 1) if betas else None)
 
 
 def route_torch(
@@ -139,32 +99,59 @@ def route_torch(
     present: Tensor | None = None,
     temperature: float = 1.0,
 ) -> Routes:
-    """`route` in a few calls over all experts and modalities; the arguments are not checked.
-
-    Vectors are never normalised: their lengths divide the products, which are D times smaller.
-    """
+    """`route` in a few calls over all experts and modalities; the arguments are not checked."""
     dtype = _work_dtype(hidden)
-    batch, modalities, count, experts, _ = hidden.shape
     with _full_precision(hidden):
-        active = F.gelu(hidden.to(dtype)).permute(0, 3, 1, 2, 4)
+        active = F.gelu(hidden.to(dtype)).permute(0, 3, 1, 2, 4)  # (B, E, M, N, H)
         gamma = (active * weight[:, :, None].to(dtype)).sum(-1) + bias[..., None].to(dtype)
         beta = None
         if text is not None and tokens is not None:
-            wide, captions = tokens.to(dtype), text.to(dtype)
-            captioned_length = torch.linalg.vector_norm(captions, dim=-1).clamp_min(EPS)
-            share = captioned_length.reciprocal() if captioned is None else captioned / captioned_length
-            length = torch.linalg.vector_norm(wide, dim=-1).clamp_min(EPS)
-            product = captions.transpose(1, 2) @ wide.mT  # (B, M, E, N)
-            beta = (product / length[:, :, None]).transpose(1, 2) * share[..., None]
+            beta = cosine(tokens, text, captioned, dtype)
             if mix is not None:
-                w1, b1, w2, b2 = (part.to(dtype) for part in mix)
-                positions = beta.permute(1, 2, 0, 3).reshape(experts, modalities, batch * count)
-                inner = F.gelu(torch.baddbmm(b1[..., None], w1, positions))
-                shift = torch.baddbmm(b2[..., None], w2, inner).view(experts, modalities, batch, count)
-                shift = shift.permute(2, 0, 1, 3)
+                shift = modulation_shift(beta, mix)
                 gamma = gamma + (shift if captioned is None else shift * captioned.any(2)[..., None, None])
         mask = straight_through_mask(gamma, sigma[..., None].to(dtype), temperature)
     return Routes(mask if present is None else mask * present[:, None, :, None], gamma, beta)
+
+
+def cosine(tokens: Tensor, text: Tensor, captioned: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """Cosines ``(B, E, M, N)`` of captions and patch tokens (NEXT, Eq. 5), in float32 at least.
+
+    Vectors are never normalised: their lengths divide the products, which are D times smaller.
+
+    Args:
+        tokens: ``(B, M, N, D)``.
+        text: ``(B, E, M, D)``.
+        captioned: Which caption features are real, bool ``(B, E, M)``; the others' cosines are zero. None for all.
+        dtype: Of the arithmetic; None for float32, or float64 for float64 tokens.
+    """
+    dtype = dtype or _work_dtype(tokens)
+    with _full_precision(tokens):
+        wide, captions = tokens.to(dtype), text.to(dtype)
+        caption_length = torch.linalg.vector_norm(captions, dim=-1).clamp_min(EPS)
+        share = caption_length.reciprocal() if captioned is None else captioned / caption_length
+        length = torch.linalg.vector_norm(wide, dim=-1).clamp_min(EPS)
+        product = captions.transpose(1, 2) @ wide.mT  # (B, M, E, N)
+        return (product / length[:, :, None]).transpose(1, 2) * share[..., None]
+
+
+def modulation_shift(beta: Tensor, mix: Mix) -> Tensor:
+    """What the modulation network adds to the scores (NEXT, Eq. 6): ``w2 GELU(w1 beta + b1) + b2`` over the third axis.
+
+    Args:
+        beta: ``(B, E, W, P)``: W numbers that the network reads together, at P places.
+        mix: ``w1 (E, K, W)``, ``b1 (E, K)``, ``w2 (E, W, K)``, ``b2 (E, W)``.
+
+    Returns:
+        ``(B, E, W, P)``.
+    """
+    batch, experts, width, places = beta.shape
+    with _full_precision(beta):
+        w1, b1, w2, b2 = (part.to(beta.dtype) for part in mix)
+        rows = beta.permute(1, 2, 0, 3).reshape(experts, width, batch * places)
+        inner = F.gelu(torch.baddbmm(b1[..., None], w1, rows))
+        shift = torch.baddbmm(b2[..., None], w2, inner).view(experts, width, batch, places)
+    return shift.permute(2, 0, 1, 3)
 
 
 def _route_triton(
@@ -270,3 +257,110 @@ def _check(
             raise ValueError(f"{name} has type {tensor.dtype}; allowed: {', '.join(map(str, allowed))}")
         if tensor.device != hidden.device:
             raise ValueError(f"{name} is on {tensor.device} and hidden on {hidden.device}; move them to one device")
+
+
+WEIGHTS = (1, 2, 7, 8, 9, 10)  # places of weight, bias, w1, b1, w2 and b2 among the arguments of `route_op`
+
+
+@torch.library.custom_op("nextreid::route", mutates_args=())
+def route_op(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    sigma: Tensor,
+    tokens: Tensor | None,
+    text: Tensor | None,
+    captioned: Tensor | None,
+    w1: Tensor | None,
+    b1: Tensor | None,
+    w2: Tensor | None,
+    b2: Tensor | None,
+    present: Tensor | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`nextreid.ops.route` by the Triton kernels: mask, gamma and beta, which has no elements without text."""
+    from . import routing_triton
+
+    return routing_triton.forward(hidden, weight, bias, sigma, tokens, text, captioned, w1, b1, w2, b2, present)
+
+
+@torch.library.custom_op("nextreid::route_backward", mutates_args=())
+def route_backward_op(
+    grad_mask: Tensor,
+    grad_gamma: Tensor,
+    grad_beta: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    sigma: Tensor,
+    tokens: Tensor | None,
+    text: Tensor | None,
+    captioned: Tensor | None,
+    w1: Tensor | None,
+    b1: Tensor | None,
+    w2: Tensor | None,
+    b2: Tensor | None,
+    present: Tensor | None,
+    temperature: float,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of hidden, sigma, all weights ``(E, S)``, tokens and text; see `routing_triton.backward`."""
+    from . import routing_triton
+
+    return routing_triton.backward(
+        (grad_mask, grad_gamma, grad_beta), gamma, beta, hidden, weight, sigma, tokens, text, captioned, w1, b1, w2,
+        present, temperature, needs,
+    )  # fmt: skip
+
+
+@route_op.register_fake
+def _(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, text = inputs[0], inputs[5]
+    b, m, n, e, _ = hidden.shape
+    mask, gamma = (hidden.new_empty(b, e, m, n, dtype=torch.float32) for _ in range(2))
+    return mask, gamma, mask.new_empty(mask.shape if text is not None else 0)
+
+
+@route_backward_op.register_fake
+def _(*inputs: Any) -> tuple[Tensor, ...]:
+    gamma, (hidden, _, _, sigma, tokens, text), needs = inputs[3], inputs[5:11], inputs[-1]
+    size = sum(_sizes(inputs[5:]))
+    return (
+        torch.empty_like(hidden) if needs[0] else gamma.new_empty(0),
+        gamma.new_empty(sigma.shape),
+        gamma.new_empty((hidden.shape[3], size) if needs[1] else 0),
+        torch.empty_like(tokens) if needs[2] else gamma.new_empty(0),
+        text.new_empty(text.shape) if needs[3] else gamma.new_empty(0),
+    )
+
+
+def _sizes(inputs: Sequence[Any]) -> list[int]:
+    """Elements that each weight has per expert."""
+    return [math.prod(inputs[place].shape[1:]) for place in WEIGHTS if inputs[place] is not None]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.temperature = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, gamma, beta = ctx.saved_tensors
+    want = ctx.needs_input_grad
+    needs = [want[0], any(want[place] for place in WEIGHTS), want[4], want[5]]
+    to_hidden, to_sigma, parts, to_tokens, to_text = route_backward_op(
+        *grads, gamma, beta, *inputs, ctx.temperature, needs
+    )
+    found: dict[int, Tensor] = {0: to_hidden, 3: to_sigma, 4: to_tokens, 5: to_text}
+    if needs[1]:
+        given = [place for place in WEIGHTS if inputs[place] is not None]
+        found |= zip(given, parts.split(_sizes(inputs), dim=1), strict=True)
+    return tuple(
+        found[place].reshape(inputs[place].shape).to(inputs[place].dtype) if wanted and place in found else None
+        for place, wanted in enumerate(want)
+    )
+
+
+route_op.register_autograd(_backward, setup_context=_setup_context)
