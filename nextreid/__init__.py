@@ -1,51 +1,64 @@
-"""nextreid: a model zoo for multi-modal object re-identification."""
+"""nextreid: a model zoo for multi-modal object re-identification.
 
-from typing import TYPE_CHECKING, Any
+Names and packages load when they are first used: ``import nextreid`` alone loads neither torch nor anything else.
+"""
 
-from .layers import create_layer, list_layers
-from .models import (
-    create_model,
-    from_pretrained,
-    get_pretrained_cfg,
-    is_model,
-    list_models,
-    list_pretrained,
-    model_entrypoint,
-    push_to_hub,
-    register_model,
-    save_model,
-    save_pretrained,
-    verify_checkpoint,
-)
+import importlib
+from typing import Any
+
 from .version import __version__
 
-if TYPE_CHECKING:
-    from .engine import FeatureExtractor
-else:
+_NAMES = {
+    "FeatureExtractor": "engine",
+    "create_layer": "layers",
+    "create_model": "models",
+    "evaluate": "engine",
+    "export": "engine",
+    "extract": "engine",
+    "from_pretrained": "models",
+    "get_pretrained_cfg": "models",
+    "get_recipe": "engine",
+    "is_model": "models",
+    "list_datasets": "data",
+    "list_layers": "layers",
+    "list_models": "models",
+    "list_pretrained": "models",
+    "load_dataset": "data",
+    "model_entrypoint": "models",
+    "push_to_hub": "models",
+    "register_model": "models",
+    "save_model": "models",
+    "save_pretrained": "models",
+    "train": "engine",
+    "verify_checkpoint": "models",
+}
+_PACKAGES = (
+    "captioning",
+    "data",
+    "engine",
+    "layers",
+    "losses",
+    "models",
+    "ops",
+    "retrieval",
+    "synthetic",
+    "towers",
+    "viz",
+)
 
-    def __getattr__(name: str) -> Any:
-        if name == "FeatureExtractor":  # at its first use: it brings the rooms of data and training along
-            from .engine import FeatureExtractor
+__all__ = ["__version__", *_NAMES]
 
-            return FeatureExtractor
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    elif name in _PACKAGES:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
-__all__ = [
-    "FeatureExtractor",
-    "__version__",
-    "create_layer",
-    "create_model",
-    "from_pretrained",
-    "get_pretrained_cfg",
-    "is_model",
-    "list_layers",
-    "list_models",
-    "list_pretrained",
-    "model_entrypoint",
-    "push_to_hub",
-    "register_model",
-    "save_model",
-    "save_pretrained",
-    "verify_checkpoint",
-]
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_PACKAGES])

@@ -1,7 +1,8 @@
-"""The package itself: imports run one way, importing is quiet and light, the public names exist."""
+"""The package as a whole: imports run one way, importing is quiet and light, the public names exist."""
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,44 +12,35 @@ import pytest
 import nextreid
 
 ROOT = Path(nextreid.__file__).parent
+_BASE = {"_files", "version"}  # whatever may be imported by all
 MAY_IMPORT = {
     "ops": set(),
     "layers": {"ops"},
+    "towers": {"layers"},
+    "models": {"layers", "ops", "towers"},
     "losses": set(),
     "retrieval": set(),
-    "captioning": {"retrieval"},
-    "data": {"captioning", "retrieval", "version"},
+    "data": set(),
+    "captioning": {"data", "retrieval"},
     "synthetic": {"captioning", "data"},
-    "towers": {"layers", "version"},
-    "models": {"layers", "ops", "towers", "version"},
-    "viz": {"data", "retrieval", "version"},
-    "engine": {
-        "captioning",
-        "synthetic",
-        "data",
-        "layers",
-        "losses",
-        "models",
-        "ops",
-        "retrieval",
-        "towers",
-        "viz",
-        "version",
-    },
-    "cli": {"captioning", "data", "engine", "losses", "models", "retrieval", "viz", "version"},
-    "version.py": set(),
-    "_files.py": set(),
+    "viz": {"data", "retrieval"},
+    "engine": {"data", "layers", "losses", "models", "ops", "retrieval", "synthetic", "towers", "viz"},
+    "cli": {"captioning", "data", "engine", "losses", "models", "retrieval", "synthetic", "viz"},
     "__main__.py": {"cli"},
+    "_files.py": set(),
+    "version.py": set(),
 }
+"""What each package may import: DESIGN's arrows, and two more: the audit of captions ranks by text (retrieval), and the
+captions of synthetic persons are merged and composed as real ones are."""
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of ours that a file imports, absolute or relative, at the top or inside a function."""
-    package = ("nextreid", *path.relative_to(ROOT).parts[:-1])
-    rooms = set()
+def imported_packages(path: Path) -> set[str]:
+    """Our packages that a file imports, absolute or relative, at the top, inside a function or for type checking."""
+    inside = ("nextreid", *path.relative_to(ROOT).parts[:-1])
+    packages = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            base = ".".join(inside[: len(inside) - node.level + 1]) if node.level else ""
             full = ".".join(part for part in (base, node.module) if part)
             names = [f"{full}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
@@ -58,18 +50,18 @@ def imported_rooms(path: Path) -> set[str]:
         for name in names:
             parts = name.split(".")
             if parts[0] == "nextreid" and len(parts) > 1:
-                rooms.add(parts[1])
-    return rooms
+                packages.add(parts[1])
+    return packages
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_one_way(path):
-    room = path.relative_to(ROOT).parts[0]
-    if room == "__init__.py":
+    package = path.relative_to(ROOT).parts[0]
+    if package == "__init__.py":
         return
-    assert room in MAY_IMPORT, f"{room} is a new room: say here what it may import"
-    foreign = imported_rooms(path) - {room, "_files"}
-    assert foreign <= MAY_IMPORT[room], f"{room} must not import {sorted(foreign - MAY_IMPORT[room])}"
+    assert package in MAY_IMPORT, f"{package} is new: say here what it may import"
+    others = imported_packages(path) - {package} - _BASE
+    assert others <= MAY_IMPORT[package], f"{package} must not import {sorted(others - MAY_IMPORT[package])}"
 
 
 def test_files_stay_small():
@@ -77,25 +69,52 @@ def test_files_stay_small():
     assert not long
 
 
-def test_import_is_quiet_and_needs_nothing():
+def fresh(code):
+    """What a fresh interpreter prints as JSON."""
+    done = subprocess.run([sys.executable, "-c", f"import json, sys\n{code}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_import_loads_nothing():
+    assert fresh("import nextreid\nprint(json.dumps([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules]))") == []
+
+
+def test_use_is_quiet_and_needs_nothing():
     """No output, no CUDA context, no Triton, no network, no heavy extras."""
     code = (
-        "import socket, sys, json\n"
+        "import socket\n"
         "def refuse(*a, **k): raise OSError('network')\n"
         "socket.socket.connect = refuse\n"
         "sys.modules['triton'] = None\n"
         "import nextreid, torch\n"
+        "for name in dir(nextreid): getattr(nextreid, name)\n"
         "assert not torch.cuda.is_initialized()\n"
-        "heavy = [m for m in ('matplotlib', 'sklearn', 'pandas', 'transformers', 'pyarrow') if m in sys.modules]\n"
-        "print(json.dumps(heavy))\n"
+        "heavy = ('matplotlib', 'sklearn', 'pandas', 'transformers', 'pyarrow', 'openai')\n"
+        "print(json.dumps([m for m in heavy if m in sys.modules]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [] and done.stderr == ""
+    assert fresh(code) == []
+
+
+def test_data_loads_neither_captioning_nor_retrieval():
+    code = "import nextreid.data\nprint(json.dumps([m for m in sys.modules if m.startswith('nextreid.')]))"
+    packages = {name.split(".")[1] for name in fresh(code)}
+    assert packages == {"data", "_files", "version"}
 
 
 def test_public_names_exist_and_are_documented():
-    assert nextreid.__all__ == sorted(nextreid.__all__)
+    assert nextreid.__all__ == sorted(nextreid.__all__, key=lambda n: (n != "__version__", n))
     for name in nextreid.__all__:
         assert hasattr(nextreid, name)
         assert name == "__version__" or getattr(nextreid, name).__doc__
+    assert {"data", "engine", "retrieval", "viz", "create_model", "FeatureExtractor"} <= set(dir(nextreid))
+    assert not [name for name in dir(nextreid) if name.startswith("_") and name != "__version__"]
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        getattr(nextreid, "nonsense")  # noqa: B009
+
+
+def test_the_stub_names_what_loads_lazily():
+    stub = (ROOT / "__init__.pyi").read_text(encoding="utf-8")
+    named = set(re.findall(r"import (\w+) as \1", stub))
+    assert named == set(dir(nextreid))

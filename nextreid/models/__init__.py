@@ -1,6 +1,6 @@
 """The zoo: names in, modules out."""
 
-from . import baseline, next  # noqa: F401  (each registers its models)
+from . import baseline, next, unicat  # noqa: F401  (each registers its models)
 from ._base import Head, ReIDModel, ReIDOutput
 from ._builder import build_model_with_cfg
 from ._convert import Conversion, convert_clip
@@ -19,6 +19,7 @@ from ._registry import (
 )
 from .baseline import Baseline
 from .next import NEXT
+from .unicat import UniCat
 
 __all__ = [
     "NEXT",
@@ -29,6 +30,7 @@ __all__ = [
     "PretrainedCfg",
     "ReIDModel",
     "ReIDOutput",
+    "UniCat",
     "build_model_with_cfg",
     "convert_clip",
     "create_model",

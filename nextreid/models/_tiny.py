@@ -1,4 +1,4 @@
-"""Towers small enough for a CPU, shared by ``next_tiny`` and ``baseline_tiny``."""
+"""Towers small enough for a CPU, shared by the ``*_tiny`` models."""
 
 from typing import Any
 

@@ -1,0 +1,36 @@
+"""Types of the names that load lazily."""
+
+from . import captioning as captioning
+from . import data as data
+from . import engine as engine
+from . import layers as layers
+from . import losses as losses
+from . import models as models
+from . import ops as ops
+from . import retrieval as retrieval
+from . import synthetic as synthetic
+from . import towers as towers
+from . import viz as viz
+from .data import list_datasets as list_datasets
+from .data import load_dataset as load_dataset
+from .engine import FeatureExtractor as FeatureExtractor
+from .engine import evaluate as evaluate
+from .engine import export as export
+from .engine import extract as extract
+from .engine import get_recipe as get_recipe
+from .engine import train as train
+from .layers import create_layer as create_layer
+from .layers import list_layers as list_layers
+from .models import create_model as create_model
+from .models import from_pretrained as from_pretrained
+from .models import get_pretrained_cfg as get_pretrained_cfg
+from .models import is_model as is_model
+from .models import list_models as list_models
+from .models import list_pretrained as list_pretrained
+from .models import model_entrypoint as model_entrypoint
+from .models import push_to_hub as push_to_hub
+from .models import register_model as register_model
+from .models import save_model as save_model
+from .models import save_pretrained as save_pretrained
+from .models import verify_checkpoint as verify_checkpoint
+from .version import __version__ as __version__
