@@ -28,7 +28,7 @@ class NEXTHead(nn.Module):
         mlp_ratio: Hidden width of the experts as a multiple of D (Eq. 1).
         drop: Dropout of the experts (Eq. 1).
         semantic_routing: ``"specific"`` or ``"shared"`` (Table 4).
-        sampling: ``"dynamic"``, ``"fixed"``, ``"topk"``, ``"all"`` (Table 8) or ``"random"``, their control.
+        sampling: ``"dynamic"``, ``"fixed"``, ``"topk"``, ``"all"`` (Table 8) or ``"random"``, their baseline.
         sampling_threshold: Threshold of ``"fixed"``.
         sampling_keep_ratio: Share that ``"topk"`` and ``"random"`` keep.
         modulation_scope: ``"position"`` or ``"map"``; see `TextModulation` (Eq. 6).

@@ -31,7 +31,7 @@ def topk_threshold(score: Tensor, keep_ratio: float) -> Tensor:
 def random_mask(score: Tensor, keep_ratio: float) -> Tensor:
     """Mask of the ``ceil(keep_ratio * N)`` largest of the last axis' N scores, which are random numbers; no gradient.
 
-    The control of the learned masks: as many tokens stay, but neither image nor caption says which.
+    The baseline of the learned masks: as many tokens stay, but neither image nor caption says which.
 
     Args:
         score: Distinct random numbers ``(..., N)``.

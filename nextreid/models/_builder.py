@@ -33,7 +33,7 @@ def build_model_with_cfg(
         model_class: The class to build.
         variant: Name of the entrypoint.
         pretrained: Load the weights that the configuration names.
-        pretrained_cfg: A tag, a configuration or a table of its fields; None for the architecture's default.
+        pretrained_cfg: A tag, a configuration or a mapping of its fields; None for the architecture's default.
         pretrained_cfg_overlay: Fields to change in the configuration.
         cache_dir: Where downloads are kept.
         **kwargs: Arguments of the class.
@@ -113,8 +113,8 @@ def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], p
     patch = model.image_tower.patch_size
     old = [size[0] // patch[0], size[1] // patch[1]]
     _logger.warning("%s: position tables resampled from %dx%d images to %dx%d", path, *size, *model.img_size)
-    own = model.state_dict()
-    for key in (k for k in state if k.endswith("trunk.pos_embed") and k in own):
+    expected = model.state_dict()
+    for key in (k for k in state if k.endswith("trunk.pos_embed") and k in expected):
         prefix = state[key].shape[1] - old[0] * old[1]
         state[key] = resample_abs_pos_embed(
             state[key], new_size=list(model.image_tower.grid_size), old_size=old, num_prefix_tokens=prefix
@@ -126,7 +126,7 @@ def load_checkpoint(model: ReIDModel, path: str) -> None:
     """Load a checkpoint folder, or the ``.safetensors`` file of one, strictly but for two things that it names.
 
     Identities differ from one dataset to the next: where the checkpoint's classifier has another number of them than
-    the model, the model keeps its own new one. Where the image sizes differ, the position tables are resampled from
+    the model, the model keeps its new one. Where the image sizes differ, the position tables are resampled from
     the checkpoint's grid. Both are logged; all else must fit.
 
     Raises:
@@ -138,19 +138,19 @@ def load_checkpoint(model: ReIDModel, path: str) -> None:
         config = load_config(folder)
         state = _adapt(model, config, state, path)
         saved_cfg = config.get("pretrained_cfg", {})
-        told = {name: saved_cfg.get(name) for name in OF_WEIGHTS}
+        recorded = {name: saved_cfg.get(name) for name in OF_WEIGHTS}
         if tuple(saved_cfg.get("input_size", ())[1:]) != model.img_size:
-            told |= {"metrics": None, "protocol": None}  # measured at the other size
-        model.pretrained_cfg = model.pretrained_cfg.replace(**told)
+            recorded |= {"metrics": None, "protocol": None}  # measured at the other size
+        model.pretrained_cfg = model.pretrained_cfg.replace(**recorded)
     else:
         _logger.warning("%s: no %s beside it says for which images and modalities it was trained", path, CONFIG)
-    own = model.state_dict()
+    expected = model.state_dict()
     saved = {key for key in state if key.startswith("necks.")}
-    wanted = {key for key in own if key.startswith("necks.")}
-    if saved != wanted or any(state[key].shape != own[key].shape for key in saved):
+    wanted = {key for key in expected if key.startswith("necks.")}
+    if saved != wanted or any(state[key].shape != expected[key].shape for key in saved):
         if wanted:
             _logger.warning(
-                "%s: its identity classifier does not fit %d classes; it starts anew", path, model.num_classes
+                "%s: its identity classifier does not fit %d classes; a new one is started", path, model.num_classes
             )
-        state = {k: v for k, v in state.items() if k not in saved} | {k: own[k] for k in wanted}
+        state = {k: v for k, v in state.items() if k not in saved} | {k: expected[k] for k in wanted}
     load_strictly(model, state, path)

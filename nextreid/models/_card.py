@@ -63,7 +63,7 @@ def _model_rows(config: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[tuple
         ("Images, height x width", f"{size[1]}x{size[2]}" if size else None),
         ("Mean and standard deviation", " and ".join(filter(None, (_listed(cfg.get(k)) for k in ("mean", "std"))))),
         ("Resize", ", ".join(str(cfg[k]) for k in ("crop_mode", "interpolation") if k in cfg)),
-        ("Embedding, numbers", config.get("num_features")),
+        ("Embedding width", config.get("num_features")),
         ("Identities of its classifier", config.get("num_classes")),
         ("Paper", cfg.get("paper_ids")),
         ("Notes", cfg.get("notes")),

@@ -1,4 +1,4 @@
-"""Other people's CLIP files into a checkpoint folder of ours; the one place where a pickle is ever opened."""
+"""Third-party CLIP files to a checkpoint folder; the one place where a pickle is ever opened."""
 
 import hashlib
 import pickle
@@ -45,7 +45,7 @@ class Conversion(NamedTuple):
 def convert_clip(
     source: str | Path, model_name: str, folder: str | Path, *, overwrite: bool = False, **model_args: Any
 ) -> Conversion:
-    """Read somebody's CLIP and write a model with its towers as a checkpoint folder.
+    """Read a CLIP and write a model with its towers as a checkpoint folder.
 
     The rest of the model starts from fixed random weights, so that a file always gives the same ones; the folder's
     config says what is untrained.
@@ -71,13 +71,13 @@ def convert_clip(
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists; take another folder, or replace it (overwrite=True, --overwrite)")
     model_entrypoint(model_name)  # an architecture: a trained model has no use for other towers
-    state, notes = read_foreign(source)
+    state, notes = read_third_party(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model(model_name, **model_args)
     if model.text_tower is not None and "patch_embed.proj.weight" in state:
         raise ValueError(
-            f"{source} is the image side alone (timm names), and {model_name!r} reads captions with a text tower that "
+            f"{source} is the image tower alone (timm names), and {model_name!r} reads captions with a text tower that "
             "no training changes; convert a whole CLIP, or leave the tower out: --model-arg text_tower=None"
         )
     try:
@@ -94,7 +94,7 @@ def convert_clip(
     return Conversion(folder, mapping, type(act).__name__, untrained, tuple(notes))
 
 
-def read_foreign(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+def read_third_party(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     """Read a file of tensors by name, taking off what training tools wrap around them.
 
     Returns:
@@ -110,7 +110,7 @@ def read_foreign(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     if path.suffix == ".safetensors":
         return _unwrapped(read_weights(path), path)
     if path.suffix not in PICKLES:
-        raise ValueError(f"{path} is of no kind that is read: .safetensors, or {', '.join(PICKLES)}")
+        raise ValueError(f"{path} has an unknown format; allowed: .safetensors, {', '.join(PICKLES)}")
     return _unwrapped(_load_pickle(path), path)
 
 
@@ -122,7 +122,7 @@ def _load_pickle(path: Path) -> Any:
         )
     if _is_torchscript(path):
         raise ValueError(
-            f"{path} is a TorchScript archive, a program with weights inside, and no program is run here; OpenAI's own "
+            f"{path} is a TorchScript archive, a program with weights inside, and no program is run here; OpenAI's "
             "weights come from the hub instead (pretrained=True), and others as a state_dict or .safetensors file"
         )
     try:
@@ -151,10 +151,8 @@ def _unwrapped(value: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
         notes.append(f"took {inner!r}" + (f", left {', '.join(others)}" if others else ""))
         value = value[inner]
     if not _is_table(value) or not value:
-        raise ValueError(
-            f"{path} holds {_kind(value)}, no table of tensors by name; looked under {', '.join(_WRAPPERS)}"
-        )
-    wrong = [f"{key!r} is {_kind(v)}" for key, v in value.items() if not (isinstance(key, str) and _is_plain(v))]
+        raise ValueError(f"{path} holds {_describe(value)}, not tensors by name; looked under {', '.join(_WRAPPERS)}")
+    wrong = [f"{key!r} is {_describe(v)}" for key, v in value.items() if not (isinstance(key, str) and _is_plain(v))]
     if wrong:
         raise ValueError(f"{path} holds {len(wrong)} entries that are no tensors by name: {', '.join(wrong[:5])}")
     state = dict(value)
@@ -172,16 +170,16 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
-def _kind(value: Any) -> str:
+def _describe(value: Any) -> str:
     return f"a {type(value).__name__}" if not isinstance(value, Tensor) else f"a tensor of {value.layout}"
 
 
 def _notes(source: Path, mapping: ClipMapping, untrained: tuple[str, ...], mean: tuple[float, ...]) -> str:
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    sides = " and ".join(name for name, count in (("image", mapping.image), ("text", mapping.text)) if count)
+    towers = " and ".join(name for name, count in (("image", mapping.image), ("text", mapping.text)) if count)
     rest = f"untrained: {', '.join(untrained)}" if untrained else "nothing else has weights"
     return (
-        f"From {source.name} (sha256 {digest}, {mapping.naming} names): {sides} tower; {rest}. "
-        f"The images' mean is the zoo's {mean}, not CLIP's own."
+        f"From {source.name} (sha256 {digest}, {mapping.naming} names): {towers} tower; {rest}. "
+        f"The images' mean is the zoo's {mean}, not CLIP's."
     )

@@ -30,7 +30,7 @@ def create_model(
             ``hf-hub:OWNER/NAME[@REVISION]``.
         pretrained: Load the weights that the name's configuration points to. Implied by ``local-dir:`` and
             ``hf-hub:``.
-        pretrained_cfg: A tag, a configuration or a table of its fields; goes before the tag in the name.
+        pretrained_cfg: A tag, a configuration or a mapping of its fields; goes before the tag in the name.
         pretrained_cfg_overlay: Fields to change in the configuration, such as ``{"file": "weights.safetensors"}``.
         checkpoint_path: Checkpoint folder or ``.safetensors`` file to load after building.
         cache_dir: Where downloads are kept.

@@ -38,7 +38,7 @@ class GoldenInput(NamedTuple):
     camid: Tensor
 
     def digest(self) -> str:
-        """SHA-256 of the numbers, in hexadecimal digits."""
+        """SHA-256 of the values, in hexadecimal digits."""
         total = hashlib.sha256()
         for tensor in self:
             if tensor is not None:
@@ -107,8 +107,8 @@ def compute_golden(model: ReIDModel, seed: int = SEED) -> tuple[dict[str, Tensor
 def write_golden(folder: Path) -> None:
     """Load a checkpoint folder and write its golden embedding beside the weights."""
     golden, digest = compute_golden(_load(folder))
-    told = {"seed": str(SEED), "input_sha256": digest, "nextreid": __version__, "torch": str(torch.__version__)}
-    save_file(golden, folder / GOLDEN, metadata=told)
+    recorded = {"seed": str(SEED), "input_sha256": digest, "nextreid": __version__, "torch": str(torch.__version__)}
+    save_file(golden, folder / GOLDEN, metadata=recorded)
 
 
 def _load(folder: Path) -> ReIDModel:
@@ -119,7 +119,7 @@ def _load(folder: Path) -> ReIDModel:
 def verify_checkpoint(source: str | Path, cache_dir: str | None = None) -> list[Finding]:
     """Compare a checkpoint folder with the proof it carries: the files' hashes, the golden input and its embedding.
 
-    The embedding is computed on the CPU. On the processor that wrote it the numbers agree to a few last bits; another
+    The embedding is computed on the CPU. On the processor that wrote it the values agree to a few last bits; another
     one, or another version of torch, may add in another order and so move a token over a sampling threshold. A row
     passes that is off by at most ``TOLERANCE`` (1e-3) of its length.
 
@@ -172,13 +172,13 @@ def _compare_hashes(folder: Path) -> list[Finding]:
 def _compare_embedding(folder: Path) -> list[Finding]:
     try:
         with safe_open(folder / GOLDEN, "pt") as file:
-            told: dict[str, Any] = file.metadata() or {}
+            recorded: dict[str, Any] = file.metadata() or {}
             stored = {key: file.get_tensor(key) for key in file.keys()}
-        seed = int(told.get("seed", SEED))
+        seed = int(recorded.get("seed", SEED))
     except (SafetensorError, ValueError) as error:
         return [Finding(GOLDEN, False, f"damaged: {error}")]
     computed, digest = compute_golden(_load(folder), seed)
-    same = told.get("input_sha256") == digest
+    same = recorded.get("input_sha256") == digest
     findings = [Finding("golden input", same, f"its digest {'is' if same else 'differs from'} the stored one")]
     for name, value in computed.items():
         findings.append(_compare(f"golden {name}", value, stored.get(name)))

@@ -29,7 +29,7 @@ GOLDEN = "golden.safetensors"
 CARD = "README.md"
 SUMS = "SHA256SUMS"
 CODE_LICENSE = "Apache-2.0"
-# The HTTP library's own errors are among the bases; which library that is differs by the client's version.
+# The HTTP library's errors are among the bases; which library that is depends on the client's version.
 _TRANSFER_ERRORS = cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, OSError))
 
 
@@ -109,7 +109,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} is no checkpoint folder: it needs {CONFIG} and {WEIGHTS}, {CONFIG} is missing"
         )
-    refuse_altered(path)
+    reject_altered(path)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -118,7 +118,9 @@ def load_config(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} names no architecture; it was not written by nextreid")
     for key in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(key, {}), dict):
-            raise ValueError(f"{path}: {key!r} is a {type(config[key]).__name__}, expected a table of names and values")
+            raise ValueError(
+                f"{path}: {key!r} is a {type(config[key]).__name__}, expected a mapping from names to values"
+            )
     return config
 
 
@@ -127,7 +129,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If the file is of another kind, damaged, or not the one that SHA256SUMS beside it lists.
+        ValueError: If the file is of another format, damaged, or not the one that SHA256SUMS beside it lists.
     """
     path = Path(path)
     if path.is_dir():
@@ -136,7 +138,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no weights at {path}")
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is not a .safetensors file; other formats can run code when they are read")
-    refuse_altered(path)
+    reject_altered(path)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -169,13 +171,13 @@ def read_sums(folder: Path) -> dict[str, str]:
     return sums
 
 
-def refuse_altered(path: Path) -> None:
+def reject_altered(path: Path) -> None:
     """Raise ValueError if SHA256SUMS beside a file lists another digest for it; an unlisted file passes."""
     listed = read_sums(path.parent).get(path.name)
     if listed is not None and sha256(path) != listed:
         raise ValueError(
             f"{path} was truncated or altered: its SHA-256 is not the one in {SUMS}. Delete it and fetch it again; "
-            f"if the change is yours, delete {SUMS} and write the folder anew with save_pretrained"
+            f"if the change is yours, delete {SUMS} and write the folder again with save_pretrained"
         )
 
 
@@ -185,13 +187,13 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     Raises:
         ValueError: If they do not; the message names the keys, those of one part of the model together.
     """
-    own = model.state_dict()
-    problems = [f"missing {name}" for name in _grouped(key for key in own if key not in state)]
-    problems += [f"unexpected {name}" for name in _grouped(key for key in state if key not in own)]
+    expected = model.state_dict()
+    problems = [f"missing {name}" for name in _grouped(key for key in expected if key not in state)]
+    problems += [f"unexpected {name}" for name in _grouped(key for key in state if key not in expected)]
     problems += [
-        f"{key} is {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} is {tuple(state[key].shape)}, the model has {tuple(expected[key].shape)}"
+        for key in expected
+        if key in state and state[key].shape != expected[key].shape
     ]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
@@ -248,7 +250,7 @@ def download(repo: str, cache_dir: str | None = None) -> Path:
             "(HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 keeps from asking, cache_dir= names the cache)"
         ) from error
     except _TRANSFER_ERRORS as error:
-        if getattr(error, "errno", None):  # our own disk's
+        if getattr(error, "errno", None):  # our expected disk's
             raise
         raise ConnectionError(f"the download of hf-hub:{repo} broke off, ask again: {_first_line(error)}") from error
     missing = [file for file in (CONFIG, WEIGHTS) if not (Path(folder) / file).is_file()]

@@ -36,7 +36,7 @@ class PretrainedCfg:
         classifier: Name of the classifier.
         protocol: Evaluation protocol of ``metrics``.
         metrics: Measured results, such as ``{"mAP": 0.7}``.
-        trained_on: What training told of itself: ``dataset``, ``digest``, ``protocol``, ``recipe``, ``seed``,
+        trained_on: What training recorded of itself: ``dataset``, ``digest``, ``protocol``, ``recipe``, ``seed``,
             ``epoch``, ``epochs``, ``epoch_rule``, and under ``start`` the same of the weights that it started from.
         license: Of the weights.
         data_license: Of the images and captions that they were trained on.
@@ -91,7 +91,7 @@ class PretrainedCfg:
         return dataclasses.replace(self, **tuples)
 
     def to_dict(self, remove_source: bool = False) -> dict[str, Any]:
-        """A JSON-able table without empty fields, without the sources on request."""
+        """A JSON-able dict without empty fields, without the sources on request."""
         sources = ("hf_hub_id", "file", "clip", "timm") if remove_source else ()
         items = dataclasses.asdict(self).items()
         return {k: list(v) if isinstance(v, tuple) else v for k, v in items if v is not None and k not in sources}

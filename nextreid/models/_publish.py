@@ -67,7 +67,7 @@ def push_to_hub(
 
     Raises:
         ValueError: If the model was not built by an entrypoint, or ``repo`` is no repository's name.
-        OSError: If the hub refuses or cannot be reached.
+        OSError: If the hub rejects it or cannot be reached.
     """
     api = HfApi(token=token, library_name="nextreid", library_version=__version__)
     with tempfile.TemporaryDirectory() as home:

@@ -24,7 +24,7 @@ def split_model_name_tag(name: str) -> tuple[str, str]:
 
 
 def register_model(entrypoint: Entrypoint) -> Entrypoint:
-    """Register a function ``name(pretrained=False, **kwargs) -> model`` under its own name; used as a decorator.
+    """Register a function ``name(pretrained=False, **kwargs) -> model`` under its name; used as a decorator.
 
     Weights come from a module-level ``default_cfgs`` table (see `generate_default_cfgs`) defined above the function.
 

@@ -147,7 +147,7 @@ def _create_next(variant: str, pretrained: bool = False, **kwargs: Any) -> NEXT:
     return build_model_with_cfg(NEXT, variant, pretrained, **kwargs)
 
 
-_CLIP_NOTE = "OpenAI's towers; the experts start untrained. Mean and std are the peers' 0.5, not CLIP's own."
+_CLIP_NOTE = "OpenAI's towers; the experts start untrained. Mean and std are 0.5, as in related methods, not CLIP's."
 
 default_cfgs = generate_default_cfgs(
     {

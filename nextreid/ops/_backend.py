@@ -76,9 +76,9 @@ def interpreted() -> bool:
 
 
 def _obstacle(tensors: list[Tensor]) -> str | None:
-    kinds = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    if not kinds <= set(_KERNEL_DTYPES):
-        names = ", ".join(sorted(str(kind) for kind in kinds - set(_KERNEL_DTYPES)))
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    if not dtypes <= set(_KERNEL_DTYPES):
+        names = ", ".join(sorted(str(dtype) for dtype in dtypes - set(_KERNEL_DTYPES)))
         return f"it has tensors of {names}, and the kernels take float32, float16 and bfloat16"
     devices = {tensor.device.type for tensor in tensors}
     explicit = get_backend() == "triton"
@@ -101,6 +101,6 @@ def _known(name: str, source: str) -> str:
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The type that autocast gives products of this tensor; None where autocast is off or its device knows none."""
-    kind = tensor.device.type
-    known = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    return torch.get_autocast_dtype(kind) if known else None
+    device = tensor.device.type
+    known = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if known else None

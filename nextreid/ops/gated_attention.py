@@ -1,7 +1,7 @@
 """Attention of a few query rows over gated tokens whose keys and values are the tokens themselves (Eq. 7, 10-11).
 
-The logits and the weighted sum both read the tokens: a projection of the keys belongs on the query side and one of the
-values behind the sum, ``q (W_k z) = (W_k^T q) z`` and ``sum p (W_v z) = W_v (sum p z)``, so neither keys nor values
+The logits and the weighted sum both read the tokens: a projection of the keys can be moved to the queries and one of
+the values behind the sum, ``q (W_k z) = (W_k^T q) z`` and ``sum p (W_v z) = W_v (sum p z)``, so neither keys nor values
 are ever formed.
 """
 
@@ -191,12 +191,12 @@ def _checked(
                 f"keys must be (B, L) = ({batch}, {length}) or (B, E, L) = ({batch}, {experts}, {length}); "
                 f"got {tuple(keys.shape)}"
             )
-    _check_kinds(query, residual, update, gate, keys)
-    kind = autocast_dtype(query)
-    return query if kind is None or query.dtype == torch.float64 else query.to(kind)
+    _check_dtypes(query, residual, update, gate, keys)
+    dtype = autocast_dtype(query)
+    return query if dtype is None or query.dtype == torch.float64 else query.to(dtype)
 
 
-def _check_kinds(
+def _check_dtypes(
     query: Tensor, residual: Tensor, update: Tensor | None, gate: Tensor | None, keys: Tensor | None
 ) -> None:
     tokens = {"query": query, "residual": residual, "update": update}
@@ -204,13 +204,13 @@ def _check_kinds(
     devices = {name: tensor.device for name, tensor in given.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         raise ValueError(f"all tensors must be on one device; got {_listed(devices)}")
-    kinds = {name: tensor.dtype for name, tensor in tokens.items() if tensor is not None}
-    if not all(kind.is_floating_point for kind in kinds.values()):
-        raise ValueError(f"query, residual and update must be floating-point; got {_listed(kinds)}")
-    autocast = autocast_dtype(query) is not None and torch.float64 not in kinds.values()
-    if len(set(kinds.values())) > 1 and not autocast:
-        raise ValueError(f"query, residual and update must be of one type outside autocast; got {_listed(kinds)}")
+    dtypes = {name: tensor.dtype for name, tensor in tokens.items() if tensor is not None}
+    if not all(dtype.is_floating_point for dtype in dtypes.values()):
+        raise ValueError(f"query, residual and update must be floating-point; got {_listed(dtypes)}")
+    autocast = autocast_dtype(query) is not None and torch.float64 not in dtypes.values()
+    if len(set(dtypes.values())) > 1 and not autocast:
+        raise ValueError(f"query, residual and update must be of one type outside autocast; got {_listed(dtypes)}")
 
 
-def _listed(kinds: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {kind}" for name, kind in kinds.items())
+def _listed(dtypes: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())

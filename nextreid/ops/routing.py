@@ -202,9 +202,9 @@ def _work_dtype(hidden: Tensor) -> torch.dtype:
 
 def _full_precision(tensor: Tensor) -> AbstractContextManager:
     """Products in the types of their operands, also where autocast is on."""
-    kind = tensor.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
+    device = tensor.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
     return nullcontext()
 
 

@@ -186,7 +186,7 @@ def _backward_cosine(
     count, blocks, tb, tm, tn, td, gb, gm, gn, gd,
     E: tl.constexpr, M: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the cosines' two sides, for some positions of one sample and modality."""
+    """Gradients of both factors of the cosines, for some positions of one sample and modality."""
     row = tl.program_id(0).to(tl.int64)
     m = tl.program_id(1).to(tl.int64)
     b = row // blocks

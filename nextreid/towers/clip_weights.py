@@ -44,7 +44,7 @@ class ClipMapping(NamedTuple):
         naming: ``"OpenAI"`` (which is open_clip's too), ``"open_clip with a timm tower"`` or ``"timm"``.
         image: Tensors that filled the image tower.
         text: Tensors that filled the text tower.
-        left_out: Names of the source that no tower was to take: of a side that was not asked for, and the
+        left_out: Names of the source that no tower was to take: of a tower that was not asked for, and the
             temperature of CLIP's loss.
         grids: Grids of the position table before and after it was resampled; None where it was not.
     """
@@ -64,8 +64,8 @@ def load_clip_weights(
     The position table is resampled (bicubic, antialiased) from CLIP's square grid to the tower's grid.
 
     Args:
-        state_dict: A CLIP in OpenAI's or open_clip's names (``visual.*`` and the text side at the root or under
-            ``text.``), in open_clip's names around a timm tower (``visual.trunk.*``), or the image side alone in
+        state_dict: A CLIP in OpenAI's or open_clip's names (``visual.*`` and the text tower at the root or under
+            ``text.``), in open_clip's names around a timm tower (``visual.trunk.*``), or the image tower alone in
             timm's names (``blocks.*``, the projection as ``head.weight``).
         image: Towers to fill, timm CLIP ViTs; None to leave out.
         text: Tower to fill; None to leave out.
@@ -74,29 +74,29 @@ def load_clip_weights(
         What was mapped.
 
     Raises:
-        ValueError: If the names are no CLIP's, or names or shapes do not fit; the message lists them by kind.
+        ValueError: If the names are not those of a CLIP, or names or shapes do not fit; the message lists them.
     """
     naming = _naming(state_dict)
     towers = [image] if isinstance(image, ImageTower) else list(image or ())
-    image_side, text_side, left_out = _sides(state_dict, naming)
+    image_names, text_names, left_out = _split_names(state_dict, naming)
     grids: tuple[Size, Size] | None = None
     problems: list[str] = []
     loads: list[tuple[nn.Module, dict[str, Tensor]]] = []
     if towers:
-        own = {key: state_dict[source] for key, source in image_side.items()}
+        state = {key: state_dict[source] for key, source in image_names.items()}
         if naming == "OpenAI":
-            own = {key: _as_timm(key, tensor) for key, tensor in own.items()}
-        grids = _resample(own, towers[0])
-        problems += _problems(towers[0], own, image_side, "image tower", skip=("camera",))
-        loads += [(tower, own) for tower in towers]
+            state = {key: _as_timm(key, tensor) for key, tensor in state.items()}
+        grids = _resample(state, towers[0])
+        problems += _problems(towers[0], state, image_names, "image tower", skip=("camera",))
+        loads += [(tower, state) for tower in towers]
     else:
-        left_out += image_side.values()
+        left_out += image_names.values()
     if text is not None:
-        own = {key: state_dict[source] for key, source in text_side.items()}
-        problems += _problems(text, own, text_side, "text tower")
-        loads.append((text, own))
+        state = {key: state_dict[source] for key, source in text_names.items()}
+        problems += _problems(text, state, text_names, "text tower")
+        loads.append((text, state))
     else:
-        left_out += text_side.values()
+        left_out += text_names.values()
     if problems:
         raise ValueError(f"these CLIP weights ({naming} names) do not fit: " + "; ".join(problems))
     for module, state in loads:
@@ -105,8 +105,8 @@ def load_clip_weights(
         text.clear_cache()
     if grids:
         _logger.info("position table resampled from %dx%d to %dx%d patches", *grids[0], *grids[1])
-    filled = len(image_side) if towers else 0
-    return ClipMapping(naming, filled, len(text_side) if text is not None else 0, tuple(sorted(left_out)), grids)
+    filled = len(image_names) if towers else 0
+    return ClipMapping(naming, filled, len(text_names) if text is not None else 0, tuple(sorted(left_out)), grids)
 
 
 def load_pretrained_clip(
@@ -140,20 +140,20 @@ def _naming(names: Iterable[str]) -> str:
     )
 
 
-def _sides(state: Mapping[str, Tensor], naming: str) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Our names of the image side and of the text side with their sources, and what lies beside both."""
-    image_side, text_side, beside, unknown = {}, {}, [], []
+def _split_names(state: Mapping[str, Tensor], naming: str) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Our names of the image tower's and the text tower's tensors with their sources, and what belongs to neither."""
+    image_names, text_names, beside, unknown = {}, {}, [], []
     for key in state:
         root = key.removeprefix("text.")
         if naming == "timm":
             if key == "head.bias" and not state[key].any():
                 beside.append(key)  # CLIP's projection has none; timm's layer carries zeros
             else:
-                image_side["proj.weight" if key == "head.weight" else f"trunk.{key}"] = key
+                image_names["proj.weight" if key == "head.weight" else f"trunk.{key}"] = key
         elif key.startswith("visual."):
-            image_side[_image_name(key.removeprefix("visual."), naming)] = key
-        elif root.startswith(_TEXT) and f"transformer.{root}" not in text_side:
-            text_side[f"transformer.{root}"] = key
+            image_names[_image_name(key.removeprefix("visual."), naming)] = key
+        elif root.startswith(_TEXT) and f"transformer.{root}" not in text_names:
+            text_names[f"transformer.{root}"] = key
         elif root in _BESIDE:
             beside.append(key)
         else:
@@ -163,19 +163,19 @@ def _sides(state: Mapping[str, Tensor], naming: str) -> tuple[dict[str, str], di
             f"beside a CLIP in {naming} names there are {len(unknown)} unknown: {_grouped(unknown)}; "
             "take them out of the file, or name the model that they belong to"
         )
-    return image_side, text_side, beside
+    return image_names, text_names, beside
 
 
-def _image_name(own: str, naming: str) -> str:
+def _image_name(name: str, naming: str) -> str:
     if naming != "OpenAI":
-        return "proj.weight" if own == "head.proj.weight" else own
-    if own == "proj":
+        return "proj.weight" if name == "head.proj.weight" else name
+    if name == "proj":
         return "proj.weight"
-    if own in _FIXED:
-        return f"trunk.{_FIXED[own]}"
+    if name in _FIXED:
+        return f"trunk.{_FIXED[name]}"
     for old, new in _PARTS:
-        own = own.replace(old, new)
-    return f"trunk.{own}"
+        name = name.replace(old, new)
+    return f"trunk.{name}"
 
 
 def _as_timm(name: str, tensor: Tensor) -> Tensor:
@@ -189,13 +189,13 @@ def _resample(state: dict[str, Tensor], tower: ImageTower) -> tuple[Size, Size] 
     """Bring the position table of `state` to the tower's grid, in place; return both grids where they differ."""
     table, expected = state.get(_POSITIONS), tower.state_dict().get(_POSITIONS)
     if table is None or expected is None or table.dim() != 3 or table.shape[-1] != expected.shape[-1]:
-        return None  # refused by its name or its size
+        return None  # rejected by its name or its size
     places = table.shape[1] - tower.trunk.num_prefix_tokens
     side = math.isqrt(max(places, 0))
     if side * side != places or not side:
         raise ValueError(
             f"the position table has {places} places besides the class token's, which is no square: CLIP's images "
-            "are square, and the file does not say which grid of another shape this is; take CLIP's own weights"
+            "are square, and the file does not say which grid of another shape this is; take CLIP's original weights"
         )
     new = (int(tower.grid_size[0]), int(tower.grid_size[1]))
     if new == (side, side):
@@ -209,7 +209,7 @@ def _resample(state: dict[str, Tensor], tower: ImageTower) -> tuple[Size, Size] 
 def _problems(
     module: nn.Module, state: Mapping[str, Tensor], sources: Mapping[str, str], where: str, skip: tuple[str, ...] = ()
 ) -> list[str]:
-    """What keeps `state` from filling a module, by kind, in the source's names as far as it has some."""
+    """What keeps `state` from filling a module, in the source's names as far as it has some."""
     expected = {key: value for key, value in module.state_dict().items() if key not in skip}
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(sources[key] for key in state.keys() - expected.keys())
@@ -235,5 +235,5 @@ def _grouped(names: Iterable[str]) -> str:
     for name in sorted(names):
         numbered = re.match(r".*?\.\d+\.", name)
         groups.setdefault(numbered[0] if numbered else name.partition(".")[0] + ".", []).append(name)
-    shown = [own[0] if len(own) == 1 else f"{start}* ({len(own)})" for start, own in groups.items()]
+    shown = [found[0] if len(found) == 1 else f"{start}* ({len(found)})" for start, found in groups.items()]
     return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more groups" if len(shown) > 8 else "")

@@ -14,14 +14,14 @@ Size = tuple[int, int]
 class ImageTower(nn.Module):
     """A timm ViT that gives the class token and the patch tokens of one image, projected to width D.
 
-    Tokens are taken after the tower's final norm. With a CLIP tower the projection is CLIP's own visual projection,
+    Tokens are taken after the tower's final norm. With a CLIP tower the projection is CLIP's visual projection,
     applied to every token, so that patches and captions share one space.
 
     Args:
         name: timm name of a vision transformer (``timm.list_models("vit_*")``, EVA and DINO families too). OpenAI's
             CLIP weights need a ``quickgelu`` architecture, such as ``vit_base_patch16_clip_quickgelu_224``.
         img_size: Height and width in pixels; any multiple of the patch size, square or not.
-        embed_dim: Width D after the projection; None leaves the tower's own width, without a projection.
+        embed_dim: Width D after the projection; None leaves the tower's width, without a projection.
         num_cameras: Number of cameras to learn an embedding for; 0 for none. It is added to the class token.
         drop_path: Stochastic depth rate.
         tower_args: Further arguments of the timm model, such as ``{"depth": 4}``.
@@ -81,7 +81,8 @@ class ImageTower(nn.Module):
     def load_timm(self, cache_dir: str | None = None) -> str:
         """Fill the tower from the weights that timm names for it; the projection to width D stays as it is.
 
-        A norm at the end of the tower, which weights of a tower that pools before its norm lack, starts anew.
+        A norm at the end of the tower keeps its initial values where the weights, of a tower that pools before its norm,
+        have none.
 
         Args:
             cache_dir: Where downloads are kept; None for timm's place.
@@ -148,7 +149,7 @@ class ImageTower(nn.Module):
         unknown = self.camera.mean(0)
         if camid is None:
             return unknown.expand(batch, -1)
-        # In a compiled graph, which knows no values, the look-up itself refuses such a number.
+        # In a compiled graph, which knows no values, the look-up itself rejects such a camera.
         if not torch.compiler.is_compiling() and camid.numel() and int(camid.max()) >= self.num_cameras:
             raise ValueError(
                 f"camera {int(camid.max())} is out of range for {self.num_cameras} cameras (0-based); "

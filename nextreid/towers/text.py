@@ -50,20 +50,20 @@ def _tokenizer(vocab_size: int) -> open_clip.SimpleTokenizer:
 
 
 class TextTower(nn.Module):
-    """CLIP's text transformer, frozen, and a table of what it has encoded.
+    """CLIP's text transformer, frozen, and a cache of what it has encoded.
 
-    Each distinct text is encoded once, as long as the table has room and the weights stay as they are. A feature from
-    the table equals a fresh one to the last bit on the same device.
+    Each distinct text is encoded once, as long as the cache has room and the weights stay as they are. A feature from
+    the cache equals a fresh one to the last bit on the same device.
 
     Args:
-        name: An open_clip model whose text side is an own transformer, such as ``ViT-B-16-quickgelu``, or a table of
-            its settings (``{"width": 64, "heads": 2, "layers": 2}``). With ``vocab_size`` below CLIP's 49,408 a text is
+        name: An open_clip model whose text tower is a transformer of open_clip, such as ``ViT-B-16-quickgelu``, or its
+            settings (``{"width": 64, "heads": 2, "layers": 2}``). With ``vocab_size`` below CLIP's 49,408 a text is
             cut into the pieces of CLIP's first merges: rarer words take more tokens, and the table is smaller.
         embed_dim: Width D of the features; None takes the named model's.
         cache_bytes: Most bytes of features to keep, on the tower's device; the oldest go first. 0 keeps none.
 
     Raises:
-        ValueError: If open_clip has no such model, or its text side is not a plain CLIP transformer.
+        ValueError: If open_clip has no such model, or its text tower is not a plain CLIP transformer.
     """
 
     def __init__(
@@ -77,34 +77,36 @@ class TextTower(nn.Module):
             config = open_clip.get_model_config(name)
             if config is None:
                 raise ValueError(f"open_clip has no model named {name!r}; see open_clip.list_models()")
-            own, quick, width = dict(config["text_cfg"]), config.get("quick_gelu", False), config["embed_dim"]
+            settings, quick, width = dict(config["text_cfg"]), config.get("quick_gelu", False), config["embed_dim"]
         else:
-            own = dict(name)
-            quick, width = own.pop("quick_gelu", True), embed_dim
+            settings = dict(name)
+            quick, width = settings.pop("quick_gelu", True), embed_dim
         if embed_dim is not None and embed_dim != width:
             raise ValueError(
                 f"the text tower {name!r} gives {width} features but embed_dim={embed_dim}; captions and patches are "
                 "compared in one space, so give both towers one width"
             )
-        if "hf_model_name" in own or own.get("context_length", CONTEXT) != CONTEXT:
-            raise ValueError(f"the text side of {name!r} is not a CLIP transformer with a window of {CONTEXT} tokens")
-        vocab_size = own.get("vocab_size", VOCABULARY)
+        if "hf_model_name" in settings or settings.get("context_length", CONTEXT) != CONTEXT:
+            raise ValueError(f"the text tower of {name!r} is not a CLIP transformer with a window of {CONTEXT} tokens")
+        vocab_size = settings.get("vocab_size", VOCABULARY)
         if not _SMALLEST <= vocab_size <= VOCABULARY:
             raise ValueError(
-                f"vocab_size={vocab_size} of the text side of {name!r} is not CLIP's: {_SMALLEST} to {VOCABULARY}"
+                f"vocab_size={vocab_size} of the text tower of {name!r} is not CLIP's: {_SMALLEST} to {VOCABULARY}"
             )
         try:
             self.transformer = TextTransformer(
-                output_dim=width, act_layer=QuickGELU if quick else nn.GELU, **{"context_length": CONTEXT, **own}
+                output_dim=width, act_layer=QuickGELU if quick else nn.GELU, **{"context_length": CONTEXT, **settings}
             )
         except TypeError as error:
-            raise ValueError(f"open_clip's text transformer does not take these settings: {own} ({error})") from error
+            raise ValueError(
+                f"open_clip's text transformer does not take these settings: {settings} ({error})"
+            ) from error
         if self.transformer.pool_type != "argmax" or self.transformer.attn_mask is None:
-            raise ValueError(f"the text side of {name!r} does not read its feature at the end token as CLIP does")
+            raise ValueError(f"the text tower of {name!r} does not read its feature at the end token as CLIP does")
         self.embed_dim: int = width
         self.vocab_size: int = vocab_size
-        self.table = TextFeatureCache(cache_bytes)
-        self._settings = {"quick_gelu": quick, "embed_dim": width, **own}
+        self.cache = TextFeatureCache(cache_bytes)
+        self._settings = {"quick_gelu": quick, "embed_dim": width, **settings}
         self._identity: str | None = None
         self._weights_seen: tuple[tuple[int, torch.dtype, int], ...] | None = None
         self._words: dict[str, list[int]] = {}
@@ -128,7 +130,7 @@ class TextTower(nn.Module):
         This happens by itself when weights are loaded, moved, cast or changed in place; only an optimiser's fused step
         cannot be seen. While a weight requires a gradient, nothing is kept.
         """
-        self.table.clear()
+        self.cache.clear()
         self._identity = None
 
     def tokenize(self, texts: list[str]) -> Tensor:
@@ -232,7 +234,7 @@ class TextTower(nn.Module):
         """Encode captions ahead, so that `encode` finds them; a log line tells how far it is.
 
         Args:
-            captions: Any number of captions, each its sentences, one string, or None. Those that the table has no room
+            captions: Any number of captions, each its sentences, one string, or None. Those that the cache has no room
                 for are left out.
 
         Returns:
@@ -240,18 +242,18 @@ class TextTower(nn.Module):
         """
         weight = self._ready()
         texts = dict.fromkeys(text for caption in captions for text in self.windows(caption))
-        room = self.table.limit(self.embed_dim * weight.element_size())
+        room = self.cache.limit(self.embed_dim * weight.element_size())
         if len(texts) > room:
-            _logger.warning("the text table has room for %d of %d texts: give it more cache_bytes", room, len(texts))
-        new = sorted([text for text in texts if text not in self.table][:room], key=self.count_tokens)
+            _logger.warning("the text cache has room for %d of %d texts: give it more cache_bytes", room, len(texts))
+        new = sorted([text for text in texts if text not in self.cache][:room], key=self.count_tokens)
         for start in range(0, len(new), _WARM):
             chunk = new[start : start + _WARM]
-            self.table.add(chunk, self._encode(chunk))
+            self.cache.add(chunk, self._encode(chunk))
             _logger.info("text tower: %d of %d texts encoded", start + len(chunk), len(new))
         return len(new)
 
     def open_cache(self, path: str | os.PathLike[str]) -> None:
-        """Let a file keep the table from run to run.
+        """Let a file keep the cache from run to run.
 
         It is read when it is first needed, and written by `save_cache`. A file that is damaged, or of another tower,
         device or library, is not used: a warning says so, and the next `save_cache` replaces it.
@@ -260,19 +262,19 @@ class TextTower(nn.Module):
             path: A ``.safetensors`` file, there or not.
 
         Raises:
-            ValueError: If the path cannot be that of a table, or another file lies there.
+            ValueError: If the path cannot be that of a cache, or another file lies there.
         """
-        self.table.open(path)
+        self.cache.open(path)
 
     def save_cache(self) -> bool:
-        """Write the table to the file of `open_cache`, together with what other processes wrote there.
+        """Write the cache to the file of `open_cache`, together with what other processes wrote there.
 
         Returns:
-            Whether the file holds the whole table now; False if none was opened. If it cannot be written (a full disk,
+            Whether the file holds the whole cache now; False if none was opened. If it cannot be written (a full disk,
             say), a warning is logged.
         """
         self._ready()
-        return self.table.save(self._origin)
+        return self.cache.save(self._provenance)
 
     def _weights(self) -> tuple[tuple[int, torch.dtype, int], ...] | None:
         """What tells that a weight was replaced or written to; None while any is being trained."""
@@ -282,16 +284,16 @@ class TextTower(nn.Module):
         return tuple((p.data_ptr(), p.dtype, 0 if p.is_inference() else p._version) for p in weights)
 
     def _ready(self) -> Tensor:
-        """Bring the table up to date; return a weight, for its device and type."""
+        """Bring the cache up to date; return a weight, for its device and type."""
         weights = self._weights()
         if weights is None or weights != self._weights_seen:
             self.clear_cache()
             self._weights_seen = weights
         weight = self.transformer.token_embedding.weight
-        self.table.load(self._origin, weight.device)
+        self.cache.load(self._provenance, weight.device)
         return weight
 
-    def _origin(self) -> dict[str, str]:
+    def _provenance(self) -> dict[str, str]:
         """What features depend on besides the text, to the last bit."""
         self._identity = self._identity or digest(self._settings, self.state_dict())
         weight = self.transformer.token_embedding.weight
@@ -312,12 +314,12 @@ class TextTower(nn.Module):
 
     def _look_up(self, texts: Sequence[str]) -> tuple[dict[str, int], Tensor]:
         """Unit features of distinct texts, and which row is whose."""
-        known = [text for text in texts if text in self.table]
-        new = [text for text in texts if text not in self.table]
-        parts = [self.table.look_up(known)] if known else []
+        known = [text for text in texts if text in self.cache]
+        new = [text for text in texts if text not in self.cache]
+        parts = [self.cache.look_up(known)] if known else []
         if new:
             parts.append(self._encode(new))
-            self.table.add(new, parts[-1])
+            self.cache.add(new, parts[-1])
         return {text: row for row, text in enumerate(known + new)}, torch.cat(parts)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Features of texts, each computed once: a bounded table in memory, and a file that keeps it between runs."""
+"""Features of texts, each computed once: a bounded cache in memory, and a file that keeps it between runs."""
 
 import contextlib
 import hashlib
@@ -25,7 +25,7 @@ class TextFeatureCache:
     """Rows ``(n, D)`` by text, in one tensor that grows as they come.
 
     When it is full, the newest rows take the place of the oldest. A file may keep the rows from run to run: it is a
-    cache, so that trouble with it is told and never stops a run. A copy of a table starts empty and without a file.
+    cache: trouble with it is logged and never stops a run. A copy of a cache starts empty and without a file.
 
     Args:
         max_bytes: Most bytes of rows, in memory and in the file; 0 keeps none.
@@ -71,14 +71,14 @@ class TextFeatureCache:
         """Rows ``(n, D)`` of at least one text.
 
         Raises:
-            KeyError: If a text is not in the table.
+            KeyError: If a text is not in the cache.
         """
         slots = torch.tensor([self._slots[text] for text in texts])
         assert self._rows is not None
         return self._rows.index_select(0, slots.to(self._rows.device))
 
     def add(self, texts: Sequence[str], rows: Tensor) -> None:
-        """Keep the rows ``(n, D)`` of n distinct texts that are not in the table."""
+        """Keep the rows ``(n, D)`` of n distinct texts that are not in the cache."""
         limit = self.limit(rows[0].nbytes) if texts else 0
         if not limit:
             return
@@ -104,33 +104,33 @@ class TextFeatureCache:
         """Name the file; `load` reads it, and `save` writes it.
 
         Raises:
-            ValueError: If the path cannot be that of a table, or another file lies there.
+            ValueError: If the path cannot be that of a cache, or another file lies there.
         """
         place = Path(path)
         if place.suffix != ".safetensors" or place.is_dir():
-            raise ValueError(f"a text table is a file whose name ends in .safetensors, got {str(place)!r}")
+            raise ValueError(f"a text cache is a file whose name ends in .safetensors, got {str(place)!r}")
         with contextlib.suppress(OSError, RuntimeError, SafetensorError), safe_open(place, framework="pt") as file:
             if _METADATA not in (file.metadata() or {}):
-                raise ValueError(f"{place} holds other tensors, not a text table: give another name")
+                raise ValueError(f"{place} holds other tensors, not a text cache: give another name")
         self._path, self._read, self._news = place, False, len(self) > 0
 
-    def load(self, origin: Callable[[], Mapping[str, str]], device: torch.device) -> None:
+    def load(self, provenance: Callable[[], Mapping[str, str]], device: torch.device) -> None:
         """Add the file's rows, unless this was done or there is no file.
 
         Args:
-            origin: Gives what the rows depend on besides the text; rows of another origin are not read.
+            provenance: Gives what the rows depend on besides the text; rows of another provenance are not read.
             device: Where the rows are to be.
         """
         if self._path is None or self._read:
             return
         self._read, news = True, self._news
-        texts, rows = self._stored(self._path, origin(), "is not read")
+        texts, rows = self._stored(self._path, provenance(), "is not read")
         new = [i for i, text in enumerate(texts) if text not in self]
         self.add([texts[i] for i in new], rows[new].to(device))
         self._news = news
-        _logger.info("text table %s: %d texts read", self._path, len(texts))
+        _logger.info("text cache %s: %d texts read", self._path, len(texts))
 
-    def save(self, origin: Callable[[], Mapping[str, str]]) -> bool:
+    def save(self, provenance: Callable[[], Mapping[str, str]]) -> bool:
         """Write the rows to the file, with those that it got meanwhile, if there are any new ones.
 
         Returns:
@@ -141,27 +141,27 @@ class TextFeatureCache:
             return False
         if not self._news or self._rows is None:
             return True
-        told, own = origin(), self.texts
+        recorded, own = provenance(), self.texts
         rows = self.look_up(own).cpu()
-        texts, stored = self._stored(self._path, told, "is replaced")
+        texts, stored = self._stored(self._path, recorded, "is replaced")
         others = [i for i, text in enumerate(texts) if text not in self]
         others = others[max(0, len(others) - (self.limit(rows[0].nbytes) - len(own))) :]
         try:
-            write_cache(self._path, told, [texts[i] for i in others] + own, torch.cat([stored[others], rows]))
+            write_cache(self._path, recorded, [texts[i] for i in others] + own, torch.cat([stored[others], rows]))
         except OSError as error:
-            _logger.warning("the text table is not saved: %s", error)
+            _logger.warning("the text cache is not saved: %s", error)
             return False
         self._news = False
         return True
 
-    def _stored(self, path: Path, origin: Mapping[str, str], otherwise: str) -> tuple[list[str], Tensor]:
-        """What the file holds of this origin; nothing if there is no file, with a warning if it is of no use."""
+    def _stored(self, path: Path, provenance: Mapping[str, str], otherwise: str) -> tuple[list[str], Tensor]:
+        """What the file holds of this provenance; nothing if there is no file, with a warning if it is of no use."""
         try:
-            return read_cache(path, origin)
+            return read_cache(path, provenance)
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
-            _logger.warning("the text table %s %s: %s", path, otherwise, error)
+            _logger.warning("the text cache %s %s: %s", path, otherwise, error)
         return [], torch.empty(0)
 
     def _room(self, count: int, limit: int, like: Tensor) -> Tensor:
@@ -177,19 +177,19 @@ class TextFeatureCache:
         return self._rows
 
 
-def read_cache(path: Path, origin: Mapping[str, str]) -> tuple[list[str], Tensor]:
+def read_cache(path: Path, provenance: Mapping[str, str]) -> tuple[list[str], Tensor]:
     """Read what `write_cache` wrote.
 
     Args:
         path: The file.
-        origin: What the rows depend on besides the text; see `write_cache`.
+        provenance: What the rows depend on besides the text; see `write_cache`.
 
     Returns:
         n texts and their rows ``(n, D)``, on the CPU.
 
     Raises:
         OSError: If the file is not there or cannot be read.
-        ValueError: If it is damaged or of another origin; the message says which.
+        ValueError: If it is damaged or of another provenance; the message says which.
     """
     # One open: through two, as safe_open reads, the halves of two files may meet while another process replaces it.
     data = path.read_bytes()
@@ -197,9 +197,9 @@ def read_cache(path: Path, origin: Mapping[str, str]) -> tuple[list[str], Tensor
         size = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_METADATA])
         tensors = load(data)
-        made = header["origin"]
+        made = header["provenance"]
         differs = [
-            f"{name} {made.get(name)!r}, not {value!r}" for name, value in origin.items() if made.get(name) != value
+            f"{name} {made.get(name)!r}, not {value!r}" for name, value in provenance.items() if made.get(name) != value
         ]
         if differs:
             raise ValueError(f"it was made with {'; '.join(differs)}")
@@ -212,12 +212,12 @@ def read_cache(path: Path, origin: Mapping[str, str]) -> tuple[list[str], Tensor
     return [letters[a:b].decode("utf-8", "surrogatepass") for a, b in zip(starts, ends, strict=True)], tensors["rows"]
 
 
-def write_cache(path: Path, origin: Mapping[str, str], texts: Sequence[str], rows: Tensor) -> None:
+def write_cache(path: Path, provenance: Mapping[str, str], texts: Sequence[str], rows: Tensor) -> None:
     """Write rows and what they are of to a safetensors file, whole or not at all.
 
     Args:
         path: The file; folders on the way are made.
-        origin: What the rows depend on besides the text; a reader with another origin refuses the file.
+        provenance: What the rows depend on besides the text; a reader with another provenance rejects the file.
         texts: n texts.
         rows: ``(n, D)``.
 
@@ -230,17 +230,17 @@ def write_cache(path: Path, origin: Mapping[str, str], texts: Sequence[str], row
         "letters": torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8)),
         "ends": torch.tensor([len(text) for text in encoded]).cumsum(0),
     }
-    header = {"origin": dict(origin), "checksum": _checksum(tensors)}
+    header = {"provenance": dict(provenance), "checksum": _checksum(tensors)}
     write_whole(path, lambda temporary: save_file(tensors, temporary, {_METADATA: json.dumps(header)}))
 
 
 def digest(settings: Mapping[str, object], weights: Mapping[str, Tensor]) -> str:
     """Hexadecimal SHA-256 of settings and of tensors with their names, types and shapes."""
-    told = hashlib.sha256(json.dumps(dict(settings), sort_keys=True, default=str).encode())
+    recorded = hashlib.sha256(json.dumps(dict(settings), sort_keys=True, default=str).encode())
     for name, tensor in sorted(weights.items()):
-        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        told.update(_memory(tensor))
-    return told.hexdigest()
+        recorded.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        recorded.update(_memory(tensor))
+    return recorded.hexdigest()
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
