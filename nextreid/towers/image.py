@@ -81,8 +81,8 @@ class ImageTower(nn.Module):
     def load_timm(self, cache_dir: str | None = None) -> str:
         """Fill the tower from the weights that timm names for it; the projection to width D stays as it is.
 
-        A norm at the end of the tower keeps its initial values where the weights, of a tower that pools before its norm,
-        have none.
+        A norm at the end of the tower keeps its initial values where the weights are of a tower that pools before its
+        norm.
 
         Args:
             cache_dir: Where downloads are kept; None for timm's place.
