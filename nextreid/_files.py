@@ -1,6 +1,7 @@
 """The one way to write a file or a folder whole or not at all, and to read tensors back checked."""
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_METADATA = "nextreid"
+_METADATA, _DIGEST = "nextreid", "digest"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -99,30 +100,59 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Write a safetensors file; `metadata` is kept in its header as JSON under the key ``nextreid``."""
+    """Write a safetensors file with a digest of its content.
+
+    Args:
+        path: The file.
+        tensors: Tensors by name.
+        metadata: Kept in the header as JSON under the key ``nextreid``.
+
+    Raises:
+        OSError: If the file cannot be written; what was there stays as it was.
+    """
     from safetensors.torch import save_file
 
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda temporary: save_file(ready, temporary, {_METADATA: json.dumps(dict(metadata))}))
+    text = json.dumps(dict(metadata))
+    header = {_METADATA: text, _DIGEST: tensors_digest(ready, text)}
+    write_whole(path, lambda temporary: save_file(ready, temporary, header))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what `write_tensors` wrote.
+    """Read what `write_tensors` wrote, on the CPU.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged or something else.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    # One open: through two, as safe_open reads, the halves of two files may meet while another process replaces it.
+    data = path.read_bytes()
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads(file.metadata()[_METADATA])
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        text, tensors = header[_METADATA], load(data)
+        whole = header[_DIGEST] == tensors_digest(tensors, text)
+        metadata = json.loads(text)
+    except (SafetensorError, KeyError, TypeError, ValueError, MemoryError) as error:
         raise ValueError(f"{path} is damaged or was not written by nextreid ({error})") from error
+    if not whole:
+        raise ValueError(f"{path} is damaged: its digest is not that of its content")
+    return tensors, metadata
+
+
+def tensors_digest(tensors: Mapping[str, Any], text: str = "") -> str:
+    """Fingerprint of a text and of tensors with their names, types and shapes: 32 hexadecimal digits of BLAKE2b."""
+    import torch
+
+    state = hashlib.blake2b(text.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
 
 
 @contextmanager

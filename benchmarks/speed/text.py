@@ -73,8 +73,8 @@ def counts(source: str, captions: Captions, epochs: int) -> Iterator[dict[str, A
         strings += sum(map(len, windows))
         distinct.update(*windows)
         tower.encode(windows)
-    texts = tower.table.texts
-    features = tower.table.look_up(texts)
+    texts = tower.cache.texts
+    features = tower.cache.look_up(texts)
     needed = sum(map(tower.count_tokens, distinct))
     size = f"{source}, {len(captions)} samples, {epochs} epochs"
     yield _row(
@@ -138,7 +138,7 @@ def step(source: str, captions: Captions) -> Iterator[dict[str, Any]]:
     assert tower is not None
     expected = model.encode_text(rows)
     known = _seconds(lambda: model.encode_text(rows))
-    tower.table = TextFeatureCache(0)
+    tower.cache = TextFeatureCache(0)
     if not torch.equal(model.encode_text(rows), expected):
         raise ValueError("features of the table are not those of a tower without one")
     anew = _seconds(lambda: model.encode_text(rows))

@@ -1,5 +1,6 @@
 """Captions to features: open_clip's text transformer and tokenizer, frozen."""
 
+import json
 import logging
 import os
 import platform
@@ -14,9 +15,10 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
+from .._files import tensors_digest
 from ..version import __version__
 from .packing import pack_sentences
-from .text_cache import TextFeatureCache, digest
+from .text_cache import TextFeatureCache
 
 CONTEXT = 77
 VOCABULARY = 49_408
@@ -295,7 +297,9 @@ class TextTower(nn.Module):
 
     def _provenance(self) -> dict[str, str]:
         """What features depend on besides the text, to the last bit."""
-        self._identity = self._identity or digest(self._settings, self.state_dict())
+        self._identity = self._identity or tensors_digest(
+            self.state_dict(), json.dumps(self._settings, sort_keys=True, default=str)
+        )
         weight = self.transformer.token_embedding.weight
         device = weight.device.type
         if device == "cuda":

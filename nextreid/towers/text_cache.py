@@ -1,22 +1,18 @@
 """Features of texts, each computed once: a bounded cache in memory, and a file that keeps it between runs."""
 
 import contextlib
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
 from torch import Tensor
 
-from .._files import write_whole
+from .._files import read_tensors, write_tensors
 
-_METADATA = "nextreid.text_cache"
+_MARK = '{"text cache"'  # how the metadata of a cache begins
 
 _logger = logging.getLogger(__name__)
 
@@ -110,7 +106,7 @@ class TextFeatureCache:
         if place.suffix != ".safetensors" or place.is_dir():
             raise ValueError(f"a text cache is a file whose name ends in .safetensors, got {str(place)!r}")
         with contextlib.suppress(OSError, RuntimeError, SafetensorError), safe_open(place, framework="pt") as file:
-            if _METADATA not in (file.metadata() or {}):
+            if not (file.metadata() or {}).get("nextreid", "").startswith(_MARK):
                 raise ValueError(f"{place} holds other tensors, not a text cache: give another name")
         self._path, self._read, self._news = place, False, len(self) > 0
 
@@ -191,25 +187,16 @@ def read_cache(path: Path, provenance: Mapping[str, str]) -> tuple[list[str], Te
         OSError: If the file is not there or cannot be read.
         ValueError: If it is damaged or of another provenance; the message says which.
     """
-    # One open: through two, as safe_open reads, the halves of two files may meet while another process replaces it.
-    data = path.read_bytes()
-    try:
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_METADATA])
-        tensors = load(data)
-        made = header["provenance"]
-        differs = [
-            f"{name} {made.get(name)!r}, not {value!r}" for name, value in provenance.items() if made.get(name) != value
-        ]
-        if differs:
-            raise ValueError(f"it was made with {'; '.join(differs)}")
-        if header["checksum"] != _checksum(tensors):
-            raise ValueError("it is damaged (its checksum is not that of its content)")
-    except (SafetensorError, KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"it is damaged ({error})") from error
-    letters, ends = tensors["letters"].numpy().tobytes(), tensors["ends"].tolist()
-    starts = [0, *ends[:-1]]
-    return [letters[a:b].decode("utf-8", "surrogatepass") for a, b in zip(starts, ends, strict=True)], tensors["rows"]
+    tensors, metadata = read_tensors(path)
+    if "text cache" not in metadata:
+        raise ValueError("it holds other tensors")
+    made = metadata["provenance"]
+    differs = [
+        f"{name} {made.get(name)!r}, not {value!r}" for name, value in provenance.items() if made.get(name) != value
+    ]
+    if differs:
+        raise ValueError(f"it was made with {'; '.join(differs)}")
+    return metadata["texts"], tensors["rows"]
 
 
 def write_cache(path: Path, provenance: Mapping[str, str], texts: Sequence[str], rows: Tensor) -> None:
@@ -224,28 +211,4 @@ def write_cache(path: Path, provenance: Mapping[str, str], texts: Sequence[str],
     Raises:
         OSError: If it cannot be written; what was there stays.
     """
-    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-    tensors = {
-        "rows": rows.detach().cpu().contiguous(),
-        "letters": torch.from_numpy(np.frombuffer(bytearray(b"".join(encoded)), np.uint8)),
-        "ends": torch.tensor([len(text) for text in encoded]).cumsum(0),
-    }
-    header = {"provenance": dict(provenance), "checksum": _checksum(tensors)}
-    write_whole(path, lambda temporary: save_file(tensors, temporary, {_METADATA: json.dumps(header)}))
-
-
-def digest(settings: Mapping[str, object], weights: Mapping[str, Tensor]) -> str:
-    """Hexadecimal SHA-256 of settings and of tensors with their names, types and shapes."""
-    recorded = hashlib.sha256(json.dumps(dict(settings), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(weights.items()):
-        recorded.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        recorded.update(_memory(tensor))
-    return recorded.hexdigest()
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    return digest({}, tensors)
-
-
-def _memory(tensor: Tensor) -> memoryview:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    write_tensors(path, {"rows": rows}, {"text cache": 1, "provenance": dict(provenance), "texts": list(texts)})
