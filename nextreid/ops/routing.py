@@ -82,9 +82,15 @@ def route(
         ValueError: If shapes, types or devices do not agree, or the backend ``triton`` cannot serve the call.
     """
     _check(hidden, weight, bias, sigma, tokens, text, captioned, mix, present, temperature)
-    triton = resolve(hidden, weight, bias, sigma, tokens, text, *(mix or ())) == "triton"
-    form = _route_triton if triton else route_torch
-    return form(hidden, weight, bias, sigma, tokens, text, captioned, mix, present, temperature)
+    if resolve(hidden, weight, bias, sigma, tokens, text, *(mix or ())) == "torch":
+        return route_torch(hidden, weight, bias, sigma, tokens, text, captioned, mix, present, temperature)
+    if text is None:
+        tokens = captioned = mix = None
+    w1, b1, w2, b2 = mix or (None,) * 4
+    mask, gamma, beta = route_op(
+        hidden, weight, bias, sigma, tokens, text, captioned, w1, b1, w2, b2, present, float(temperature)
+    )
+    return Routes(mask, gamma, None if text is None else beta)
 
 
 def route_torch(
@@ -152,27 +158,6 @@ def modulation_shift(beta: Tensor, mix: Mix) -> Tensor:
         inner = F.gelu(torch.baddbmm(b1[..., None], w1, rows))
         shift = torch.baddbmm(b2[..., None], w2, inner).view(experts, width, batch, places)
     return shift.permute(2, 0, 1, 3)
-
-
-def _route_triton(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    sigma: Tensor,
-    tokens: Tensor | None,
-    text: Tensor | None,
-    captioned: Tensor | None,
-    mix: Mix | None,
-    present: Tensor | None,
-    temperature: float,
-) -> Routes:
-    if text is None:
-        tokens = captioned = mix = None
-    w1, b1, w2, b2 = mix or (None,) * 4
-    mask, gamma, beta = route_op(
-        hidden, weight, bias, sigma, tokens, text, captioned, w1, b1, w2, b2, present, float(temperature)
-    )
-    return Routes(mask, gamma, None if text is None else beta)
 
 
 def straight_through_mask(score: Tensor, threshold: Tensor | float, temperature: float = 1.0) -> Tensor:
