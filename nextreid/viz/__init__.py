@@ -3,6 +3,7 @@
 from .drawing import save_image
 from .masks import mask_image
 from .rank_list import rank_list_image
-from .report import Table, write_report
+from .report import write_report
+from .table import Table
 
 __all__ = ["Table", "mask_image", "rank_list_image", "save_image", "write_report"]

@@ -1,15 +1,13 @@
 """What every figure is drawn with: type, colours, images of samples, marks, and saving."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
+from nextreid._files import write_whole
 from nextreid.data.image import Image as Source
 from nextreid.data.image import open_image
 from nextreid.data.sample import Sample
@@ -121,21 +119,5 @@ def save_image(image: Image.Image, path: str | Path) -> Path:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE:
         raise ValueError(f"cannot save {path.name!r}: unknown image suffix {path.suffix!r}; use .png or .jpg")
-    data = BytesIO()
-    image.save(data, format=kind)
-    return write_atomic(path, data.getvalue())
-
-
-def write_atomic(path: Path, data: bytes) -> Path:
-    """Write a file through a temporary one in the same folder, which is made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(path, lambda temporary: image.save(temporary, format=kind))
     return path

@@ -1,46 +1,17 @@
 """One self-contained HTML page: facts, tables and images of a run."""
 
 import base64
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from io import BytesIO
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from .drawing import write_atomic
+from nextreid._files import write_text
 
-
-@dataclass(frozen=True)
-class Table:
-    """A table of a report.
-
-    Attributes:
-        title: Heading above it.
-        columns: C headings.
-        rows: Rows of C cells. Numbers are aligned to the right; give a string to choose its digits.
-        note: A sentence below it, or empty.
-
-    Raises:
-        ValueError: If a row has another number of cells than there are columns.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        for number, row in enumerate(self.rows, start=1):
-            if len(row) != len(self.columns):
-                raise ValueError(
-                    f"table {self.title!r}: row {number} has {len(row)} cells but there are {len(self.columns)} columns"
-                )
+from .table import Table, format_value
 
 
 def write_report(
@@ -70,30 +41,14 @@ def write_report(
     parts = [f"<h1>{escape(title)}</h1>"]
     parts += [f'<p class="intro">{escape(text.strip())}</p>' for text in intro.split("\n\n") if text.strip()]
     if facts:
-        items = "".join(f"<div><dt>{escape(name)}</dt><dd>{_cell(value)}</dd></div>" for name, value in facts.items())
+        items = "".join(
+            f"<div><dt>{escape(name)}</dt><dd>{escape(format_value(value))}</dd></div>" for name, value in facts.items()
+        )
         parts.append(f"<dl>{items}</dl>")
-    parts += [_table(table) for table in tables]
+    parts += [table.html() for table in tables]
     parts += [_figure(caption, image) for caption, image in images]
-    page = _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(parts))
-    return write_atomic(Path(path), page.encode("utf-8"))
-
-
-def _table(table: Table) -> str:
-    numeric = [
-        bool(table.rows) and all(_is_number(row[c]) or row[c] is None for row in table.rows)
-        for c in range(len(table.columns))
-    ]
-    kinds = [' class="number"' if right else "" for right in numeric]
-    head = "".join(f'<th scope="col"{kind}>{escape(c)}</th>' for kind, c in zip(kinds, table.columns, strict=True))
-    rows = "\n".join(
-        "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
-        for row in table.rows
-    )
-    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
-    return (
-        f'<section><h2>{escape(table.title)}</h2><div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{rows}\n</tbody></table></div>{note}</section>"
-    )
+    write_text(Path(path), _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(parts)))
+    return Path(path)
 
 
 def _figure(caption: str, image: Image.Image) -> str:
@@ -104,28 +59,6 @@ def _figure(caption: str, image: Image.Image) -> str:
         f'<figure><div class="wide" tabindex="0"><img src="{source}" alt="{escape(caption)}" '
         f'width="{image.width}" height="{image.height}"></div><figcaption>{escape(caption)}</figcaption></figure>'
     )
-
-
-def _is_number(value: Any) -> bool:
-    """Tell whether a cell reads as a number: one itself, or a string such as ``"82.1 %"``."""
-    if not isinstance(value, str):
-        return isinstance(value, Real) and not isinstance(value, bool)
-    try:
-        float(value.strip().removesuffix("%").rstrip().replace(",", ""))
-    except ValueError:
-        return False
-    return True
-
-
-def _cell(value: Any) -> str:
-    """Write a value: nothing known as a dash, yes and no, floats with four digits, the rest as it prints."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, Real) and not isinstance(value, Integral):
-        return "–" if math.isnan(value) else f"{float(value):.4g}"
-    return escape(str(value))
 
 
 _PAGE = """<!doctype html>

@@ -16,7 +16,6 @@ from nextreid.viz.drawing import (
     hatched,
     mark,
     size_to_draw,
-    write_atomic,
 )
 
 
@@ -102,14 +101,14 @@ def test_unknown_suffix_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.txt"
-    write_atomic(path, b"old")
+def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("nextreid.viz.drawing.os.replace", fail)
+    monkeypatch.setattr(Image.Image, "save", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, b"new")
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+        save_image(Image.new("RGB", (4, 3)), path)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.png"]

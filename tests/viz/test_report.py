@@ -90,8 +90,3 @@ def test_cells(html):
 def test_only_a_title_is_needed(tmp_path):
     page = Page(write_report(tmp_path / "a.html", title="bare").read_text())
     assert page.texts == ["bare", "bare"] and "table" not in page.tags and "dl" not in page.tags
-
-
-def test_uneven_rows_are_refused():
-    with pytest.raises(ValueError, match="table 'x': row 2 has 1 cells but there are 2 columns"):
-        Table("x", ["a", "b"], [[1, 2], [3]])
