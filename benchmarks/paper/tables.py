@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from nextreid._files import write_whole
+from nextreid.retrieval import METRICS
 
-MEASURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
 # Two-sided 95 % quantiles of Student's t by degrees of freedom; 1.96 beyond.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
@@ -49,7 +49,7 @@ def result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             **result["machine"],
         }
         for report in result.get("evaluations") or [{}]:
-            numbers = {measure: round(report[measure], 5) if report else "" for measure in MEASURES}
+            numbers = {measure: round(report[measure], 5) if report else "" for measure in METRICS}
             text = ("yes" if report["text"] else "no") if report else ""
             queries = {"valid_queries": report.get("valid_queries", ""), "protocol": report.get("protocol", "")}
             out.append({**head, "seed": result["seed"], "text_at_test": text, **numbers, **queries, **tail})
@@ -107,7 +107,7 @@ def _numbers(results: Sequence[Mapping[str, Any]], name: str) -> dict[int, dict[
     for result in results:
         if result["row"]["name"] != name or "error" in result:
             continue
-        percent = [{m: 100 * report[m] for m in MEASURES} for report in result["evaluations"]]
+        percent = [{m: 100 * report[m] for m in METRICS} for report in result["evaluations"]]
         reads = result["evaluations"][0]["text"]
         out[result["seed"]] = {"on": percent[0], "off": percent[-1], "reads_text": reads}
     return out

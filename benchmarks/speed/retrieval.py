@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 from nextreid.retrieval import Identities, Rerank, RetrievalResult, distances, get_protocol, rank, rank_distances
-from nextreid.retrieval.arithmetic import HostArithmetic
 from nextreid.retrieval.rerank import reranked_blocks
 
 SIZES = {
@@ -186,7 +185,7 @@ def _against_reranking(size: str) -> Iterator[dict[str, Any]]:
 
 def reranked(query: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
     """Our re-ranked distances, block by block."""
-    return reranked_blocks(query, gallery, get_protocol("camera"), Rerank(), HostArithmetic(), slice(0, len(query)))
+    return reranked_blocks(query, gallery, get_protocol("camera"), Rerank(), torch.device("cpu"), slice(0, len(query)))
 
 
 def rerank_as_fastreid(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:

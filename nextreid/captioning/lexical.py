@@ -77,12 +77,12 @@ def text_retrieval(features: np.ndarray, identities: Identities, protocol: str) 
     matches, others = _counts(identities, rule.exclude)
     queries = np.flatnonzero(matches)
     if not len(queries):
-        raise ValueError(f"no image has a match under the protocol {rule.name!r}; {rule.remedy}")
+        raise ValueError(f"no image has a match under the protocol {rule.name!r}; {rule.hint}")
     labels = (identities.pid, identities.camid, identities.sceneid)
     asked = Identities(*(np.asarray(column)[queries] for column in labels))
     result = rank(features[queries], features, asked, identities, rule)
     chance_map, chance_first = chance(matches[queries], others[queries])
-    return TextRetrieval(len(queries), result.mAP, result.rank1, chance_map, chance_first)
+    return TextRetrieval(len(queries), result.mAP, result.metric("rank-1"), chance_map, chance_first)
 
 
 def chance(matches: np.ndarray, others: np.ndarray) -> tuple[float, float]:

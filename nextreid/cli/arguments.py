@@ -128,8 +128,10 @@ def load_model(name: str) -> Any:
 
 
 def numbers_line(row: dict[str, Any]) -> str:
-    """Return one line with the measures of a result and the conditions they hold under."""
-    numbers = "  ".join(f"{name} {100 * row[name]:.1f}" for name in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"))
+    """Return one line with the metrics of a result and the conditions they hold under."""
+    from nextreid.retrieval import METRICS
+
+    numbers = "  ".join(f"{name} {100 * row[name]:.1f}" for name in METRICS)
     missing = f", without {', '.join(row['missing'])}" if row.get("missing") else ""
     reranked = ", re-ranked" if row.get("rerank") else ""
     reranked += ", modality parts averaged" if row.get("averaged") else ""

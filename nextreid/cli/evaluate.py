@@ -138,13 +138,14 @@ def _line(row: dict[str, Any]) -> str:
 
 def _table(cells: Sequence[Any], modalities: Sequence[str]) -> list[str]:
     """Return one line for each set of modalities that both sides show."""
-    measures = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
+    from nextreid.retrieval import METRICS
+
     width = len("+".join(modalities))
-    lines = [_title(cells), f"{'shown':{width}}  {'  '.join(f'{name:>7}' for name in measures)}  queries"]
+    lines = [_title(cells), f"{'shown':{width}}  {'  '.join(f'{name:>7}' for name in METRICS)}  queries"]
     for cell in cells:
         row = cell.to_dict()
         shown = "+".join(m for m in modalities if m not in cell.missing)
-        numbers = "  ".join(f"{100 * row[name]:7.1f}" for name in measures)
+        numbers = "  ".join(f"{100 * row[name]:7.1f}" for name in METRICS)
         left_out = f", {cell.left_out} samples show none of it" if cell.left_out else ""
         lines.append(f"{shown:{width}}  {numbers}  {row['valid_queries']} of {row['queries']}{left_out}")
     return lines
@@ -158,13 +159,13 @@ def _cross_table(cells: Sequence[Any]) -> list[str]:
     queries, galleries = ([*dict.fromkeys(pair[side] for pair in numbers)] for side in (0, 1))
     width = max(len("rank-1, query down"), *map(len, queries))
     lines = [_title(cells)]
-    for name, measure in (("mAP", "mAP"), ("rank-1", "rank1")):
+    for name in ("mAP", "rank-1"):
         lines.append(f"{name + ', query down':{width}}  " + "  ".join(f"{g:>6}" for g in galleries))
         for q in queries:
             line = f"{q:{width}}"
             for g in galleries:
                 cell = numbers.get((q, g))
-                value = "" if cell is None else f"{100 * getattr(cell.result, measure):.1f}"
+                value = "" if cell is None else f"{100 * cell.result.metric(name):.1f}"
                 line += f"  {value:>{max(6, len(g))}}"
             lines.append(line)
     lines.append("cells off the diagonal: the modalities' parts of the embeddings are averaged")

@@ -109,9 +109,11 @@ def _seeds_lines(report: Any) -> list[str]:
 
 
 def _spread_line(row: dict[str, Any]) -> str:
-    def number(measure: str) -> str:
-        spread = "" if row[measure]["std"] is None else f" ± {100 * row[measure]['std']:.1f}"
-        return f"{measure} {100 * row[measure]['mean']:.1f}{spread}"
+    from nextreid.retrieval import METRICS
 
-    numbers = "  ".join(number(measure) for measure in ("mAP", "rank-1", "rank-5", "rank-10", "mINP"))
+    def number(metric: str) -> str:
+        spread = "" if row[metric]["std"] is None else f" ± {100 * row[metric]['std']:.1f}"
+        return f"{metric} {100 * row[metric]['mean']:.1f}{spread}"
+
+    numbers = "  ".join(number(metric) for metric in METRICS)
     return f"{numbers}  [protocol {row['protocol']}, {'with' if row['text'] else 'no'} captions at test]"

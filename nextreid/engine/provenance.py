@@ -6,8 +6,7 @@ from typing import Any
 from nextreid.data import ReIDDataset
 from nextreid.data.card import refuse_leak
 from nextreid.models import ReIDModel
-
-_MEASURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
+from nextreid.retrieval import METRICS
 
 
 def trained_sets(model: ReIDModel) -> list[str]:
@@ -50,7 +49,7 @@ def record_measures(model: ReIDModel, evaluation: Mapping[str, Any] | None, epoc
         epoch_rule: Such as ``"last"``.
     """
     config = model.pretrained_cfg
-    measures = None if evaluation is None else {name: evaluation[name] for name in _MEASURES}
+    measures = None if evaluation is None else {name: evaluation[name] for name in METRICS}
     model.pretrained_cfg = config.replace(
         trained_on={**(config.trained_on or {}), "epoch_rule": epoch_rule},
         metrics=measures,

@@ -11,6 +11,7 @@ import torch
 from nextreid._files import write_json
 from nextreid.data import ReIDDataset
 from nextreid.models import ReIDModel
+from nextreid.retrieval import METRICS
 
 from .distributed import on_main
 from .recipe import Recipe
@@ -18,7 +19,6 @@ from .run_folder import RECIPE, TrainReport
 from .trainer import train
 
 SUMMARY = "summary.json"
-MEASURES = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class SeedsReport:
         if not all(field in row for row in rows.values()):
             return {}
         spread: dict[str, Any] = {}
-        for measure in MEASURES:
-            values = {str(seed): row[field][measure] for seed, row in rows.items()}
+        for metric in METRICS:
+            values = {str(seed): row[field][metric] for seed, row in rows.items()}
             numbers = list(values.values())
             deviation = stdev(numbers) if len(numbers) > 1 else None
-            spread[measure] = {"mean": mean(numbers), "std": deviation, "values": values}
+            spread[metric] = {"mean": mean(numbers), "std": deviation, "values": values}
         first = next(iter(rows.values()))[field]
         return {**spread, "protocol": first["protocol"], "text": first["text"]}
 

@@ -1,16 +1,15 @@
-"""Embeddings to rankings to numbers, under a named protocol."""
+"""Embeddings to rankings to metrics, under a named protocol."""
 
 from .distance import distances
-from .identities import Identities
-from .metrics import rank, rank_distances
-from .protocol import Protocol, get_protocol, list_protocols
+from .metrics import rank, rank_distances, top_k
+from .protocol import Identities, Protocol, get_protocol, list_protocols
 from .rerank import Rerank
-from .results import RetrievalResult, load_result
-from .significance import Comparison, Interval, compare
+from .results import METRICS, Comparison, RetrievalResult, compare, load_result
+from .significance import Interval
 from .streaming import rank_shards
-from .top import top_k
 
 __all__ = [
+    "METRICS",
     "Comparison",
     "Identities",
     "Interval",

@@ -2,6 +2,8 @@
 
 An entry of a row of values has a *key*: an int64 whose upper half orders as the value does and whose lower half is the
 entry's gallery column. Keys are distinct, and their order is that of a stable sort by value.
+
+On a CPU both steps run in NumPy, which is several times faster there than torch.
 """
 
 from collections.abc import Iterator
@@ -26,17 +28,13 @@ def order_keys(values: Tensor, columns: Tensor | int = 0) -> Tensor:
     integers compare as the floats do.
 
     Args:
-        values: Finite.
+        values: Finite values.
         columns: Gallery column of each value, or of the first one in each row.
     """
     if isinstance(columns, int):
         columns = torch.arange(columns, columns + values.shape[-1], device=values.device)
-    return (_order_bits(values).to(torch.int64) << 32) | columns
-
-
-def _order_bits(values: Tensor) -> Tensor:
     bits = (values + 0.0).view(torch.int32)  # adding zero makes -0.0 and 0.0 one value
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64) << 32) | columns
 
 
 def key_values(keys: np.ndarray) -> np.ndarray:
@@ -46,63 +44,45 @@ def key_values(keys: np.ndarray) -> np.ndarray:
     return bits.view(np.float32)
 
 
-class Arithmetic:
-    """Products and counts in torch, on one device.
+def product(query: Tensor, gallery: Tensor, out: Tensor) -> None:
+    """Write ``query @ gallery.T`` to `out`, in float32 whatever autocast and reduced precision training has allowed."""
+    if out.device.type == "cpu":
+        np.matmul(query.numpy(), gallery.numpy().T, out=out.numpy())
+    else:
+        _product_on_device(query, gallery, out)
+
+
+def _product_on_device(query: Tensor, gallery: Tensor, out: Tensor) -> None:
+    with _ieee_products(out.device):
+        out.copy_(query @ gallery.T)
+
+
+def count_nearer(values: Tensor, first_column: int, points: np.ndarray) -> np.ndarray:
+    """Count, for each point, the entries of its row whose keys are smaller.
 
     Args:
-        device: Where.
+        values: ``(B, T)`` float32.
+        first_column: Gallery column of the first value of each row.
+        points: ``(B, S)`` int64 keys, ascending in each row; the count of `PADDING` means nothing.
+
+    Returns:
+        ``(B, S)`` int64.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def product(self, query: Tensor, gallery: Tensor, out: Tensor) -> None:
-        """Write ``query @ gallery.T`` to `out`, in float32 whatever shortcuts training has allowed."""
-        with _ieee_products(self.device):
-            out.copy_(query @ gallery.T)
-
-    def count_nearer(self, values: Tensor, first_column: int, points: np.ndarray) -> np.ndarray:
-        """Count, for each point, the entries of its row whose keys are smaller.
-
-        Args:
-            values: ``(B, T)`` float32 on this device.
-            first_column: Gallery column of the first value of each row.
-            points: ``(B, S)`` int64 keys, ascending in each row; the count of `PADDING` means nothing.
-
-        Returns:
-            ``(B, S)`` int64.
-        """
-        num_rows, width = points.shape
-        marks = torch.from_numpy(points).to(self.device)
-        # a key is counted by every point behind it: by all from the first one that is larger
-        bins = torch.searchsorted(marks, order_keys(values, first_column), right=True)
-        bins += (width + 1) * torch.arange(num_rows, device=self.device)[:, None]
-        counts = torch.bincount(bins.view(-1), minlength=num_rows * (width + 1)).view(num_rows, width + 1)
-        return counts.cumsum(1)[:, :width].cpu().numpy()
+    if values.device.type != "cpu":
+        return _count_on_device(values, first_column, points)
+    rows = max(1, _AT_ONCE // values.shape[1])
+    parts = [slice(start, start + rows) for start in range(0, len(points), rows)]
+    return np.concatenate([_count(values.numpy()[part], first_column, points[part]) for part in parts])
 
 
-class HostArithmetic(Arithmetic):
-    """The same in NumPy, which is several times faster on a CPU."""
-
-    def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
-
-    def product(self, query: Tensor, gallery: Tensor, out: Tensor) -> None:
-        """Write ``query @ gallery.T`` to `out`: NumPy knows no autocast and no reduced precision."""
-        np.matmul(query.numpy(), gallery.numpy().T, out=out.numpy())
-
-    def count_nearer(self, values: Tensor, first_column: int, points: np.ndarray) -> np.ndarray:
-        """As `Arithmetic.count_nearer`, some rows at once."""
-        rows = max(1, _AT_ONCE // values.shape[1])
-        parts = range(0, len(points), rows)
-        counted = [_count(values.numpy()[p : p + rows], first_column, points[p : p + rows]) for p in parts]
-        return np.concatenate(counted)
-
-
-def arithmetic_on(device: torch.device | str | None) -> Arithmetic:
-    """Return the arithmetic of a device; None means the CPU."""
-    device = torch.device(device or "cpu")
-    return HostArithmetic() if device.type == "cpu" else Arithmetic(device)
+def _count_on_device(values: Tensor, first_column: int, points: np.ndarray) -> np.ndarray:
+    num_rows, width = points.shape
+    marks = torch.from_numpy(points).to(values.device)
+    # a key is counted by every point behind it: by all from the first one that is larger
+    bins = torch.searchsorted(marks, order_keys(values, first_column), right=True)
+    bins += (width + 1) * torch.arange(num_rows, device=values.device)[:, None]
+    counts = torch.bincount(bins.view(-1), minlength=num_rows * (width + 1)).view(num_rows, width + 1)
+    return counts.cumsum(1)[:, :width].cpu().numpy()
 
 
 def count_smaller(sorted_keys: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -111,7 +91,7 @@ def count_smaller(sorted_keys: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _count(values: np.ndarray, first_column: int, points: np.ndarray) -> np.ndarray:
-    """Count nearer entries, rows in three classes by how many entries a sort cannot be spared.
+    """Count nearer entries of rows in two classes.
 
     In most rows few entries are as near as the farthest point, and the keys of those few are sorted. Other rows go
     through bins first.
@@ -163,7 +143,8 @@ def _count_in_bins(
     close = shared.take(entry_bin)
     nearer = lower.ravel()[point_bin] + count_smaller(_keys_where(values, close, first_column), points)
     if crowded.size:
-        nearer[crowded] = count_smaller(_all_keys(values[crowded], first_column), points[crowded])
+        keys = order_keys(torch.from_numpy(values[crowded]), first_column).numpy()
+        nearer[crowded] = count_smaller(np.sort(keys, axis=1), points[crowded])
     return nearer
 
 
@@ -188,15 +169,6 @@ def _keys_where(values: np.ndarray, chosen: np.ndarray, first_column: int) -> np
     keys[row, np.arange(len(row)) - ends[row]] = order_keys(torch.from_numpy(values[row, column]), columns).numpy()
     keys.sort(axis=1)
     return keys
-
-
-def _all_keys(values: np.ndarray, first_column: int) -> np.ndarray:
-    """Return the keys of each row in order: two stable sorts of 16 bits, which NumPy does by counting."""
-    bits = _order_bits(torch.from_numpy(values)).numpy()
-    order = np.argsort(bits.astype(np.uint16), axis=1, kind="stable")
-    upper = np.take_along_axis((bits >> 16).astype(np.int16), order, axis=1)
-    order = np.take_along_axis(order, np.argsort(upper, axis=1, kind="stable"), axis=1)
-    return (np.take_along_axis(bits, order, axis=1).astype(np.int64) << 32) | (order + first_column)
 
 
 @contextmanager

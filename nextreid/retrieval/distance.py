@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .arithmetic import Arithmetic, HostArithmetic
+from .arithmetic import product
 from .protocol import Protocol, get_protocol
 
 Embeddings: TypeAlias = np.ndarray | Tensor
+CPU = torch.device("cpu")
 
 BLOCK = 384
 """Queries of one matrix product."""
@@ -45,7 +46,7 @@ def distances(query: Embeddings, gallery: Embeddings, protocol: str | Protocol) 
     """
     protocol = get_protocol(protocol)
     result = torch.empty(len(query), len(gallery))
-    for start, block in nearness_blocks(query, gallery, protocol, HostArithmetic()):
+    for start, block in distance_blocks(query, gallery, protocol):
         rows = result[start : start + len(block)]
         if protocol.distance == "cosine":
             torch.clamp(1 + block, 0, 2, out=rows)
@@ -56,26 +57,19 @@ def distances(query: Embeddings, gallery: Embeddings, protocol: str | Protocol) 
     return result.numpy()
 
 
-def nearness_blocks(
+def distance_blocks(
     query: Embeddings,
     gallery: Embeddings,
     protocol: Protocol,
-    arithmetic: Arithmetic,
-    share: slice | None = None,
+    device: torch.device = CPU,
+    queries: slice | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield values that order the gallery of each query as its distances do, smallest first.
 
     Unit length: ``-cosine``, which keeps more digits than ``1 - cosine`` and so has fewer ties. Euclidean without
     normalisation: ``|g|^2 / 2 - q.g``, half the squared distance less a constant of the query.
 
-    The gallery is not copied where it is float32 and on the device already.
-
-    Args:
-        query: ``(Q, F)``.
-        gallery: ``(G, F)``.
-        protocol: Gives distance and normalisation.
-        arithmetic: Where to compute.
-        share: Queries to compute, from a multiple of `BLOCK` on; None for all.
+    The gallery is not copied where it is float32 and on the device already. `queries` starts at a multiple of `BLOCK`.
 
     Yields:
         The first query of a block and its ``(B, G)`` float32 values, a buffer that the next block overwrites.
@@ -84,14 +78,14 @@ def nearness_blocks(
         ValueError: As for `distances`.
     """
     check_shapes(query, gallery)
-    first, stop = (0, len(query)) if share is None else (share.start, share.stop)
+    first, stop = (0, len(query)) if queries is None else (queries.start, queries.stop)
     check_finite("query", query, first, stop)
-    tiles = list(gallery_tiles([gallery], protocol, arithmetic))
-    buffer = torch.empty(min(BLOCK, _filled(stop - first)), _filled(len(gallery)), device=arithmetic.device)
+    tiles = list(gallery_tiles([gallery], protocol, device))
+    buffer = torch.empty(min(BLOCK, _filled(stop - first)), _filled(len(gallery)), device=device)
     for start in range(first, stop, BLOCK):
-        block = query_block(query[start : min(start + BLOCK, stop)], protocol, arithmetic)
+        block = query_block(query[start : min(start + BLOCK, stop)], protocol, device)
         for tile in tiles:
-            tile.values(block, arithmetic, out=buffer[: len(block), tile.start : tile.start + len(tile.rows)])
+            tile.values(block, out=buffer[: len(block), tile.start : tile.start + len(tile.rows)])
         yield start, buffer[: min(BLOCK, stop - start), : len(gallery)]
 
 
@@ -113,11 +107,11 @@ class Tile:
     scale: Tensor | None
     offset: Tensor | None
 
-    def values(self, block: Tensor, arithmetic: Arithmetic, out: Tensor | None = None) -> Tensor:
+    def values(self, block: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the values of a query block against the tile, ``(M, W)``, in `out` if given."""
         if out is None:
-            out = torch.empty(len(block), len(self.rows), device=arithmetic.device)
-        arithmetic.product(block, self.rows, out)
+            out = torch.empty(len(block), len(self.rows), device=block.device)
+        product(block, self.rows, out)
         if self.scale is not None:
             out *= self.scale
         if self.offset is not None:
@@ -125,20 +119,15 @@ class Tile:
         return out
 
 
-def gallery_tiles(parts: Iterable[Embeddings], protocol: Protocol, arithmetic: Arithmetic) -> Iterator[Tile]:
-    """Cut a gallery that comes in parts into tiles of `TILE` entries; where parts meet in a tile it is copied.
-
-    Args:
-        parts: ``(n, F)`` embeddings each, in gallery order.
-        protocol: Gives distance and normalisation.
-        arithmetic: Where the tiles go.
+def gallery_tiles(parts: Iterable[Embeddings], protocol: Protocol, device: torch.device) -> Iterator[Tile]:
+    """Cut a gallery that comes in parts ``(n, F)`` into tiles of `TILE` entries, copied only where parts meet.
 
     Raises:
         ValueError: If an embedding is not finite or too long.
     """
     start, waiting, missing = 0, list[Tensor](), TILE
     for part in parts:
-        rows = as_float32(part).to(arithmetic.device)
+        rows = as_float32(part).to(device)
         while len(rows) >= missing:
             waiting.append(rows[:missing])
             rows, missing = rows[missing:], TILE
@@ -161,9 +150,9 @@ def _tile(parts: list[Tensor], start: int, protocol: Protocol) -> Tile:
     return Tile(start, count, rows, None, rows.square().sum(dim=1) / 2)  # not of the length: a root would round
 
 
-def query_block(queries: Embeddings, protocol: Protocol, arithmetic: Arithmetic) -> Tensor:
-    """Return negated queries ``(M, F)``, at unit length if asked, with zero rows up to a multiple of 64."""
-    rows = as_float32(queries).to(arithmetic.device)
+def query_block(queries: Embeddings, protocol: Protocol, device: torch.device) -> Tensor:
+    """Return negated queries ``(M, F)``, at unit length if the protocol says so, zero rows up to a multiple of 64."""
+    rows = as_float32(queries).to(device)
     if protocol.normalize:
         length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         rows = rows / torch.where(length > 0, length, 1)
@@ -203,7 +192,7 @@ def as_float32(embeddings: Embeddings) -> Tensor:
 
 
 def _lengths(name: str, embeddings: Embeddings, start: int = 0) -> Tensor:
-    """Return the lengths of embeddings, of which the first is number `start` of its set; refuse what is not finite."""
+    """Return the lengths of embeddings, the first of which has index `start`; raise if one is not finite."""
     lengths = torch.linalg.vector_norm(as_float32(embeddings), dim=1)
     bad = torch.nonzero(~(lengths <= _LONGEST)).flatten()
     if len(bad):

@@ -1,17 +1,20 @@
-"""Exact retrieval measures by counting: no gallery is ever sorted."""
+"""Rankings and their exact metrics by counting: no gallery is ever sorted."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .arithmetic import PADDING, Arithmetic, HostArithmetic, arithmetic_on, count_smaller, order_keys
-from .distance import BLOCK, Embeddings, nearness_blocks
-from .identities import Identities, SameIdentity
-from .protocol import Protocol, Ties, get_protocol
+from .arithmetic import PADDING, count_nearer, count_smaller, order_keys
+from .distance import BLOCK, Embeddings, distance_blocks
+from .protocol import Identities, Protocol, SameIdentity, Ties, get_protocol
 from .rerank import Rerank, reranked_blocks
 from .results import RetrievalResult
+
+QueryMetrics: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Average precision, inverse negative penalty and first rank of some queries, as `RetrievalResult` has them."""
 
 
 def rank(
@@ -27,14 +30,14 @@ def rank(
     device: torch.device | str | None = None,
     part: tuple[int, int] | None = None,
 ) -> RetrievalResult:
-    """Rank the gallery of every query and measure where the matches stand.
+    """Rank the gallery for every query and score where the matches stand.
 
-    The measures need only the ranks of the matches. The j-th nearest match has rank j + n, where n counts the entries
-    of other identities in front of it. Entries that the protocol takes out share the query's identity, so n is the
+    The metrics need only the ranks of the matches. The j-th nearest match has rank j + n, where n counts the entries
+    of other identities before it. Entries that the protocol ignores share the query's identity, so n is the
     number of all nearer entries less the number of nearer entries of the query's identity. Both are counted; the
-    result equals that of a full stable sort. Memory is that of 256 rows of distances, whatever the number of queries.
+    result equals that of a full stable sort. Memory is that of 384 rows of distances, whatever the number of queries.
 
-    Distances are float32, and equal means equal in float32. Where a match stands among other entries at its distance
+    Distances are float32, and equal means equal in float32. Where a match ranks among other entries at its distance
     is the protocol's tie rule, `Protocol.ties`.
 
     Args:
@@ -43,32 +46,31 @@ def rank(
         query_ids: Labels of the queries.
         gallery_ids: Labels of the gallery.
         protocol: A name that `get_protocol` takes, or a `Protocol`.
-        query_keys: Unique names of the queries. With `gallery_keys`, an entry that is the query itself is taken out
+        query_keys: Unique names of the queries. With `gallery_keys`, an entry that is the query itself is ignored
             under every protocol; ``"none"`` needs this when query and gallery share samples.
         gallery_keys: Unique names of the gallery entries.
-        rerank: Rank by k-reciprocal re-ranked distances instead; the result says so.
+        rerank: Rank by k-reciprocal re-ranked distances instead; the result records it.
         device: Where to compute; None means the CPU.
-        part: ``(i, n)`` ranks only the i-th of n shares of the queries, for n processes that work side by side.
-            `RetrievalResult.concat` of all shares is the whole result, bit for bit.
+        part: ``(i, n)`` ranks only the i-th of n parts of the queries, for n processes that work in parallel.
+            `RetrievalResult.concat` of all parts is the whole result, bit for bit.
 
     Returns:
         Average precision, inverse negative penalty and first rank of every query. Queries without a valid match
-        are nan, do not enter the averages, and are reported by one logged warning.
+        are nan, are left out of the averages, and are reported by one logged warning.
 
     Raises:
         ValueError: If shapes or labels do not fit, an embedding is not finite, or no query has a valid match.
     """
-    protocol, arithmetic = get_protocol(protocol), arithmetic_on(device)
-    check_lengths(query_emb, gallery_emb, query_ids, gallery_ids)
-    share = share_of(len(query_ids), part)
+    protocol, device = get_protocol(protocol), torch.device(device or "cpu")
+    _check_lengths(query_emb, gallery_emb, query_ids, gallery_ids)
+    queries = queries_of_part(len(query_ids), part)
     if rerank is None:
-        blocks = nearness_blocks(query_emb, gallery_emb, protocol, arithmetic, share)
+        blocks = distance_blocks(query_emb, gallery_emb, protocol, device, queries)
     else:
-        blocks = reranked_blocks(query_emb, gallery_emb, protocol, rerank, arithmetic, share)
-        arithmetic = HostArithmetic()
+        blocks = reranked_blocks(query_emb, gallery_emb, protocol, rerank, device, queries)
     same_identity = SameIdentity(query_ids, gallery_ids, protocol, query_keys, gallery_keys)
-    result = _measure(blocks, same_identity, Measures(query_ids, protocol, share, query_keys, rerank), arithmetic)
-    return result if part else result.checked()
+    metrics = _block_metrics(blocks, same_identity, protocol.ties)
+    return collect(metrics, query_ids, query_keys, protocol, rerank, part)
 
 
 def rank_distances(
@@ -80,13 +82,13 @@ def rank_distances(
     query_keys: Sequence[str] | None = None,
     gallery_keys: Sequence[str] | None = None,
 ) -> RetrievalResult:
-    """Measure a matrix of distances that was computed elsewhere.
+    """Score a matrix of distances that was computed elsewhere.
 
     Args:
         distances: ``(Q, G)``, smaller is nearer; compared in float32 on the CPU.
         query_ids: Labels of the queries.
         gallery_ids: Labels of the gallery.
-        protocol: Gives what is ignored and the tie rule; its distance is not used.
+        protocol: Says what a query ignores, and the tie rule; its distance is not used.
         query_keys: As for `rank`.
         gallery_keys: As for `rank`.
 
@@ -103,7 +105,7 @@ def rank_distances(
             f"zero; got {tuple(distances.shape)}"
         )
 
-    def blocks() -> Iterable[tuple[int, Tensor]]:
+    def blocks() -> Iterator[tuple[int, Tensor]]:
         for start in range(0, len(distances), BLOCK):
             values = torch.as_tensor(distances[start : start + BLOCK]).to("cpu", torch.float32)
             if not np.isfinite(values.numpy()).all():
@@ -112,112 +114,131 @@ def rank_distances(
             yield start, values
 
     same_identity = SameIdentity(query_ids, gallery_ids, protocol, query_keys, gallery_keys)
-    measures = Measures(query_ids, protocol, slice(0, len(query_ids)), query_keys)
-    return _measure(blocks(), same_identity, measures, HostArithmetic()).checked()
+    return collect(_block_metrics(blocks(), same_identity, protocol.ties), query_ids, query_keys, protocol)
 
 
-def _measure(
-    blocks: Iterable[tuple[int, Tensor]], same_identity: SameIdentity, measures: "Measures", arithmetic: Arithmetic
-) -> RetrievalResult:
+def top_k(
+    query_emb: Embeddings,
+    gallery_emb: Embeddings,
+    query_ids: Identities,
+    gallery_ids: Identities,
+    protocol: str | Protocol,
+    k: int = 10,
+    *,
+    query_keys: Sequence[str] | None = None,
+    gallery_keys: Sequence[str] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k nearest gallery entries of each query, nearest first, in the order that `rank` scores.
+
+    Args:
+        query_emb: ``(Q, F)`` embeddings.
+        gallery_emb: ``(G, F)`` embeddings.
+        query_ids: Labels of the queries.
+        gallery_ids: Labels of the gallery.
+        protocol: A name that `get_protocol` takes, or a `Protocol`.
+        k: Entries per query.
+        query_keys: As for `rank`.
+        gallery_keys: As for `rank`.
+
+    Returns:
+        Gallery indices ``(Q, k)`` int64, without the entries that the protocol ignores and -1 where fewer than k
+        are left; and whether each shows the query's identity ``(Q, k)`` bool.
+
+    Raises:
+        ValueError: If `k` is below 1, shapes or labels do not fit, or an embedding is not finite.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}")
+    protocol = get_protocol(protocol)
+    _check_lengths(query_emb, gallery_emb, query_ids, gallery_ids)
+    same_identity = SameIdentity(query_ids, gallery_ids, protocol, query_keys, gallery_keys)
+    width = min(k, len(gallery_ids))
+    indices = np.full((len(query_ids), k), -1, np.int64)
+    for start, values in distance_blocks(query_emb, gallery_emb, protocol):
+        stop = start + len(values)
+        index, _, ignored = same_identity.entries(start, stop)
+        keys = order_keys(values).numpy()
+        row, column = np.nonzero(ignored)
+        keys[row, index[row, column]] = PADDING
+        nearest = np.sort(np.partition(keys, width - 1, axis=1)[:, :width], axis=1)
+        indices[start:stop, :width] = np.where(nearest == PADDING, -1, nearest & 0xFFFFFFFF)
+    return indices, (indices >= 0) & (gallery_ids.pid[indices] == query_ids.pid[:, None])
+
+
+def _block_metrics(
+    blocks: Iterable[tuple[int, Tensor]], same_identity: SameIdentity, ties: Ties
+) -> Iterator[QueryMetrics]:
     for start, values in blocks:
-        rows = slice(start, start + len(values))
-        index, match, out = same_identity.rows(rows.start, rows.stop)
-        own = values.gather(1, torch.from_numpy(index).to(values.device)).cpu()
-        points, family = match_points(own, index, match, out, measures.protocol.ties)
-        nearer = arithmetic.count_nearer(values, 0, points)
-        measures.add(rows, points, nearer - count_smaller(family, points))
-    return measures.result()
+        index, match, ignored = same_identity.entries(start, start + len(values))
+        same = values.gather(1, torch.from_numpy(index).to(values.device)).cpu()
+        points, keys = match_points(same, index, match, ignored, ties)
+        yield query_metrics(points, count_nearer(values, 0, points) - count_smaller(keys, points))
 
 
 def match_points(
-    own: Tensor, index: np.ndarray, match: np.ndarray, out: np.ndarray, ties: Ties
+    values: Tensor, index: np.ndarray, match: np.ndarray, ignored: np.ndarray, ties: Ties
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn the entries of each query's identity into keys to count against.
+    """Turn the entries of each query's identity, from `SameIdentity.entries`, into keys to count against.
 
-    Args:
-        own: ``(B, S)`` float32 values of the entries.
-        index: ``(B, S)`` gallery indices.
-        match: ``(B, S)`` which of them are matches.
-        out: ``(B, S)`` which of them are taken out.
-        ties: The tie rule. A key counts what stands in front of a match; moved in front of all columns or behind all
-            of them, it counts no other entry at the match's distance, or all.
+    A key counts what comes before a match. Moved before all gallery columns or after them by the tie rule, it counts
+    no other entry at the match's distance, or all.
 
     Returns:
         Keys of the matches, and of all entries of the identity: ``(B, S)`` int64 each, ascending, padded at the end.
     """
-    keys = order_keys(own, torch.from_numpy(index)).numpy()
+    keys = order_keys(values, torch.from_numpy(index)).numpy()
     points = np.sort(np.where(match, keys, PADDING), axis=1)
-    family = np.sort(np.where(match | out, keys, PADDING), axis=1)
+    same_identity = np.sort(np.where(match | ignored, keys, PADDING), axis=1)
     if ties == "optimistic":
         points = np.where(points == PADDING, PADDING, points >> 32 << 32)
     if ties == "pessimistic":
         points |= 0xFFFFFFFF
-    return points, family
+    return points, same_identity
 
 
-class Measures:
-    """Collects what is known of each query.
-
-    Args:
-        query_ids: Labels of all queries.
-        protocol: What the ranks come from.
-        share: The queries that are measured.
-        query_keys: Names of all queries, or None.
-        rerank: What the ranks come from, too.
-    """
-
-    def __init__(
-        self,
-        query_ids: Identities,
-        protocol: Protocol,
-        share: slice,
-        query_keys: Sequence[str] | None = None,
-        rerank: Rerank | None = None,
-    ) -> None:
-        self.protocol = protocol
-        self._share, self._rerank = share, rerank
-        self._pid, self._keys = query_ids.pid, query_keys
-        self._ap, self._inp = np.full(len(query_ids), np.nan), np.full(len(query_ids), np.nan)
-        self._first = np.zeros(len(query_ids), np.int64)
-
-    def add(self, rows: slice, points: np.ndarray, others: np.ndarray) -> None:
-        """Take in the keys of the matches of some queries, and how many entries of others stand in front of each."""
-        nth = np.arange(1, points.shape[1] + 1)
-        ranks = nth + others
-        count = (points != PADDING).sum(axis=1)
-        valid = count > 0
-        precision = np.where(nth <= count[:, None], nth / np.maximum(ranks, 1), 0).sum(axis=1)
-        last = np.take_along_axis(ranks, np.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-        np.divide(precision, count, out=self._ap[rows], where=valid)
-        np.divide(count, last, out=self._inp[rows], where=valid)
-        self._first[rows] = np.where(valid, ranks[:, 0], 0)
-
-    def result(self) -> RetrievalResult:
-        """Return the measures of the share."""
-        keys = None if self._keys is None else tuple(self._keys[self._share])
-        ap, inp, first, pid = (array[self._share] for array in (self._ap, self._inp, self._first, self._pid))
-        return RetrievalResult(ap, inp, first, pid, self.protocol, keys, self._rerank)
+def query_metrics(points: np.ndarray, others: np.ndarray) -> QueryMetrics:
+    """Return the metrics of B queries from the ``(B, S)`` keys of their matches and the others that precede each."""
+    nth = np.arange(1, points.shape[1] + 1)
+    ranks = nth + others
+    count = (points != PADDING).sum(axis=1)
+    valid = count > 0
+    precision = np.where(nth <= count[:, None], nth / np.maximum(ranks, 1), 0).sum(axis=1)
+    last = np.take_along_axis(ranks, np.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+    ap = np.divide(precision, count, out=np.full(len(count), np.nan), where=valid)
+    inp = np.divide(count, last, out=np.full(len(count), np.nan), where=valid)
+    return ap, inp, np.where(valid, ranks[:, 0], 0)
 
 
-def share_of(num_query: int, part: tuple[int, int] | None) -> slice:
-    """Return the queries of one of n shares: whole blocks, so that each matrix product is that of a single process.
+def collect(
+    metrics: Iterable[QueryMetrics],
+    query_ids: Identities,
+    query_keys: Sequence[str] | None,
+    protocol: Protocol,
+    rerank: Rerank | None = None,
+    part: tuple[int, int] | None = None,
+) -> RetrievalResult:
+    """Join the metrics of consecutive queries; those of all queries are checked, those of one part are not."""
+    queries = queries_of_part(len(query_ids), part)
+    nothing = np.empty(0), np.empty(0), np.empty(0, np.int64)
+    ap, inp, first = (np.concatenate(arrays) for arrays in zip(nothing, *metrics, strict=True))
+    keys = None if query_keys is None else tuple(query_keys[queries])
+    result = RetrievalResult(ap, inp, first, query_ids.pid[queries], protocol, keys, rerank)
+    return result if part else result.checked()
 
-    Raises:
-        ValueError: If `part` is not a share and a number of shares.
-    """
-    index, shares = part or (0, 1)
-    if not 0 <= index < shares:
-        raise ValueError(f"part must be (i, n) with 0 <= i < n, the i-th of n shares; got {part}")
+
+def queries_of_part(num_query: int, part: tuple[int, int] | None) -> slice:
+    """Return the queries of one of n parts: whole blocks, so that each matrix product is that of a single process."""
+    index, parts = part or (0, 1)
+    if not 0 <= index < parts:
+        raise ValueError(f"part must be (i, n) with 0 <= i < n, the i-th of n parts; got {part}")
     blocks = -(-num_query // BLOCK)
-    return slice(
-        min(num_query, blocks * index // shares * BLOCK), min(num_query, blocks * (index + 1) // shares * BLOCK)
-    )
+    start, stop = (min(num_query, blocks * i // parts * BLOCK) for i in (index, index + 1))
+    return slice(start, stop)
 
 
-def check_lengths(
+def _check_lengths(
     query_emb: Embeddings, gallery_emb: Embeddings, query_ids: Identities, gallery_ids: Identities
 ) -> None:
-    """Raise ValueError unless there is one label per embedding."""
     for name, embeddings, ids in (("query", query_emb, query_ids), ("gallery", gallery_emb, gallery_ids)):
         if len(embeddings) != len(ids):
             raise ValueError(f"{len(embeddings)} {name} embeddings but {len(ids)} {name} labels: give one per sample")

@@ -1,7 +1,11 @@
-"""Evaluation protocols as data: who is searched where, what a query ignores, how two embeddings are compared."""
+"""Evaluation protocols as data, and for each query the gallery entries that it has to find or ignores under them."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 Exclude = Literal["camera", "scene", "none"]
 Distance = Literal["cosine", "euclidean"]
@@ -11,22 +15,22 @@ Ties = Literal["stable", "optimistic", "pessimistic"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which samples are queries and gallery, what a query ignores, and how two samples are compared.
+    """Which samples are query and gallery, what a query ignores, and how two embeddings are compared.
 
     Attributes:
-        name: Printed beside every number.
+        name: Printed with every metric.
         exclude: A query ignores the gallery entries of its own identity that share its camera (``"camera"``), its
-            scene (``"scene"``), or none at all.
+            scene (``"scene"``), or ignores nothing (``"none"``).
         distance: ``"cosine"`` or ``"euclidean"``.
         normalize: Whether embeddings are scaled to unit length first; always so for cosine.
-        feature: The embedding to extract, in front of the batch-norm neck or behind it.
+        feature: The embedding to extract, before or after the batch-norm neck.
         query_rule: In words, which samples are the queries. The reader of a dataset applies it.
         gallery_rule: In words, which samples are the gallery.
-        query_modalities: What a query shows, in the order of the dataset; None shows all.
-        gallery_modalities: What a gallery entry shows, likewise.
-        ties: Where a match stands among other entries at exactly its distance: ``"stable"`` in gallery order,
-            ``"optimistic"`` in front of them, ``"pessimistic"`` behind them.
-        version: Grows when a named protocol changes its numbers.
+        query_modalities: The modalities that a query has, in the order of the dataset; None for all.
+        gallery_modalities: The modalities that a gallery entry has, likewise.
+        ties: Where a match ranks among other entries at exactly its distance: ``"stable"`` in gallery order,
+            ``"optimistic"`` before them, ``"pessimistic"`` after them.
+        version: Raised when a named protocol changes its metrics.
 
     Raises:
         ValueError: If a field has a value that is not allowed.
@@ -37,38 +41,39 @@ class Protocol:
     distance: Distance = "cosine"
     normalize: bool = True
     feature: Feature = "before_neck"
-    query_rule: str = "the samples given as queries"
-    gallery_rule: str = "the samples given as gallery"
+    query_rule: str = field(default="the samples given as queries", repr=False)
+    gallery_rule: str = field(default="the samples given as gallery", repr=False)
     query_modalities: tuple[str, ...] | None = None
     gallery_modalities: tuple[str, ...] | None = None
     ties: Ties = "stable"
     version: int = 1
 
     def __post_init__(self) -> None:
-        for field, allowed in (("exclude", Exclude), ("distance", Distance), ("feature", Feature), ("ties", Ties)):
-            if getattr(self, field) not in get_args(allowed):
+        for name, allowed in (("exclude", Exclude), ("distance", Distance), ("feature", Feature), ("ties", Ties)):
+            if getattr(self, name) not in get_args(allowed):
                 raise ValueError(
-                    f"protocol {self.name!r}: {field} must be one of {', '.join(get_args(allowed))}; "
-                    f"got {getattr(self, field)!r}"
+                    f"protocol {self.name!r}: {name} must be one of {', '.join(get_args(allowed))}; "
+                    f"got {getattr(self, name)!r}"
                 )
         if self.distance == "cosine" and not self.normalize:
             raise ValueError(
                 f"protocol {self.name!r}: the cosine distance normalises by definition; "
                 'use distance="euclidean" with normalize=False'
             )
-        for field in ("query_modalities", "gallery_modalities"):
-            shown = getattr(self, field)
-            if shown is None:
+        for name in ("query_modalities", "gallery_modalities"):
+            modalities = getattr(self, name)
+            if modalities is None:
                 continue
-            if isinstance(shown, str) or not shown or not all(shown) or len(set(shown)) < len(shown):
+            distinct = not isinstance(modalities, str) and len(set(modalities)) == len(modalities)
+            if not distinct or not modalities or not all(modalities):
                 raise ValueError(
-                    f"protocol {self.name!r}: {field} must name one or more different modalities, such as "
-                    f"('rgb', 'tir'), or be None for all; got {shown!r}"
+                    f"protocol {self.name!r}: {name} must name one or more different modalities, such as "
+                    f"('rgb', 'tir'), or be None for all; got {modalities!r}"
                 )
-            object.__setattr__(self, field, tuple(shown))
+            object.__setattr__(self, name, tuple(modalities))
 
     @property
-    def remedy(self) -> str:
+    def hint(self) -> str:
         """What to do about queries that have no valid match under this protocol."""
         if self.exclude == "none":
             return "no gallery entry shows their identity: check the identity labels and the query and gallery splits"
@@ -83,43 +88,25 @@ class Protocol:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-_TEST_POOL = "every sample of the test identities"
-
-_PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol("camera", "camera"),
-        Protocol("scene", "scene"),
-        Protocol("none", "none"),
-        Protocol(
-            "rgbnt201",
-            "camera",
-            query_rule="every sample of the folder test",
-            gallery_rule="every sample of the folder test",
-        ),
-        Protocol(
-            "msvr310",
-            "scene",
-            query_rule="the folder query3: every test sample of an identity that has two scenes or more",
-            gallery_rule="the folder bounding_box_test, identities of a single scene included",
-        ),
-        Protocol(
-            "rgbnt100",
-            "camera",
-            query_rule="the folder query, whose samples are in the gallery too",
-            gallery_rule="the folder bounding_box_test",
-        ),
-        Protocol("wmveid863", "camera", query_rule="the folder query", gallery_rule="the folder test"),
-        Protocol("rgbn300", "camera", query_rule="the folder query", gallery_rule="the folder bounding_box_test"),
-        Protocol(
-            "market1501-mm",
-            "camera",
-            query_rule="the folder query",
-            gallery_rule="the folder gallery without the samples of identity -1",
-        ),
-        Protocol("synthetic-persons", "camera", query_rule=_TEST_POOL, gallery_rule=_TEST_POOL),
-        Protocol("synthetic-vehicles", "camera", query_rule=_TEST_POOL, gallery_rule=_TEST_POOL),
-    )
+_TEST = "every sample of the folder test"
+_TEST_IDENTITIES = "every sample of the test identities"
+_PUBLISHED: dict[str, tuple[Exclude, str, str]] = {
+    "rgbnt201": ("camera", _TEST, _TEST),
+    "msvr310": (
+        "scene",
+        "the folder query3: every test sample of an identity that has two scenes or more",
+        "the folder bounding_box_test, identities of a single scene included",
+    ),
+    "rgbnt100": ("camera", "the folder query, whose samples are in the gallery too", "the folder bounding_box_test"),
+    "wmveid863": ("camera", "the folder query", "the folder test"),
+    "rgbn300": ("camera", "the folder query", "the folder bounding_box_test"),
+    "market1501-mm": ("camera", "the folder query", "the folder gallery without the samples of identity -1"),
+    "synthetic-persons": ("camera", _TEST_IDENTITIES, _TEST_IDENTITIES),
+    "synthetic-vehicles": ("camera", _TEST_IDENTITIES, _TEST_IDENTITIES),
+}
+_PROTOCOLS = {rule: Protocol(rule, rule) for rule in get_args(Exclude)} | {
+    name: Protocol(name, exclude, query_rule=query, gallery_rule=gallery)
+    for name, (exclude, query, gallery) in _PUBLISHED.items()
 }
 
 
@@ -129,17 +116,18 @@ def list_protocols() -> list[str]:
 
 
 def get_protocol(protocol: str | Protocol) -> Protocol:
-    """Return a protocol by name; a `Protocol` is handed back as it is.
+    """Return a protocol by name; a `Protocol` is returned as it is.
 
-    A name may end in what the two sides show: ``"rgbnt201:tir>rgb"`` searches with thermal images in a gallery of
-    RGB images, ``"camera:rgb+tir>rgb+nir+tir"`` with two modalities in a gallery of three. That is its name then.
+    A name may end in the modalities of query and gallery: ``"rgbnt201:tir>rgb"`` searches with thermal images in a
+    gallery of RGB images, ``"camera:rgb+tir>rgb+nir+tir"`` with two modalities in a gallery of three. The protocol
+    then has that whole name.
 
     Raises:
-        ValueError: If the name is unknown or the sides cannot be read.
+        ValueError: If the name is unknown or its modalities cannot be parsed.
     """
     if isinstance(protocol, Protocol):
         return protocol
-    base, colon, sides = protocol.partition(":")
+    base, colon, modalities = protocol.partition(":")
     if base not in _PROTOCOLS:
         raise ValueError(
             f"unknown protocol {protocol!r}; known: {', '.join(list_protocols())}; "
@@ -147,10 +135,125 @@ def get_protocol(protocol: str | Protocol) -> Protocol:
         )
     if not colon:
         return _PROTOCOLS[base]
-    if sides.count(">") != 1:
+    if modalities.count(">") != 1:
         raise ValueError(
-            f"cannot read {sides!r} in protocol {protocol!r}: write what a query shows, '>', and what the gallery "
-            f"shows, as in '{base}:tir>rgb' or '{base}:rgb+tir>rgb+nir+tir'"
+            f"cannot parse {modalities!r} in protocol {protocol!r}: write the modalities of the query, '>', and those "
+            f"of the gallery, as in '{base}:tir>rgb' or '{base}:rgb+tir>rgb+nir+tir'"
         )
-    query, gallery = (tuple(side.split("+")) for side in sides.split(">"))
+    query, gallery = (tuple(names.split("+")) for names in modalities.split(">"))
     return replace(_PROTOCOLS[base], name=protocol, query_modalities=query, gallery_modalities=gallery)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Identities:
+    """Labels of S samples.
+
+    Attributes:
+        pid: ``(S,)`` int64 identities.
+        camid: ``(S,)`` int64 cameras, -1 where unknown; None means unknown everywhere.
+        sceneid: ``(S,)`` int64 scenes, -1 where there is none; None means none everywhere.
+
+    Raises:
+        ValueError: If the arrays are not one-dimensional integers of one length.
+    """
+
+    pid: np.ndarray
+    camid: np.ndarray | None = None
+    sceneid: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pid", _labels("pid", self.pid))
+        for name in ("camid", "sceneid"):
+            given = getattr(self, name)
+            labels = np.full_like(self.pid, -1) if given is None else _labels(name, given)
+            if labels.shape != self.pid.shape:
+                raise ValueError(f"{name} has {len(labels)} entries but pid has {len(self.pid)}")
+            object.__setattr__(self, name, labels)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.pid)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Identities":
+        """Return the labels of some samples, as NumPy indexes an array."""
+        return Identities(*(np.asarray(labels)[rows] for labels in (self.pid, self.camid, self.sceneid)))
+
+    def __repr__(self) -> str:
+        return f"Identities({len(self)} samples of {len(np.unique(self.pid))} identities)"
+
+
+def _labels(name: str, labels: ArrayLike) -> np.ndarray:
+    array = np.asarray(labels)
+    if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
+        raise ValueError(f"{name} must be a one-dimensional integer array; got {array.dtype} of shape {array.shape}")
+    return array.astype(np.int64)
+
+
+class SameIdentity:
+    """For each query, the gallery entries of its identity: the matches, and those that are ignored.
+
+    Entries are ignored by the protocol (same camera, same scene) and, where keys are given, because they are the
+    query itself. Either way they have the query's identity, so an entry of another identity is never ignored.
+
+    Raises:
+        ValueError: If only one of the key lists is given, their lengths do not fit, gallery keys repeat, or a key
+            stands for different identities in query and gallery.
+    """
+
+    def __init__(
+        self,
+        query: Identities,
+        gallery: Identities,
+        protocol: Protocol,
+        query_keys: Sequence[str] | None = None,
+        gallery_keys: Sequence[str] | None = None,
+    ) -> None:
+        self._by_pid = np.argsort(gallery.pid, kind="stable")
+        sorted_pid = gallery.pid[self._by_pid]
+        self._first = np.searchsorted(sorted_pid, query.pid, side="left")
+        self._count = np.searchsorted(sorted_pid, query.pid, side="right") - self._first
+        self._query_label, self._gallery_label = (
+            {"camera": ids.camid, "scene": ids.sceneid, "none": None}[protocol.exclude] for ids in (query, gallery)
+        )
+        self._itself = _find_itself(query, gallery, query_keys, gallery_keys)
+
+    def entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the entries of the queries ``start:stop``, B of them, in gallery order and padded to one width S.
+
+        Returns:
+            Gallery indices, ``(B, S)`` int64, 0 in the padding; and which of them are matches and which are ignored,
+            ``(B, S)`` bool, False in the padding. S is at least 1.
+        """
+        count = self._count[start:stop, None]
+        column = np.arange(max(1, count.max(initial=0)))
+        real = column < count
+        index = self._by_pid[np.where(real, self._first[start:stop, None] + column, 0)]
+        index = np.where(real, index, 0)
+        ignored = index == self._itself[start:stop, None]
+        if self._query_label is not None and self._gallery_label is not None:
+            ignored |= self._gallery_label[index] == self._query_label[start:stop, None]
+        return index, real & ~ignored, real & ignored
+
+
+def _find_itself(
+    query: Identities, gallery: Identities, query_keys: Sequence[str] | None, gallery_keys: Sequence[str] | None
+) -> np.ndarray:
+    """Return the gallery index of each query itself, ``(Q,)`` int64, -1 where the gallery does not hold it."""
+    if query_keys is None and gallery_keys is None:
+        return np.full(len(query), -1)
+    if query_keys is None or gallery_keys is None:
+        raise ValueError("query_keys and gallery_keys belong together: give both or neither")
+    for name, keys, ids in (("query", query_keys, query), ("gallery", gallery_keys, gallery)):
+        if len(keys) != len(ids):
+            raise ValueError(f"{name}_keys has {len(keys)} entries but the {name} has {len(ids)}")
+    place = {key: index for index, key in enumerate(gallery_keys)}
+    if len(place) != len(gallery_keys):
+        raise ValueError(f"gallery_keys holds {len(gallery_keys) - len(place)} repeated keys; keys must be unique")
+    itself = np.fromiter((place.get(key, -1) for key in query_keys), np.int64, len(query))
+    wrong = np.flatnonzero((itself >= 0) & (gallery.pid[itself] != query.pid))
+    if wrong.size:
+        raise ValueError(
+            f"{wrong.size} keys stand for different identities in query and gallery, "
+            f"for example {query_keys[wrong[0]]!r}: keys must name one sample"
+        )
+    return itself

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arithmetic import Arithmetic, order_keys
-from .distance import BLOCK, TILE, Embeddings, as_float32, check_finite, check_shapes, nearness_blocks
+from .arithmetic import order_keys
+from .distance import BLOCK, TILE, Embeddings, as_float32, check_finite, check_shapes, distance_blocks
 from .protocol import Protocol
 
 _NONE = -1
@@ -29,7 +29,7 @@ _SUMS = 2**22  # entries of a block of Jaccard sums
 class Rerank:
     """Settings of the re-ranking, with the paper's values.
 
-    They are to be chosen on training identities. Chosen on the test set, they measure the choice.
+    Choose others on training identities: chosen on the test set, they overfit it.
 
     Attributes:
         k1: Size of the neighbourhood.
@@ -69,24 +69,12 @@ def reranked_blocks(
     gallery: Embeddings,
     protocol: Protocol,
     rerank: Rerank,
-    arithmetic: Arithmetic,
-    share: slice,
+    device: torch.device,
+    queries: slice,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield re-ranked distances, a block of queries at a time.
+    """Yield re-ranked distances as `distance_blocks` yields distances; neighbourhoods are those of all queries.
 
-    Args:
-        query: ``(Q, F)`` embeddings.
-        gallery: ``(G, F)`` embeddings.
-        protocol: Gives the normalisation.
-        rerank: The settings.
-        arithmetic: Where distances and neighbours are computed; the rest runs on the CPU.
-        share: Queries to yield, from a multiple of `BLOCK` on; the neighbourhoods are those of all.
-
-    Yields:
-        The first query of a block and its ``(B, G)`` float32 distances, on the CPU.
-
-    Raises:
-        ValueError: If shapes do not fit or an embedding is not finite.
+    Distances and neighbours are computed on `device`, the rest and what is yielded on the CPU.
     """
     check_shapes(query, gallery)
     check_finite("gallery", gallery, 0, len(gallery))
@@ -94,15 +82,14 @@ def reranked_blocks(
     everyone = torch.cat([as_float32(query).to("cpu"), as_float32(gallery).to("cpu")])
     squares = _squared_lengths(everyone, protocol)
     count = min(len(everyone), max(rerank.k1 + 1, rerank.k2))
-    neighbours, farthest = _neighbours(everyone, squares, protocol, arithmetic, count)
+    neighbours, farthest = _neighbours(everyone, squares, protocol, device, count)
     encoding = _encode(neighbours, everyone, squares, farthest, protocol, rerank.k1)
     if rerank.k2 > 1:
         encoding = _average(encoding, neighbours[:, : rerank.k2])
     lists = _inverted(encoding, num_query)
 
     step = max(1, min(BLOCK, _SUMS // num_gallery))
-    queries, others = everyone[:num_query], everyone[num_query:]
-    for first, values in nearness_blocks(queries, others, protocol, arithmetic, share):
+    for first, values in distance_blocks(everyone[:num_query], everyone[num_query:], protocol, device, queries):
         block = values.cpu().numpy() * 2
         rows = slice(first, first + len(block))
         block += squares[rows, None]
@@ -116,19 +103,19 @@ def reranked_blocks(
 
 
 def _squared_lengths(embeddings: Tensor, protocol: Protocol) -> np.ndarray:
-    """Return what is added to twice a value of `nearness_blocks` to make it a squared distance, ``(N,)`` float32."""
+    """Return what is added to twice a value of `distance_blocks` to make it a squared distance, ``(N,)`` float32."""
     if protocol.normalize:
         return np.full(len(embeddings), 2, np.float32)
     return torch.cat([rows.square().sum(dim=1) for rows in embeddings.split(TILE)]).numpy()
 
 
 def _neighbours(
-    everyone: Tensor, squares: np.ndarray, protocol: Protocol, arithmetic: Arithmetic, count: int
+    everyone: Tensor, squares: np.ndarray, protocol: Protocol, device: torch.device, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the nearest samples of each, itself among them, ``(N, count)`` int32, and its largest squared distance."""
     total = len(everyone)
     nearest, farthest = np.empty((total, count), np.int32), np.empty(total, np.float32)
-    for start, values in nearness_blocks(everyone, everyone, protocol, arithmetic):
+    for start, values in distance_blocks(everyone, everyone, protocol, device):
         rows = slice(start, start + len(values))
         top, index = torch.topk(values, min(count + 1, total), dim=1, largest=False, sorted=True)
         keys = order_keys(top[:, :count].contiguous(), index[:, :count]).sort(dim=1).values
@@ -174,7 +161,9 @@ def _encode(
     row = rows.row_of()
     distance = _pair_distances(everyone, squares, protocol, row, column) / farthest[row]
     weight = np.exp(-distance)
-    weight /= np.add.reduceat(weight, start_of[:-1])[row]  # no row is empty: a sample is its own neighbour
+    count = np.diff(start_of)
+    filled = count > 0  # a sample with more than k1 duplicates may have no reciprocal neighbour, not even itself
+    weight /= np.repeat(np.add.reduceat(weight, start_of[:-1][filled]), count[filled])
     return _Rows(start_of, column, weight)
 
 

@@ -1,6 +1,5 @@
-"""The outcome of a ranking: three numbers per query, and the averages that papers print."""
+"""The result of a ranking: three values per query, the averages that papers print, and whether two runs differ."""
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -9,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+import torch
+
+from nextreid._files import read_tensors, write_tensors
 
 from .protocol import Protocol
 from .rerank import Rerank
-from .significance import Interval, bootstrap_mean
+from .significance import Interval, bootstrap_mean, sign_flip_test
 
+METRICS = ("mAP", "rank-1", "rank-5", "rank-10", "mINP")
+"""The metrics of every report, in the order in which they are printed."""
 MAX_RANK = 50
 
 _ARRAYS = ("ap", "inp", "first", "pid")
@@ -23,9 +25,9 @@ _FORMAT = "nextreid.retrieval 1"
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RetrievalResult:
-    """Retrieval quality over Q queries. All measures are shares in [0, 1], averaged over the valid queries.
+    """Retrieval quality over Q queries. All metrics are fractions in [0, 1], averaged over the valid queries.
 
     Attributes:
         ap: ``(Q,)`` float64 average precision, the mean precision at the ranks of the matches (no interpolation);
@@ -34,9 +36,9 @@ class RetrievalResult:
             (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", 2021); nan likewise.
         first: ``(Q,)`` int64 rank of the first match, counted from 1; 0 where there is none.
         pid: ``(Q,)`` int64 identities of the queries.
-        protocol: What produced the numbers.
+        protocol: The protocol of the ranking.
         keys: Names of the queries, or None where none were given.
-        rerank: The re-ranking that produced the numbers, or None.
+        rerank: The re-ranking, or None.
     """
 
     ap: np.ndarray
@@ -60,91 +62,79 @@ class RetrievalResult:
     @property
     def mAP(self) -> float:
         """Mean average precision."""
-        return float(np.nanmean(self.ap))
+        return self.metric("mAP")
 
     @property
     def mINP(self) -> float:
         """Mean inverse negative penalty."""
-        return float(np.nanmean(self.inp))
+        return self.metric("mINP")
 
     @property
     def cmc(self) -> np.ndarray:
-        """``(50,)`` float64: the share of queries whose first match is at rank 1, at most 2, ... at most 50."""
+        """``(50,)`` float64: the fraction of queries whose first match is at rank 1, at most 2, ... at most 50."""
         first = self.first[self.first > 0]
         return (first[:, None] <= np.arange(1, MAX_RANK + 1)).mean(axis=0)
 
     @property
-    def rank1(self) -> float:
-        """Share of queries whose nearest entry is a match."""
-        return float(self.cmc[0])
+    def metrics(self) -> dict[str, float]:
+        """The value of each of `METRICS`."""
+        return {name: self.metric(name) for name in METRICS}
 
-    @property
-    def rank5(self) -> float:
-        """Share of queries with a match among the nearest five."""
-        return float(self.cmc[4])
-
-    @property
-    def rank10(self) -> float:
-        """Share of queries with a match among the nearest ten."""
-        return float(self.cmc[9])
-
-    def per_query(self, measure: str) -> np.ndarray:
-        """Return ``(Q,)`` float64 of one measure, nan where the query has no valid match; its mean is the measure.
+    def metric(self, name: str) -> float:
+        """Return a metric, the mean of `per_query`; nan if no query has a valid match.
 
         Args:
-            measure: ``"mAP"``, ``"mINP"``, or ``"rank-k"`` for any k of 1 and above.
+            name: ``"mAP"``, ``"mINP"``, or ``"rank-k"`` for any k of 1 and above.
 
         Raises:
-            ValueError: If there is no such measure.
+            ValueError: If there is no such metric.
         """
-        if measure == "mAP":
+        values = self.per_query(name)
+        return float(np.nanmean(values)) if self.num_valid else float("nan")
+
+    def per_query(self, name: str) -> np.ndarray:
+        """Return ``(Q,)`` float64 values of a metric, named as for `metric`; nan where there is no valid match."""
+        if name == "mAP":
             return self.ap
-        if measure == "mINP":
+        if name == "mINP":
             return self.inp
-        word, _, k = measure.partition("-")
+        word, _, k = name.partition("-")
         if word != "rank" or not k.isdecimal() or int(k) < 1:
-            raise ValueError(f"unknown measure {measure!r}; there are mAP, mINP and rank-1, rank-5, ... rank-k")
+            raise ValueError(f"unknown metric {name!r}; there are mAP, mINP and rank-1, rank-5, ... rank-k")
         return np.where(self.first > 0, self.first <= int(k), np.nan)
 
-    def bootstrap(self, measure: str = "mAP", *, samples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
-        """Return a confidence interval of a measure over identities.
+    def bootstrap(self, metric: str = "mAP", *, samples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:
+        """Return a confidence interval of a metric over identities.
 
         Queries of one identity succeed and fail together, so whole identities are drawn, with replacement, and the
-        measure is taken over the queries of the drawn ones (percentile bootstrap over clusters: Davison and Hinkley,
-        "Bootstrap Methods and their Application", 1997, section 3.8). The interval answers how the number would move
+        metric is averaged over the queries of the drawn ones (percentile bootstrap over clusters: Davison and Hinkley,
+        "Bootstrap Methods and their Application", 1997, section 3.8). The interval answers how the metric would vary
         with other identities; it says nothing about another training run.
 
         Args:
-            measure: As for `per_query`.
+            metric: As for `metric`.
             samples: Number of draws.
-            level: Share of the draws inside the interval.
+            level: Fraction of the draws inside the interval.
             seed: Of the draws; the interval is a function of it.
 
         Raises:
-            ValueError: If there is no such measure, or `samples` or `level` is out of range.
+            ValueError: If there is no such metric, or `samples` or `level` is out of range.
         """
-        return bootstrap_mean(self.per_query(measure), self.pid, samples=samples, level=level, seed=seed)
+        return bootstrap_mean(self.per_query(metric), self.pid, samples=samples, level=level, seed=seed)
 
     def checked(self) -> "RetrievalResult":
         """Return self; warn about queries without a valid match, and raise ValueError if no query has one."""
+        name, hint = self.protocol.name, self.protocol.hint
         if self.num_valid == 0:
-            raise ValueError(
-                f"none of {self.num_query} queries has a valid match under protocol {self.protocol.name!r}: "
-                f"{self.protocol.remedy}"
-            )
+            raise ValueError(f"none of {self.num_query} queries has a valid match under protocol {name!r}: {hint}")
         if self.num_valid < self.num_query:
-            _logger.warning(
-                "%d of %d queries have no valid match under protocol %r and are left out of the averages: %s",
-                self.num_query - self.num_valid,
-                self.num_query,
-                self.protocol.name,
-                self.protocol.remedy,
-            )
+            message = "%d of %d queries have no valid match under protocol %r and are left out of the averages: %s"
+            _logger.warning(message, self.num_query - self.num_valid, self.num_query, name, hint)
         return self
 
     @classmethod
     def concat(cls, parts: Sequence["RetrievalResult"]) -> "RetrievalResult":
-        """Join the shares that `rank` computes with `part`, in order.
+        """Join the parts that `rank` computes with `part`, in order.
 
         Raises:
             ValueError: If there is no part, they come from different protocols, or no query has a valid match.
@@ -154,7 +144,7 @@ class RetrievalResult:
         one = parts[0]
         for other in parts[1:]:
             if (other.protocol, other.rerank, other.keys is None) != (one.protocol, one.rerank, one.keys is None):
-                raise ValueError(f"the parts were computed differently: {_origin(one)} and {_origin(other)}")
+                raise ValueError(f"the parts were computed differently: {one._provenance()} and {other._provenance()}")
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
         keys = None if one.keys is None else tuple(key for part in parts for key in part.keys or ())
         return cls(**arrays, protocol=one.protocol, keys=keys, rerank=one.rerank).checked()
@@ -162,11 +152,7 @@ class RetrievalResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the averages and what produced them as a JSON-able dictionary."""
         return {
-            "mAP": self.mAP,
-            "rank-1": self.rank1,
-            "rank-5": self.rank5,
-            "rank-10": self.rank10,
-            "mINP": self.mINP,
+            **self.metrics,
             "queries": self.num_query,
             "valid_queries": self.num_valid,
             "protocol": self.protocol.name,
@@ -175,29 +161,31 @@ class RetrievalResult:
         }
 
     def __str__(self) -> str:
-        return (
-            f"mAP {self.mAP:.2%}, rank-1 {self.rank1:.2%}, rank-5 {self.rank5:.2%}, rank-10 {self.rank10:.2%}, "
-            f"mINP {self.mINP:.2%} ({self.num_valid} of {self.num_query} queries, {_origin(self)})"
-        )
+        values = ", ".join(f"{name} {value:.2%}" for name, value in self.metrics.items())
+        return f"{values} ({self.num_valid} of {self.num_query} queries, {self._provenance()})"
+
+    def __repr__(self) -> str:
+        return f"RetrievalResult({self})"
+
+    def _provenance(self) -> str:
+        """Describe what produced the result, as far as it is not the default."""
+        words = [f"protocol {self.protocol.name}"]
+        if self.protocol.ties != "stable":
+            words.append(f"{self.protocol.ties} ties")
+        if self.rerank is not None:
+            words.append(str(self.rerank))
+        return ", ".join(words)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the numbers of every query and what produced them to one safetensors file, whole or not at all."""
-        origin = {
+        """Write the values of every query and what produced them to one safetensors file, whole or not at all."""
+        provenance = {
             "format": _FORMAT,
             "protocol": self.protocol.to_dict(),
             "rerank": None if self.rerank is None else asdict(self.rerank),
             "keys": self.keys,
         }
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
-        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
-        try:
-            save_file(arrays, temporary, metadata={name: json.dumps(value) for name, value in origin.items()})
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())  # the new name must not reach the disk before the new bytes
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in _ARRAYS}
+        write_tensors(Path(path), arrays, provenance)
 
 
 def load_result(path: str | os.PathLike[str]) -> RetrievalResult:
@@ -207,27 +195,89 @@ def load_result(path: str | os.PathLike[str]) -> RetrievalResult:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is something else, or damaged.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no retrieval result {path}")
     try:
-        with safe_open(path, framework="numpy") as file:
-            origin = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
-            if origin.get("format") != _FORMAT:
-                raise ValueError(f"its format is {origin.get('format')!r}, not {_FORMAT!r}")
-            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
-        keys = None if origin["keys"] is None else tuple(origin["keys"])
-        rerank = None if origin["rerank"] is None else Rerank(**origin["rerank"])
-        return RetrievalResult(**arrays, protocol=Protocol(**origin["protocol"]), keys=keys, rerank=rerank)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        tensors, provenance = read_tensors(Path(path))
+        if provenance.get("format") != _FORMAT:
+            raise ValueError(f"its format is {provenance.get('format')!r}, not {_FORMAT!r}")
+        arrays = {name: tensors[name].numpy() for name in _ARRAYS}
+        keys = None if provenance["keys"] is None else tuple(provenance["keys"])
+        rerank = None if provenance["rerank"] is None else Rerank(**provenance["rerank"])
+        return RetrievalResult(**arrays, protocol=Protocol(**provenance["protocol"]), keys=keys, rerank=rerank)
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no retrieval result that this version can read: {error}") from error
 
 
-def _origin(result: RetrievalResult) -> str:
-    """Say what produced a result, as far as it is not the usual."""
-    words = [f"protocol {result.protocol.name}"]
-    if result.protocol.ties != "stable":
-        words.append(f"{result.protocol.ties} ties")
-    if result.rerank is not None:
-        words.append(str(result.rerank))
-    return ", ".join(words)
+@dataclass(frozen=True)
+class Comparison:
+    """A paired comparison of two runs on the same queries.
+
+    Attributes:
+        metric: Name of the metric that is compared.
+        a: Its value in the first run.
+        b: Its value in the second run.
+        difference: ``b - a`` with its interval over identities.
+        p_value: How often chance alone makes a difference as large, of either sign.
+    """
+
+    metric: str
+    a: float
+    b: float
+    difference: Interval
+    p_value: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as a JSON-able dictionary."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        d = self.difference
+        return (
+            f"{self.metric} {self.a:.2%} and {self.b:.2%}: {d.value:+.2%} "
+            f"({d.level:.0%} interval {d.low:+.2%} to {d.high:+.2%}, p = {self.p_value:.4f})"
+        )
+
+
+def compare(
+    a: RetrievalResult,
+    b: RetrievalResult,
+    metric: str = "mAP",
+    *,
+    samples: int = 10_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two runs query by query.
+
+    The p value is that of a paired sign-flip test over identities: if the runs were equally good, the summed
+    difference of each identity could as well have the other sign, so signs are drawn at random and the draws whose
+    mean difference is at least as far from zero are counted, the observed one among them. The interval is the
+    bootstrap of `RetrievalResult.bootstrap` on the differences. Both treat identities as the independent units, and
+    neither knows how the runs would differ with another seed of training.
+
+    Args:
+        a: The first run.
+        b: The second run, on the same queries in the same order, under the same rule of exclusion.
+        metric: ``"mAP"``, ``"mINP"`` or ``"rank-k"``.
+        samples: Number of draws.
+        level: Of the interval.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: If the queries differ, or which of them have a valid match; there is no such metric; or
+            `samples` or `level` is out of range.
+    """
+    named = a.keys is not None and b.keys is not None
+    if not np.array_equal(a.pid, b.pid) or (named and a.keys != b.keys):
+        raise ValueError(
+            f"the runs have different queries ({a.num_query} and {b.num_query}, or in another order): a paired test "
+            "needs the same queries in the same order"
+        )
+    if a.protocol.exclude != b.protocol.exclude or not np.array_equal(a.first > 0, b.first > 0):
+        raise ValueError(
+            f"the runs ignore different gallery entries (protocols {a.protocol.name!r} and {b.protocol.name!r}, "
+            f"{a.num_valid} and {b.num_valid} queries with a match): a paired test needs one rule"
+        )
+    change = b.per_query(metric) - a.per_query(metric)
+    difference = bootstrap_mean(change, a.pid, samples=samples, level=level, seed=seed)
+    p_value = sign_flip_test(change, a.pid, samples=samples, seed=seed)
+    return Comparison(metric, a.metric(metric), b.metric(metric), difference, p_value)

@@ -1,4 +1,4 @@
-"""Ranking against a gallery that comes in shards and is never whole."""
+"""Ranking against a gallery that comes in shards and never is in memory as a whole."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
@@ -6,21 +6,21 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from .arithmetic import arithmetic_on, count_smaller
+from .arithmetic import count_nearer, count_smaller
 from .distance import BLOCK, Embeddings, check_finite, check_shapes, gallery_tiles, query_block
-from .identities import Identities, SameIdentity
-from .metrics import Measures, match_points, share_of
-from .protocol import Protocol, get_protocol
+from .metrics import collect, match_points, queries_of_part, query_metrics
+from .protocol import Identities, Protocol, SameIdentity, get_protocol
 from .results import RetrievalResult
 
 Shard: TypeAlias = tuple[Embeddings, Identities, Sequence[str] | None]
 """Embeddings ``(n, F)``, their labels, and their unique names or None."""
+Shards: TypeAlias = Sequence[Shard] | Callable[[], Iterable[Shard]]
 
 
 def rank_shards(
     query_emb: Embeddings,
     query_ids: Identities,
-    shards: Sequence[Shard] | Callable[[], Iterable[Shard]],
+    shards: Shards,
     protocol: str | Protocol,
     *,
     query_keys: Sequence[str] | None = None,
@@ -30,7 +30,7 @@ def rank_shards(
     """Rank a gallery that does not fit in memory; equal to `rank` on the shards joined in their order, bit for bit.
 
     The shards are read twice. The first time the distances to the entries of each query's own identity are kept,
-    the second time the entries in front of them are counted. Memory is that of a shard, the queries, and the labels.
+    the second time the entries before them are counted. Memory is that of a shard, the queries, and the labels.
 
     Args:
         query_emb: ``(Q, F)`` embeddings.
@@ -49,54 +49,59 @@ def rank_shards(
     Raises:
         ValueError: As for `rank`, or if the second reading differs from the first.
     """
-    protocol, arithmetic = get_protocol(protocol), arithmetic_on(device)
+    protocol, device = get_protocol(protocol), torch.device(device or "cpu")
     if len(query_emb) != len(query_ids):
         raise ValueError(f"{len(query_emb)} query embeddings but {len(query_ids)} query labels: give one per sample")
-    share = share_of(len(query_ids), part)
-    check_finite("query", query_emb, share.start, share.stop)
-    shares = [slice(start, min(start + BLOCK, share.stop)) for start in range(share.start, share.stop, BLOCK)]
-    blocks = [(rows, query_block(query_emb[rows], protocol, arithmetic)) for rows in shares]
+    queries = queries_of_part(len(query_ids), part)
+    check_finite("query", query_emb, queries.start, queries.stop)
+    cuts = [slice(start, min(start + BLOCK, queries.stop)) for start in range(queries.start, queries.stop, BLOCK)]
+    blocks = [(rows, query_block(query_emb[rows], protocol, device)) for rows in cuts]
     reader = _Reader(shards, query_emb, query_keys is not None)
 
-    relatives = _Relatives(len(query_ids))
-    for tile in gallery_tiles(reader, protocol, arithmetic):
+    found = [tuple(np.empty(0, dtype) for dtype in (np.int64, np.float32, np.int64, bool, bool))]
+    for tile in gallery_tiles(reader, protocol, device):
         entries = slice(tile.start, tile.start + tile.count)
         same_identity = SameIdentity(query_ids, reader.labels(entries), protocol, query_keys, reader.keys(entries))
         for rows, block in blocks:
-            index, match, out = same_identity.rows(rows.start, rows.stop)
-            if (match | out).any():
-                values = tile.values(block, arithmetic)[: len(index)]
-                own = values.gather(1, torch.from_numpy(index).to(arithmetic.device)).cpu().numpy()
-                relatives.add(rows.start, own, tile.start + index, match, out)
+            index, match, ignored = same_identity.entries(rows.start, rows.stop)
+            real = np.nonzero(match | ignored)
+            if len(real[0]):
+                values = tile.values(block)[: len(index)]
+                same = values.gather(1, torch.from_numpy(index).to(device)).cpu().numpy()
+                found.append((rows.start + real[0], same[real], tile.start + index[real], match[real], ignored[real]))
     reader.finish()
 
-    values_of_own, index, match, out = relatives.table()
-    points, family = match_points(torch.from_numpy(values_of_own), index, match, out, protocol.ties)
+    same, index, match, ignored = _pad(found, len(query_ids))
+    points, keys = match_points(torch.from_numpy(same), index, match, ignored, protocol.ties)
     nearer = np.zeros_like(points)
-    for tile in gallery_tiles(reader, protocol, arithmetic):
+    for tile in gallery_tiles(reader, protocol, device):
         for rows, block in blocks:
             if match[rows].any():
-                values = tile.values(block, arithmetic)[: rows.stop - rows.start, : tile.count]
-                nearer[rows] += arithmetic.count_nearer(values, tile.start, points[rows])
+                values = tile.values(block)[: rows.stop - rows.start, : tile.count]
+                nearer[rows] += count_nearer(values, tile.start, points[rows])
     reader.finish()
 
-    measures = Measures(query_ids, protocol, share, query_keys)
-    measures.add(slice(0, len(query_ids)), points, nearer - count_smaller(family, points))
-    return measures.result() if part else measures.result().checked()
+    metrics = query_metrics(points[queries], (nearer - count_smaller(keys, points))[queries])
+    return collect([metrics], query_ids, query_keys, protocol, part=part)
+
+
+def _pad(parts: Sequence[tuple[np.ndarray, ...]], num_query: int) -> list[np.ndarray]:
+    """Lay out columns of entries, the first of which names the query, as ``(Q, S)`` arrays padded at the end."""
+    row, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(row, kind="stable")
+    row = row[order]
+    count = np.bincount(row, minlength=num_query)
+    place = np.arange(len(row)) - (np.cumsum(count) - count)[row]
+    padded = [np.zeros((num_query, max(1, count.max(initial=0))), column.dtype) for column in columns]
+    for array, column in zip(padded, columns, strict=True):
+        array[row, place] = column[order]
+    return padded
 
 
 class _Reader:
-    """Iterates over the embeddings of the shards, and knows the labels of all that was read.
+    """Iterates over the embeddings of the shards, and keeps the labels of all that was read."""
 
-    Args:
-        shards: As for `rank_shards`.
-        query_emb: What the embeddings must fit to.
-        with_keys: Whether shards must have keys.
-    """
-
-    def __init__(
-        self, shards: Sequence[Shard] | Callable[[], Iterable[Shard]], query_emb: Embeddings, with_keys: bool
-    ) -> None:
+    def __init__(self, shards: Shards, query_emb: Embeddings, with_keys: bool) -> None:
         if not callable(shards) and iter(shards) is shards:
             raise ValueError("shards are read twice: give a list, or a function that returns a new iterator each time")
         self._shards, self._query_emb, self._with_keys = shards, query_emb, with_keys
@@ -138,33 +143,3 @@ class _Reader:
         if self._before is not None and not np.array_equal(ids, self._before):
             raise ValueError("the second reading of the shards differs from the first: it must give the same pieces")
         self._before = ids
-
-
-class _Relatives:
-    """Collects the entries of each query's own identity, tile by tile."""
-
-    def __init__(self, num_query: int) -> None:
-        self._num_query = num_query
-        self._parts: list[tuple[np.ndarray, ...]] = []
-
-    def add(self, start: int, own: np.ndarray, index: np.ndarray, match: np.ndarray, out: np.ndarray) -> None:
-        """Take in ``(B, S)`` arrays of the queries from `start` on."""
-        row, place = np.nonzero(match | out)
-        at = row, place
-        self._parts.append((start + row, own[at], index[at], match[at], out[at]))
-
-    def table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return values, gallery indices, matches and entries taken out, ``(Q, S)`` each, padded."""
-        columns = [np.concatenate(part) for part in zip(*self._parts, strict=True)] if self._parts else []
-        row = columns[0] if columns else np.empty(0, np.int64)
-        order = np.argsort(row, kind="stable")
-        row = row[order]
-        count = np.bincount(row, minlength=self._num_query)
-        place = np.arange(len(row)) - (np.cumsum(count) - count)[row]
-        tables = []
-        for number, kind in enumerate((np.float32, np.int64, bool, bool)):
-            table = np.zeros((self._num_query, max(1, count.max(initial=0))), kind)
-            if columns:
-                table[row, place] = columns[1 + number][order]
-            tables.append(table)
-        return tables[0], tables[1], tables[2], tables[3]

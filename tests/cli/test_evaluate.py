@@ -134,7 +134,7 @@ def test_weights_that_know_the_test_set_are_refused(run, trained, tmp_path):
         (("--cross", "--missing", "rgb"), "with --cross"),
         (("--bootstrap", "-3"), "got -3"),
         (("--cross", "--protocol", "camera:rgb>tir"), "says already"),
-        (("--protocol", "camera:rgb"), "cannot read"),
+        (("--protocol", "camera:rgb"), "cannot parse"),
         (("--missing", "uv"), "'uv'"),
     ],
 )

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nextreid.retrieval import arithmetic
-from nextreid.retrieval.arithmetic import PADDING, Arithmetic, HostArithmetic, arithmetic_on, key_values, order_keys
-
-KINDS = [HostArithmetic(), Arithmetic(torch.device("cpu"))]
+from nextreid.retrieval.arithmetic import PADDING, count_nearer, key_values, order_keys, product
 
 
 @given(hnp.arrays(np.float32, (2, 12), elements=st.floats(-4, 4, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0])))
@@ -19,7 +17,6 @@ def test_keys_order_as_a_stable_argsort(values):
     np.testing.assert_array_equal(np.argsort(keys, axis=1), np.argsort(values, axis=1, kind="stable"))
     np.testing.assert_array_equal(keys & 0xFFFFFFFF, np.broadcast_to(np.arange(12), (2, 12)))
     np.testing.assert_array_equal(key_values(keys), values)
-    np.testing.assert_array_equal(arithmetic._all_keys(values, 5), np.sort(keys + 5, axis=1))
 
 
 def rows_of_values(kind, rng, rows, width):
@@ -36,10 +33,10 @@ def rows_of_values(kind, rng, rows, width):
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "one value", "outlier", "tiny", "huge", "mixed"])
-@pytest.mark.parametrize("counter", KINDS, ids=["numpy", "torch"])
+@pytest.mark.parametrize("count", [count_nearer, arithmetic._count_on_device], ids=["numpy", "torch"])
 @pytest.mark.parametrize(("rows", "width", "points"), [(5, 1000, 7), (3, 1, 1), (70, 40, 12), (600, 1500, 9)])
-def test_counts_equal_comparing_everything(counter, kind, rows, width, points):
-    if rows == 600 and isinstance(counter, Arithmetic) and kind != "mixed":
+def test_counts_equal_comparing_everything(count, kind, rows, width, points):
+    if rows == 600 and kind != "mixed":
         rows = 20
     rng = np.random.default_rng(rows)
     values = rows_of_values(kind, rng, rows, width)
@@ -56,7 +53,7 @@ def test_counts_equal_comparing_everything(counter, kind, rows, width, points):
     if points == 1:
         inside[1] = PADDING
     expected = (keys[:, None, :] < inside[:, :, None]).sum(axis=2)
-    counted = counter.count_nearer(torch.from_numpy(values), first_column, inside)
+    counted = count(torch.from_numpy(values), first_column, inside)
     real = inside != PADDING
     np.testing.assert_array_equal(counted[real], expected[real])
 
@@ -74,18 +71,13 @@ def test_counts_in_bins(values, points):
     np.testing.assert_array_equal(arithmetic._count_in_bins(values, 0, marks, low, high), expected)
 
 
-@pytest.mark.parametrize("counter", KINDS, ids=["numpy", "torch"])
-def test_products_are_float32_under_autocast(counter):
+@pytest.mark.parametrize("multiply", [product, arithmetic._product_on_device], ids=["numpy", "torch"])
+def test_products_are_float32_under_autocast(multiply):
     rng = np.random.default_rng(1)
     query, gallery = (torch.from_numpy(rng.standard_normal((64, 300)).astype(np.float32)) for _ in range(2))
     out = torch.empty(64, 64)
     before = torch.get_float32_matmul_precision()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        counter.product(query, gallery, out)
+        multiply(query, gallery, out)
     np.testing.assert_allclose(out, query.double() @ gallery.double().T, atol=1e-4)
     assert torch.get_float32_matmul_precision() == before
-
-
-def test_the_cpu_gets_numpy():
-    assert isinstance(arithmetic_on(None), HostArithmetic) and isinstance(arithmetic_on("cpu"), HostArithmetic)
-    assert type(arithmetic_on("meta")) is Arithmetic

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from nextreid.retrieval import Protocol, distance, distances, get_protocol
-from nextreid.retrieval.arithmetic import HostArithmetic
-from nextreid.retrieval.distance import nearness_blocks
+from nextreid.retrieval.distance import CPU, distance_blocks
 
 EUCLIDEAN = Protocol("euclidean", "none", distance="euclidean", normalize=False)
 
@@ -47,25 +46,24 @@ def test_zero_embedding_has_cosine_zero():
 
 
 @pytest.mark.parametrize("protocol", [Protocol("cosine", "none"), EUCLIDEAN], ids=lambda p: p.name)
-def test_values_are_bitwise_the_same_for_any_share_and_any_cut(protocol, monkeypatch):
+def test_values_are_bitwise_the_same_for_any_part_and_any_cut(protocol, monkeypatch):
     monkeypatch.setattr(distance, "BLOCK", 64)
     monkeypatch.setattr(distance, "TILE", 64)
     query, gallery = split(num_query=200, num_gallery=150, dim=129)
-    host = HostArithmetic()
-    full = np.concatenate([block.numpy().copy() for _, block in nearness_blocks(query, gallery, protocol, host)])
-    for share in (slice(0, 64), slice(64, 200), slice(200, 200)):
-        blocks = [block.numpy().copy() for _, block in nearness_blocks(query, gallery, protocol, host, share)]
-        np.testing.assert_array_equal(np.concatenate([full[:0], *blocks]), full[share])
+    full = np.concatenate([block.numpy().copy() for _, block in distance_blocks(query, gallery, protocol)])
+    for queries in (slice(0, 64), slice(64, 200), slice(200, 200)):
+        blocks = [block.numpy().copy() for _, block in distance_blocks(query, gallery, protocol, CPU, queries)]
+        np.testing.assert_array_equal(np.concatenate([full[:0], *blocks]), full[queries])
     pieces = [gallery[a:b] for a, b in ((0, 1), (1, 70), (70, 70), (70, 150))]
-    block = distance.query_block(query[64:128], protocol, host)
-    tiles = list(distance.gallery_tiles(pieces, protocol, host))
+    block = distance.query_block(query[64:128], protocol, CPU)
+    tiles = list(distance.gallery_tiles(pieces, protocol, CPU))
     assert [(tile.start, tile.count, len(tile.rows)) for tile in tiles] == [(0, 64, 64), (64, 64, 64), (128, 22, 64)]
-    joined = np.concatenate([tile.values(block, host)[:, : tile.count] for tile in tiles], axis=1)
+    joined = np.concatenate([tile.values(block)[:, : tile.count] for tile in tiles], axis=1)
     np.testing.assert_array_equal(joined, full[64:128])
 
 
 def test_a_float32_gallery_is_not_copied():
     _, gallery = split(num_gallery=128)
     gallery = gallery.astype(np.float32)
-    (tile,) = distance.gallery_tiles([gallery], get_protocol("camera"), HostArithmetic())
+    (tile,) = distance.gallery_tiles([gallery], get_protocol("camera"), CPU)
     assert tile.rows.data_ptr() == gallery.ctypes.data

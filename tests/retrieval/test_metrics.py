@@ -11,9 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.retrieval import retrieval_average_precision
 
-from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, distance, metrics, rank, rank_distances
-from nextreid.retrieval.arithmetic import Arithmetic, HostArithmetic
-from nextreid.retrieval.distance import nearness_blocks
+from nextreid.retrieval import (
+    METRICS,
+    Identities,
+    Protocol,
+    Rerank,
+    RetrievalResult,
+    arithmetic,
+    distance,
+    metrics,
+    rank,
+    rank_distances,
+)
+from nextreid.retrieval.distance import distance_blocks
 
 
 def make_split(rng, num_query, num_gallery, num_ids, num_cams, dim=8, levels=None):
@@ -95,12 +105,14 @@ def test_equals_a_full_sort_in_float64(protocol, num_query, num_gallery):
     assert result.mAP == pytest.approx(np.nanmean(expected[0]), abs=1e-12)
     assert result.mINP == pytest.approx(np.nanmean(expected[1]), abs=1e-12)
     found = expected[2][expected[2] > 0]
-    for r, value in ((1, result.rank1), (5, result.rank5), (10, result.rank10), (50, result.cmc[49])):
-        assert value == pytest.approx(np.mean([f <= r for f in found]), abs=1e-12)
+    for k in (1, 5, 10, 50):
+        for value in (result.metric(f"rank-{k}"), result.cmc[k - 1]):
+            assert value == pytest.approx(np.mean([f <= k for f in found]), abs=1e-12)
+    assert result.metrics == {name: result.metric(name) for name in METRICS}
 
 
 def block_values(query, gallery, protocol):
-    return np.concatenate([b.numpy().copy() for _, b in nearness_blocks(query, gallery, protocol, HostArithmetic())])
+    return np.concatenate([b.numpy().copy() for _, b in distance_blocks(query, gallery, protocol)])
 
 
 cases = {
@@ -169,13 +181,14 @@ def test_torch_equals_numpy(levels, ties, monkeypatch):
     split = make_split(rng, 70, 300, 6, 3, 3 if levels else 16, levels)
     rule = Protocol("euclidean", "camera", "euclidean", normalize=False, ties=ties)
     expected = rank(*split, rule)
-    monkeypatch.setattr(metrics, "arithmetic_on", lambda device: Arithmetic(torch.device("cpu")))
+    monkeypatch.setattr(metrics, "count_nearer", arithmetic._count_on_device)
+    monkeypatch.setattr(distance, "product", arithmetic._product_on_device)
     assert_equal(rank(*split, rule), (expected.ap, expected.inp, expected.first))
 
 
 @pytest.mark.parametrize("rerank", [None, Rerank(5, 2)])
-@pytest.mark.parametrize("shares", [1, 2, 3, 7])
-def test_shares_join_to_the_whole(shares, rerank, monkeypatch, caplog):
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 7])
+def test_parts_join_to_the_whole(num_parts, rerank, monkeypatch, caplog):
     monkeypatch.setattr(distance, "BLOCK", 64)
     monkeypatch.setattr(metrics, "BLOCK", 64)
     query, gallery, query_ids, gallery_ids = make_split(np.random.default_rng(21), 300, 90, 40, 2)
@@ -183,9 +196,8 @@ def test_shares_join_to_the_whole(shares, rerank, monkeypatch, caplog):
     args = (query, gallery, query_ids, gallery_ids, "camera")
     whole = rank(*args, query_keys=keys[0], gallery_keys=keys[1], rerank=rerank)
     caplog.clear()
-    parts = [
-        rank(*args, query_keys=keys[0], gallery_keys=keys[1], rerank=rerank, part=(i, shares)) for i in range(shares)
-    ]
+    named = {"query_keys": keys[0], "gallery_keys": keys[1], "rerank": rerank}
+    parts = [rank(*args, **named, part=(i, num_parts)) for i in range(num_parts)]
     assert not caplog.records and sum(part.num_query for part in parts) == 300
     joined = RetrievalResult.concat(parts)
     assert len(caplog.records) == 1
@@ -193,7 +205,7 @@ def test_shares_join_to_the_whole(shares, rerank, monkeypatch, caplog):
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
     assert joined.keys == whole.keys == tuple(keys[0]) and joined.rerank == rerank
     with pytest.raises(ValueError, match="0 <= i < n"):
-        rank(*args, part=(shares, shares))
+        rank(*args, part=(num_parts, num_parts))
 
 
 def test_one_tie_decided_by_gallery_order():
@@ -243,7 +255,7 @@ def test_leaves_its_inputs_alone():
 
 
 @pytest.mark.parametrize("protocol", ["none", "camera"])
-def test_keys_take_out_the_query_itself(protocol):
+def test_keys_ignore_the_query_itself(protocol):
     rng = np.random.default_rng(9)
     embeddings = rng.standard_normal((25, 8)).astype(np.float32)
     ids = Identities(rng.integers(0, 4, 25), rng.integers(0, 2, 25))
@@ -263,8 +275,8 @@ def test_keys_take_out_the_query_itself(protocol):
     values = exact_values(embeddings, embeddings[order], rule)
     assert_equal(result, naive(values, ids, gallery_ids, rule, itself=np.argsort(order)))
     if protocol == "none":
-        assert rank(embeddings, embeddings[order], ids, gallery_ids, "none").rank1 == 1
-        assert result.rank1 < 1
+        assert rank(embeddings, embeddings[order], ids, gallery_ids, "none").metric("rank-1") == 1
+        assert result.metric("rank-1") < 1
 
 
 def test_queries_without_a_match_are_counted_and_reported_once(caplog):
@@ -281,7 +293,7 @@ def test_queries_without_a_match_are_counted_and_reported_once(caplog):
     assert "3 of 4" in message and "rgbnt201" in message and "camid" in message and "'none'" in message
 
 
-def test_no_valid_query_is_an_error_with_the_remedy():
+def test_no_valid_query_is_an_error_with_a_hint():
     query, gallery, _, _ = make_split(np.random.default_rng(11), 2, 3, 1, 1)
     same_scene = Identities([0, 0], [0, 1], [5, 5]), Identities([0, 0, 0], [2, 2, 2], [5, 5, 5])
     with pytest.raises(ValueError, match=r"none of 2 queries.*msvr310.*sceneid"):

@@ -1,11 +1,13 @@
-"""Protocols by name, each on a case worked out by hand, and refused values."""
+"""Protocols by name, each on a case worked out by hand, rejected values, and the entries of one identity."""
 
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from nextreid.retrieval import Identities, Protocol, get_protocol, list_protocols, rank_distances
+from nextreid.retrieval.protocol import SameIdentity
 
 # published rules: what a query of an identity ignores, and which samples are queries and gallery
 PUBLISHED = {
@@ -23,7 +25,7 @@ PUBLISHED = {
 }
 
 
-def test_all_names_are_here():
+def test_all_names_are_listed():
     assert list_protocols() == sorted(PUBLISHED)
 
 
@@ -36,6 +38,7 @@ def test_published_rules(name):
     usual = rule.distance, rule.normalize, rule.feature, rule.ties, rule.version
     assert usual == ("cosine", True, "before_neck", "stable", 1)
     assert rule.query_modalities is None and rule.gallery_modalities is None
+    assert len(repr(rule)) < 300 and repr(name) in repr(rule)
 
 
 # A query of identity 1, camera 0, scene 0. Its gallery, from near to far:
@@ -57,13 +60,13 @@ def test_a_case_by_hand(name):
 @pytest.mark.parametrize(("ties", "ap"), [("stable", 1 / 2), ("optimistic", 1), ("pessimistic", 1 / 3)])
 def test_tie_rules_by_hand(ties, ap):
     """Three entries at one distance, the match between two others."""
-    rule = Protocol("own", "none", ties=ties)
+    rule = Protocol("custom", "none", ties=ties)
     result = rank_distances(np.zeros((1, 3)), Identities([7]), Identities([8, 7, 9]), rule)
     assert result.ap[0] == ap
     assert ("ties" in str(result)) == (ties != "stable")
 
 
-def test_sides():
+def test_modalities_of_query_and_gallery():
     rule = get_protocol("rgbnt201:tir>rgb")
     assert (rule.name, rule.exclude) == ("rgbnt201:tir>rgb", "camera")
     assert (rule.query_modalities, rule.gallery_modalities) == (("tir",), ("rgb",))
@@ -73,7 +76,7 @@ def test_sides():
 
 
 @pytest.mark.parametrize("name", ["rgbnt201:tir", "rgbnt201:", "camera:a>b>c", "camera:>rgb", "camera:rgb+>tir"])
-def test_sides_that_cannot_be_read(name):
+def test_modalities_that_cannot_be_parsed(name):
     with pytest.raises(ValueError, match=r"tir>rgb|one or more different modalities"):
         get_protocol(name)
 
@@ -84,9 +87,9 @@ def test_to_dict_comes_back(name):
     assert Protocol(**fields) == get_protocol(name)
 
 
-def test_a_protocol_is_handed_back():
-    own = Protocol("own", "scene", distance="euclidean", normalize=False, feature="after_neck")
-    assert get_protocol(own) is own
+def test_a_protocol_is_returned_as_it_is():
+    custom = Protocol("custom", "scene", distance="euclidean", normalize=False, feature="after_neck")
+    assert get_protocol(custom) is custom
 
 
 @pytest.mark.parametrize("name", ["market", "market:tir>rgb"])
@@ -108,6 +111,48 @@ def test_unknown_name_lists_the_known_ones(name):
         ({"gallery_modalities": ("rgb", "rgb")}, "different modalities"),
     ],
 )
-def test_bad_fields_are_refused(change, message):
+def test_bad_fields_are_rejected(change, message):
     with pytest.raises(ValueError, match=message):
         Protocol(**{"name": "mine", "exclude": "camera", **change})
+
+
+def test_unknown_labels_default_to_minus_one():
+    ids = Identities(torch.tensor([3, 4]))
+    assert len(ids) == 2
+    assert ids.pid.dtype == ids.camid.dtype == ids.sceneid.dtype == np.int64
+    assert ids.camid.tolist() == ids.sceneid.tolist() == [-1, -1]
+    assert ids[1:].pid.tolist() == [4] and repr(ids) == "Identities(2 samples of 2 identities)"
+
+
+def test_bad_labels_are_rejected():
+    with pytest.raises(ValueError, match="camid has 1 entries but pid has 2"):
+        Identities([0, 1], [0])
+    with pytest.raises(ValueError, match="pid must be a one-dimensional integer array; got float64"):
+        Identities([0.5])
+    with pytest.raises(ValueError, match="sceneid must be"):
+        Identities([0], None, [[0]])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "matches", "ignored_entries"),
+    [("camera", {0: [1, 3], 1: []}, {0: [0], 1: []}), ("scene", {0: [0], 1: []}, {0: [1, 3], 1: []})],
+)
+def test_entries_of_the_same_identity(protocol, matches, ignored_entries):
+    query = Identities([5, 6], [0, 0], [9, 9])
+    gallery = Identities([5, 5, 7, 5], [0, 1, 0, 2], [8, 9, 9, 9])
+    index, match, ignored = SameIdentity(query, gallery, get_protocol(protocol)).entries(0, 2)
+    assert {i: index[i][match[i]].tolist() for i in range(2)} == matches
+    assert {i: index[i][ignored[i]].tolist() for i in range(2)} == ignored_entries
+
+
+def test_bad_keys_are_rejected():
+    ids = Identities([0, 1], [0, 0])
+    rule = get_protocol("none")
+    with pytest.raises(ValueError, match="both or neither"):
+        SameIdentity(ids, ids, rule, ["a", "b"])
+    with pytest.raises(ValueError, match="gallery_keys has 1 entries but the gallery has 2"):
+        SameIdentity(ids, ids, rule, ["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="1 repeated keys"):
+        SameIdentity(ids, ids, rule, ["a", "b"], ["a", "a"])
+    with pytest.raises(ValueError, match=r"2 keys stand for different identities.*'a'"):
+        SameIdentity(ids, ids, rule, ["a", "b"], ["b", "a"])

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, compare, get_protocol, load_result, rank
+from nextreid.retrieval import (
+    METRICS,
+    Identities,
+    Protocol,
+    Rerank,
+    RetrievalResult,
+    compare,
+    get_protocol,
+    load_result,
+    rank,
+)
 
 
 def result_of(ap, pid, first=None, keys=None, **kwargs):
@@ -35,12 +45,13 @@ def test_to_dict_is_plain_and_complete():
     assert json.loads(json.dumps(summary)) == summary
     assert summary["protocol"] == "camera" and summary["protocol_details"] == get_protocol("camera").to_dict()
     assert result.cmc.shape == (50,) and (np.diff(result.cmc) >= 0).all() and result.cmc[-1] == 1
-    assert "protocol camera" in str(result)
-    for measure in ("mAP", "mINP", "rank-1", "rank-5", "rank-10"):
-        assert np.nanmean(result.per_query(measure)) == pytest.approx(summary[measure], abs=1e-15)
-    for measure in ("map", "rank-0", "rank-x", "rank"):
-        with pytest.raises(ValueError, match="unknown measure"):
-            result.per_query(measure)
+    assert "protocol camera" in str(result) and str(result) in repr(result) and len(repr(result)) < 300
+    for metric in METRICS:
+        assert np.nanmean(result.per_query(metric)) == result.metric(metric) == summary[metric]
+    assert result.metrics == {name: summary[name] for name in METRICS}
+    for metric in ("map", "rank-0", "rank-x", "rank"):
+        with pytest.raises(ValueError, match="unknown metric"):
+            result.per_query(metric)
 
 
 def test_bootstrap_draws_whole_identities():
@@ -103,7 +114,7 @@ def test_compare_is_calibrated():
     assert 0.05 < np.mean(np.array(p_values) < 0.1) < 0.16
 
 
-def test_compare_refuses_other_queries():
+def test_compare_rejects_other_queries():
     a = result_of([0.2, 0.4], [1, 2], keys=("x", "y"))
     for other in (
         result_of([0.2], [1]),
@@ -121,7 +132,7 @@ def test_compare_refuses_other_queries():
 @pytest.mark.parametrize("rerank", [None, Rerank(7, 3, 0.1)])
 @pytest.mark.parametrize("keys", [None, ("ä", "b", "c")])
 def test_files_come_back(tmp_path, keys, rerank):
-    protocol = Protocol("own", "scene", query_modalities=("tir",), ties="pessimistic")
+    protocol = Protocol("custom", "scene", query_modalities=("tir",), ties="pessimistic")
     result = result_of([0.1, np.nan, 1 / 3], [4, 5, 6], keys=keys, rerank=rerank, protocol=protocol)
     path = tmp_path / "run.safetensors"
     path.write_bytes(b"an older file")
@@ -134,7 +145,7 @@ def test_files_come_back(tmp_path, keys, rerank):
     assert [file.name for file in tmp_path.iterdir()] == ["run.safetensors"]
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
         load_result(tmp_path / "none.safetensors")
     (tmp_path / "text").write_text("no tensors")
@@ -144,7 +155,7 @@ def test_other_files_are_refused(tmp_path):
             load_result(tmp_path / name)
 
 
-def test_joining_needs_one_origin():
+def test_joining_needs_one_provenance():
     a = result_of([0.1], [1])
     with pytest.raises(ValueError, match="no part"):
         RetrievalResult.concat([])

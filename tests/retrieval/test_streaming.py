@@ -20,13 +20,13 @@ def small_tiles(monkeypatch):
 def make_split(seed, levels=None, num_query=130, num_gallery=300):
     rng = np.random.default_rng(seed)
 
-    def side(count):
+    def split(count):
         values = rng.standard_normal((count, 9)) if levels is None else rng.integers(-1, 2, (count, 3))
         return values.astype(np.float32), Identities(
             rng.integers(0, 9, count), rng.integers(0, 2, count), rng.integers(0, 2, count)
         )
 
-    return *side(num_query), *side(num_gallery)
+    return *split(num_query), *split(num_gallery)
 
 
 def cut(embeddings, ids, edges, keys=None):
@@ -68,7 +68,7 @@ def test_any_cut_gives_the_same_bits(seed, edges, levels, protocol):
     assert_same(rank_shards(query, query_ids, lambda: iter(shards), protocol), whole)
 
 
-def test_keys_and_shares():
+def test_keys_and_parts():
     gallery, gallery_ids = make_split(3, levels=1)[2:]
     names = [str(i) for i in range(300)]
     shards = cut(gallery, gallery_ids, [100, 101, 250], names)
@@ -80,7 +80,7 @@ def test_keys_and_shares():
     assert rank(mine[0], gallery, mine[1], gallery_ids, "none").mAP > whole.mAP
 
 
-def test_bad_shards_are_refused():
+def test_bad_shards_are_rejected():
     query, query_ids, gallery, gallery_ids = make_split(4)
     shards = cut(gallery, gallery_ids, [100])
     with pytest.raises(ValueError, match="read twice"):

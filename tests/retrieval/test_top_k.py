@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from nextreid.retrieval import Identities, get_protocol, rank, top_k
-from nextreid.retrieval.arithmetic import HostArithmetic
-from nextreid.retrieval.distance import nearness_blocks
+from nextreid.retrieval.distance import distance_blocks
 
 
 def make_split(seed, num_query=70, num_gallery=40, levels=None):
@@ -27,13 +26,14 @@ def test_equals_a_stable_argsort(protocol, levels, k):
     query, gallery, query_ids, gallery_ids = make_split(0, levels=levels)
     indices, matches = top_k(query, gallery, query_ids, gallery_ids, protocol, k)
     assert indices.shape == matches.shape == (70, k) and indices.dtype == np.int64 and matches.dtype == bool
-    values = np.concatenate([b for _, b in nearness_blocks(query, gallery, get_protocol(protocol), HostArithmetic())])
+    values = np.concatenate([b for _, b in distance_blocks(query, gallery, get_protocol(protocol))])
     label = {"camera": "camid", "scene": "sceneid", "none": None}[protocol]
     for i in range(70):
-        out = np.zeros(40, bool)
+        ignored = np.zeros(40, bool)
         if label:
-            out = (gallery_ids.pid == query_ids.pid[i]) & (getattr(gallery_ids, label) == getattr(query_ids, label)[i])
-        kept = [g for g in np.argsort(values[i], kind="stable") if not out[g]][:k]
+            same = getattr(gallery_ids, label) == getattr(query_ids, label)[i]
+            ignored = same & (gallery_ids.pid == query_ids.pid[i])
+        kept = [g for g in np.argsort(values[i], kind="stable") if not ignored[g]][:k]
         assert indices[i].tolist() == kept + [-1] * (k - len(kept))
         assert matches[i].tolist() == [g >= 0 and gallery_ids.pid[g] == query_ids.pid[i] for g in indices[i]]
 
@@ -45,7 +45,7 @@ def test_agrees_with_rank():
     np.testing.assert_array_equal(result.first, np.where(matches.any(1), matches.argmax(1) + 1, 0))
 
 
-def test_keys_take_out_the_query_itself():
+def test_keys_ignore_the_query_itself():
     _, gallery, _, ids = make_split(2)
     keys = [str(i) for i in range(40)]
     assert (top_k(gallery, gallery, ids, ids, "none", 1)[0][:, 0] == np.arange(40)).all()
@@ -53,7 +53,7 @@ def test_keys_take_out_the_query_itself():
     assert all(sorted(indices[i]) == [j for j in range(40) if j != i] for i in range(40))
 
 
-def test_bad_k_is_refused():
+def test_bad_k_is_rejected():
     query, gallery, query_ids, gallery_ids = make_split(3)
     with pytest.raises(ValueError, match="k must be at least 1; got 0"):
         top_k(query, gallery, query_ids, gallery_ids, "none", 0)
