@@ -1,9 +1,9 @@
-"""What every figure is drawn with: type, colours, images of samples, marks, and saving."""
+"""What every figure is drawn with: a canvas, images of samples, marks of right and wrong, and saving."""
 
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -15,15 +15,52 @@ from nextreid.data.sample import Sample
 Size: TypeAlias = tuple[int, int]
 Colour: TypeAlias = tuple[int, int, int]
 
-PAPER: Colour = (255, 255, 255)
-INK: Colour = (32, 36, 43)
-FAINT: Colour = (112, 119, 130)
-RULE: Colour = (214, 218, 224)
+WHITE: Colour = (255, 255, 255)
+BLACK: Colour = (32, 36, 43)
+GREY: Colour = (112, 119, 130)
+LIGHT: Colour = (214, 218, 224)
 # two colours of Okabe and Ito's set that differ under every common colour blindness
-RIGHT: Colour = (0, 114, 178)
+CORRECT: Colour = (0, 114, 178)
 WRONG: Colour = (213, 94, 0)
 
-_SMOOTH = 4
+MARGIN = 24
+TEXT = 13
+_SUPERSAMPLING = 4
+
+
+class Canvas:
+    """An RGB image and what figures put on it."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.image = Image.new("RGB", (width, height), WHITE)
+        self.draw = ImageDraw.Draw(self.image)
+
+    def text(
+        self, at: tuple[int, int], text: str, anchor: str, colour: Colour = BLACK, width: int = 10_000, size: int = TEXT
+    ) -> None:
+        """Write a text, shortened to `width` pixels, with its Pillow `anchor` at a point."""
+        self.draw.text(at, fit_text(text, size, width), colour, font(size), anchor=anchor)
+
+    def frame(self, box: tuple[int, int, int, int], colour: Colour, width: int, dashed: bool = False) -> None:
+        """Draw a frame inside `box` (left, top, right, bottom), solid or dashed, `width` pixels thick."""
+        left, top, right, bottom = box
+        dash = 9 if dashed else max(right - left, bottom - top)
+        for x in range(left, right, 2 * dash - 2):
+            for y in (top, bottom - width):
+                self.draw.rectangle((x, y, min(x + dash, right) - 1, y + width - 1), fill=colour)
+        for y in range(top, bottom, 2 * dash - 2):
+            for x in (left, right - width):
+                self.draw.rectangle((x, y, x + width - 1, min(y + dash, bottom) - 1), fill=colour)
+
+    def legend(self, entries: Sequence[tuple[Image.Image, str]]) -> int:
+        """Put symbols, each with its meaning, in one line at the top; return where the line ends."""
+        x, y = MARGIN, MARGIN + 8
+        for symbol, text in entries:
+            self.image.paste(symbol, (x, y - symbol.height // 2))
+            x += symbol.width + 8
+            self.text((x, y), text, "lm")
+            x += round(font(TEXT).getlength(text)) + 24
+        return x
 
 
 @lru_cache
@@ -58,8 +95,17 @@ def size_to_draw(samples: Sequence[Sample], longest: int) -> Size:
     raise ValueError(f"none of {len(samples)} samples has an image to draw")
 
 
+def check_modalities(samples: Sequence[Sample], modalities: Sequence[str]) -> None:
+    """Raise ValueError unless each sample has one image, or None, for each modality."""
+    for sample in samples:
+        if len(sample.images) != len(modalities):
+            raise ValueError(
+                f"sample {sample.key!r} has {len(sample.images)} images but modalities are {', '.join(modalities)}"
+            )
+
+
 def draw_image(source: Source | None, size: Size) -> Image.Image:
-    """Return an image squashed to `size` as a model sees it, or a hatched placeholder where it is missing."""
+    """Return an image resized to `size` as a model sees it, or a hatched placeholder where it is missing."""
     if source is None:
         return hatched(size)
     image = open_image(source).convert("RGB")
@@ -69,44 +115,28 @@ def draw_image(source: Source | None, size: Size) -> Image.Image:
 
 def hatched(size: Size) -> Image.Image:
     """Return the placeholder of a missing image: diagonal lines on light grey."""
-    width, height = size
-    canvas = Image.new("RGB", (width * _SMOOTH, height * _SMOOTH), (240, 242, 245))
-    draw = ImageDraw.Draw(canvas)
-    for x in range(-height, width, 8):
-        draw.line([(x * _SMOOTH, height * _SMOOTH), ((x + height) * _SMOOTH, 0)], fill=(190, 196, 205), width=_SMOOTH)
-    return canvas.resize(size, Image.Resampling.LANCZOS)
+    width, height = (pixels * _SUPERSAMPLING for pixels in size)
+    image = Image.new("RGB", (width, height), (240, 242, 245))
+    draw = ImageDraw.Draw(image)
+    for x in range(-height, width, 8 * _SUPERSAMPLING):
+        draw.line([(x, height), (x + height, 0)], fill=(190, 196, 205), width=_SUPERSAMPLING)
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
-def mark(kind: Literal["right", "wrong"], size: int) -> Image.Image:
-    """Return the mark of a right entry, a tick in a disc, or of a wrong one, a cross in a square (RGBA)."""
-    big = size * _SMOOTH
-    canvas = Image.new("RGBA", (big, big))
-    draw = ImageDraw.Draw(canvas)
-    stroke = round(0.13 * big)
-
-    def points(*shares: tuple[float, float]) -> list[tuple[float, float]]:
-        return [(x * big, y * big) for x, y in shares]
-
-    if kind == "right":
-        draw.ellipse((0, 0, big - 1, big - 1), fill=RIGHT)
-        draw.line(points((0.25, 0.53), (0.43, 0.71), (0.76, 0.32)), fill=PAPER, width=stroke, joint="curve")
+def mark(correct: bool, size: int) -> Image.Image:
+    """Return the mark of a correct entry, a tick in a disc, or of a wrong one, a cross in a square (RGBA)."""
+    big = size * _SUPERSAMPLING
+    image = Image.new("RGBA", (big, big))
+    draw = ImageDraw.Draw(image)
+    if correct:
+        draw.ellipse((0, 0, big - 1, big - 1), fill=CORRECT)
+        strokes = [[(0.25, 0.53), (0.43, 0.71), (0.76, 0.32)]]
     else:
         draw.rectangle((0.06 * big, 0.06 * big, 0.94 * big, 0.94 * big), fill=WRONG)
-        draw.line(points((0.28, 0.28), (0.72, 0.72)), fill=PAPER, width=stroke)
-        draw.line(points((0.28, 0.72), (0.72, 0.28)), fill=PAPER, width=stroke)
-    return canvas.resize((size, size), Image.Resampling.LANCZOS)
-
-
-def frame(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: Colour, width: int, dashed: bool) -> None:
-    """Draw a frame inside `box` (left, top, right, bottom), solid or dashed, `width` pixels thick."""
-    left, top, right, bottom = box
-    dash = 9 if dashed else max(right - left, bottom - top)
-    for x in range(left, right, 2 * dash - 2):
-        for y in (top, bottom - width):
-            draw.rectangle((x, y, min(x + dash, right) - 1, y + width - 1), fill=colour)
-    for y in range(top, bottom, 2 * dash - 2):
-        for x in (left, right - width):
-            draw.rectangle((x, y, x + width - 1, min(y + dash, bottom) - 1), fill=colour)
+        strokes = [[(0.28, 0.28), (0.72, 0.72)], [(0.28, 0.72), (0.72, 0.28)]]
+    for stroke in strokes:
+        draw.line([(x * big, y * big) for x, y in stroke], fill=WHITE, width=round(0.13 * big), joint="curve")
+    return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def save_image(image: Image.Image, path: str | Path) -> Path:
@@ -116,8 +146,8 @@ def save_image(image: Image.Image, path: str | Path) -> Path:
         ValueError: If Pillow cannot write the suffix.
     """
     path = Path(path)
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
+    format_name = Image.registered_extensions().get(path.suffix.lower())
+    if format_name not in Image.SAVE:
         raise ValueError(f"cannot save {path.name!r}: unknown image suffix {path.suffix!r}; use .png or .jpg")
-    write_whole(path, lambda temporary: image.save(temporary, format=kind))
+    write_whole(path, lambda temporary: image.save(temporary, format=format_name))
     return path

@@ -1,18 +1,18 @@
-"""Marks, frames and placeholders differ in shape; saving is all or nothing."""
+"""Marks, frames and placeholders differ in shape; a file is written whole or not at all."""
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from nextreid.data import ImageFile, Sample
 from nextreid.viz import save_image
 from nextreid.viz.drawing import (
-    RIGHT,
+    CORRECT,
     WRONG,
+    Canvas,
     draw_image,
     fit_text,
     font,
-    frame,
     hatched,
     mark,
     size_to_draw,
@@ -28,17 +28,17 @@ def ink(image, size):
 
 @pytest.mark.parametrize("size", [12, 17, 40])
 def test_marks_differ_without_colour(size):
-    right, wrong = ink(mark("right", size), size), ink(mark("wrong", size), size)
-    assert right.any() and wrong.any()
-    assert (right != wrong).mean() > 0.15
-    assert (wrong == wrong[:, ::-1]).mean() > 0.97 and (right == right[:, ::-1]).mean() < 0.95
+    correct, wrong = ink(mark(True, size), size), ink(mark(False, size), size)
+    assert correct.any() and wrong.any()
+    assert (correct != wrong).mean() > 0.15
+    assert (wrong == wrong[:, ::-1]).mean() > 0.97 and (correct == correct[:, ::-1]).mean() < 0.95
 
 
 @pytest.mark.parametrize(("dashed", "low", "high"), [(False, 1.0, 1.0), (True, 0.4, 0.75)])
 def test_frames(dashed, low, high):
-    canvas = Image.new("RGB", (120, 200), "white")
-    frame(ImageDraw.Draw(canvas), (10, 10, 110, 190), RIGHT, 4, dashed)
-    painted = (np.asarray(canvas) == RIGHT).all(axis=2)
+    canvas = Canvas(120, 200)
+    canvas.frame((10, 10, 110, 190), CORRECT, 4, dashed)
+    painted = (np.asarray(canvas.image) == CORRECT).all(axis=2)
     border = np.zeros_like(painted)
     border[10:190, 10:110] = True
     border[14:186, 14:106] = False
@@ -48,7 +48,7 @@ def test_frames(dashed, low, high):
 
 def test_colours_differ_in_blue_and_yellow_for_every_eye():
     """The two colours differ by much in blue, which red-green blindness leaves alone, and in red and green."""
-    assert RIGHT[2] - WRONG[2] > 150 and WRONG[0] - RIGHT[0] > 150
+    assert CORRECT[2] - WRONG[2] > 150 and WRONG[0] - CORRECT[0] > 150
 
 
 def test_missing_image_is_hatched():
@@ -89,13 +89,13 @@ def test_long_text_is_shortened():
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".PNG"])
 def test_save(tmp_path, suffix):
-    path = save_image(Image.new("RGB", (4, 3), RIGHT), tmp_path / "new" / f"a{suffix}")
+    path = save_image(Image.new("RGB", (4, 3), CORRECT), tmp_path / "new" / f"a{suffix}")
     with Image.open(path) as image:
         assert image.size == (4, 3)
     assert [p.name for p in path.parent.iterdir()] == [f"a{suffix}"]
 
 
-def test_unknown_suffix_is_refused(tmp_path):
+def test_unknown_suffix_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"unknown image suffix '.xyz'; use .png"):
         save_image(Image.new("RGB", (4, 3)), tmp_path / "a.xyz")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Mask images: kept patches untouched, the others veiled, shares printed, refused input."""
+"""Mask images: kept patches untouched, the others veiled, shares printed, rejected input."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_missing_image_shows_no_mask(make_sample):
     np.testing.assert_array_equal(np.asarray(mask_image(sample, masks, MODALITIES, gamma)), before)
 
 
-def test_bad_shapes_are_refused(make_sample):
+def test_bad_shapes_are_rejected(make_sample):
     masks = np.ones((1, 2, 3, 4, 2))
     with pytest.raises(ValueError, match=r"S = 2 samples and M = 3 modalities; got \(1, 2, 3, 4, 2\)"):
         mask_image([make_sample()] * 2, masks, MODALITIES)

@@ -1,10 +1,10 @@
-"""Rank lists: size, marks told apart without colour, missing images and entries, refused input."""
+"""Rank lists: size, marks told apart without colour, missing images and entries, rejected input."""
 
 import numpy as np
 import pytest
 
 from nextreid.viz import rank_list_image
-from nextreid.viz.drawing import RIGHT, WRONG
+from nextreid.viz.drawing import CORRECT, WRONG
 
 MODALITIES = ("rgb", "nir", "tir")
 
@@ -30,12 +30,12 @@ def test_size_grows_with_queries_entries_and_images(make_sample):
     assert large.width - narrow.width == 6 * 72 and large.height - narrow.height == 3 * 144
 
 
-def test_right_and_wrong_differ_without_colour(make_sample):
-    """Turn one entry from right to wrong: its head and its frame change in black and white, nothing else does."""
-    right, wrong = (
+def test_correct_and_wrong_differ_without_colour(make_sample):
+    """Turn one entry from correct to wrong: its head and its frame change in black and white, nothing else does."""
+    correct, wrong = (
         np.asarray(draw(make_sample, [[0, 1]], [[value, False]]).convert("L")) < 150 for value in (True, False)
     )
-    rows, columns = np.nonzero(right != wrong)
+    rows, columns = np.nonzero(correct != wrong)
     assert len(rows) > 400
     left, width, top = 24 + 40 + (72 + 12 + 12) + 12, 72 + 12, 24 + 40
     assert columns.min() >= left and columns.max() < left + width
@@ -48,7 +48,7 @@ def test_right_and_wrong_differ_without_colour(make_sample):
 def test_colours(make_sample):
     both = draw(make_sample, [[0, 1]], [[True, False]])
     none = draw(make_sample, [[-1, -1]], [[False, False]])
-    for colour in (RIGHT, WRONG):
+    for colour in (CORRECT, WRONG):
         assert count(both, colour) - count(none, colour) > 500
 
 
@@ -82,7 +82,7 @@ def test_captions_name_identity_and_camera(make_sample):
         ([[]], [[]], "not empty"),
     ],
 )
-def test_bad_indices_are_refused(make_sample, indices, matches, message):
+def test_bad_indices_are_rejected(make_sample, indices, matches, message):
     with pytest.raises(ValueError, match=message):
         draw(make_sample, indices, matches)
 
