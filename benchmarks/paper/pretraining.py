@@ -27,8 +27,7 @@ from nextreid.data.sampler import PKSampler
 from nextreid.layers import BNNeck
 from nextreid.losses import Criterion
 from nextreid.models import ReIDModel, create_model
-from nextreid.synthetic import PARTS, synthetic_persons
-from nextreid.synthetic import attributes as menus
+from nextreid.synthetic import PARTS, attributes, synthetic_persons
 from nextreid.towers import pack_sentences
 
 _logger = logging.getLogger(__name__)
@@ -203,9 +202,9 @@ def clauses(sentence: str) -> tuple[str, ...]:
 
 _WORDS: dict[str, tuple[str, ...]] = {
     "hair": ("hair",),
-    "upper": tuple(menus.UPPER),
-    "lower": tuple(menus.LOWER),
-    "footwear": tuple(menus.FOOTWEAR),
+    "upper": tuple(attributes.UPPER),
+    "lower": tuple(attributes.LOWER),
+    "footwear": tuple(attributes.FOOTWEAR),
     "glasses": ("glasses",),
     "backpack": ("backpack",),
     "handbag": ("handbag",),

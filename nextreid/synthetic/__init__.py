@@ -1,10 +1,10 @@
 """Procedural multi-spectral persons with captions and exact ground truth."""
 
-from .build import SyntheticPersons, synthetic_persons
-from .composer import compose_person
+from .captioner import compose_person
 from .config import PROFILES, PersonsConfig
+from .dataset import SyntheticPersons, synthetic_persons
 from .figure import PARTS
-from .folder_layout import write_tree
+from .folder_layout import write_folder_layout
 
 __all__ = [
     "PARTS",
@@ -13,5 +13,5 @@ __all__ = [
     "SyntheticPersons",
     "compose_person",
     "synthetic_persons",
-    "write_tree",
+    "write_folder_layout",
 ]

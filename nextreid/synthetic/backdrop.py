@@ -8,17 +8,12 @@ from PIL import Image
 from ..data.rng import seeded_rng
 from .optics import blur
 
-_THINGS = 26
+_NUM_OBJECTS = 26
 
 
 @lru_cache(maxsize=32)
 def panorama(seed: int, camid: int, img_size: tuple[int, int]) -> np.ndarray:
-    """Build a camera's surroundings.
-
-    Args:
-        seed: The set's seed.
-        camid: Camera counted from 0.
-        img_size: Height and width of a crop.
+    """Build the surroundings of camera `camid`, counted from 0, for crops of `img_size` (height, width).
 
     Returns:
         ``(1.25 H, 6 W, 5)`` float32, not writable: linear reflectance in R, G, B and NIR, and temperature above
@@ -31,7 +26,7 @@ def panorama(seed: int, camid: int, img_size: tuple[int, int]) -> np.ndarray:
     wall, floor = rng.uniform(0.10, 0.42), rng.uniform(0.12, 0.36)
     place[:horizon] = [*(wall * rng.uniform(0.92, 1.08, 3)), wall * rng.uniform(0.6, 1.3), 0.03]
     place[horizon:] = [*(floor * rng.uniform(0.93, 1.07, 3)), floor * rng.uniform(0.7, 1.3), 0.07]
-    for _ in range(_THINGS):
+    for _ in range(_NUM_OBJECTS):
         x, w = int(rng.integers(width)), int(img_size[1] * rng.uniform(0.10, 0.9))
         foot = horizon + int(height * rng.uniform(-0.12, 0.10))
         top = max(0, foot - int(height * rng.uniform(0.10, 0.6)))
@@ -64,11 +59,7 @@ def _blob(place: np.ndarray, x: int, foot: int, wide: int, tall: int, value: lis
 
 
 def window(seed: int, camid: int, img_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Cut a random crop-sized window out of a camera's panorama.
-
-    Returns:
-        ``(H, W, 5)`` float32 view.
-    """
+    """Cut a random window ``(H, W, 5)`` of the size of a crop out of a camera's panorama."""
     place = panorama(seed, camid, img_size)
     height, width = img_size
     y = int(rng.integers(place.shape[0] - height + 1))

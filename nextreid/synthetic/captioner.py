@@ -1,15 +1,15 @@
-"""Two simulated captioners that read a frame with doubt, each answering in the words of the person schema."""
+"""Two simulated captioners that describe a frame with confidence, in the words of the person schema."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..captioning import Answer, Answers, best_of, complement
+from ..captioning import Answer, Answers, best_of, complement, compose
 from ..data.rng import seeded_rng
-from . import attributes as menus
-from .attributes import Menu, pick
-from .composer import MODALITIES
+from ..data.sample import MODALITIES
+from . import attributes
+from .attributes import Choices, choose
 from .config import PersonsConfig
 from .identity import Identity
 from .scene import VIEWS, Frame, Visit
@@ -21,48 +21,41 @@ MERGED = ("glasses", "handbag", "backpack", "suitcase", "holding")
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """How one field is read.
+    """How one field is recognised."""
 
-    Attributes:
-        seen: Chance that the value is seen in RGB by day, RGB by night, NIR and TIR; 0: the field does not exist.
-        guess: Marginals of what is said otherwise.
-        parts: Parts whose occlusion hides the field.
-        area: Share of the person's pixels at which a thing is in full view; 0 for what everybody has.
-    """
-
-    seen: tuple[float, float, float, float]
-    guess: Menu
-    parts: tuple[str, ...] = ()
-    area: float = 0.0
+    seen: tuple[float, float, float, float]  # probability in RGB by day, RGB by night, NIR, TIR; 0: no such field
+    guess: Choices  # marginals of the answer otherwise
+    parts: tuple[str, ...] = ()  # parts whose occlusion hides the field
+    area: float = 0.0  # fraction of the person's pixels at which an object is in full view; 0 for what everybody has
 
 
-def _flag(share: float) -> Menu:
-    return {"yes": share, "no": 1 - share}
+def _flag(probability: float) -> Choices:
+    return {"yes": probability, "no": 1 - probability}
 
 
 FIELDS: Mapping[str, _Field] = {
     "age": _Field((0.80, 0.75, 0.75, 0.75), {"adult": 0.970, "teenager": 0.015, "child": 0.015}),
-    "gender": _Field((0.88, 0.78, 0.74, 0.72), menus.GENDERS, ("skin", "hair", "upper")),
+    "gender": _Field((0.88, 0.78, 0.74, 0.72), attributes.GENDERS, ("skin", "hair", "upper")),
     "view": _Field((0.88, 0.80, 0.76, 0.64), {"front": 0.30, "back": 0.36, "side": 0.34}),
     "capture_time": _Field((0.94, 0.90, 0.85, 0.0), {"nighttime": 0.85, "daytime": 0.15}),
     "illumination": _Field((0.85, 0.92, 0.85, 0.0), {"dim": 0.80, "normal": 0.16, "bright": 0.04}),
-    "upper_clothing": _Field((0.82, 0.70, 0.63, 0.60), menus.UPPER, ("upper",)),
-    "upper_clothing_color": _Field((0.88, 0.66, 0.0, 0.0), menus.UPPER_COLORS, ("upper",)),
-    "lower_clothing": _Field((0.86, 0.76, 0.70, 0.62), menus.LOWER, ("lower", "skin")),
-    "lower_clothing_color": _Field((0.84, 0.62, 0.0, 0.0), menus.LOWER_COLORS, ("lower",)),
-    "hair_length": _Field((0.78, 0.66, 0.66, 0.64), menus.HAIR_LENGTHS, ("hair",)),
-    "hair_style": _Field((0.40, 0.25, 0.20, 0.10), menus.HAIR_STYLES, ("hair",)),
-    "footwear": _Field((0.55, 0.38, 0.35, 0.32), menus.FOOTWEAR, ("footwear",)),
+    "upper_clothing": _Field((0.82, 0.70, 0.63, 0.60), attributes.UPPER, ("upper",)),
+    "upper_clothing_color": _Field((0.88, 0.66, 0.0, 0.0), attributes.UPPER_COLORS, ("upper",)),
+    "lower_clothing": _Field((0.86, 0.76, 0.70, 0.62), attributes.LOWER, ("lower", "skin")),
+    "lower_clothing_color": _Field((0.84, 0.62, 0.0, 0.0), attributes.LOWER_COLORS, ("lower",)),
+    "hair_length": _Field((0.78, 0.66, 0.66, 0.64), attributes.HAIR_LENGTHS, ("hair",)),
+    "hair_style": _Field((0.40, 0.25, 0.20, 0.10), attributes.HAIR_STYLES, ("hair",)),
+    "footwear": _Field((0.55, 0.38, 0.35, 0.32), attributes.FOOTWEAR, ("footwear",)),
     "footwear_style": _Field((0.50, 0.35, 0.30, 0.28), {"casual": 0.87, "athletic": 0.13}, ("footwear",)),
     "glasses": _Field((0.75, 0.55, 0.45, 0.50), _flag(0.22), ("glasses",), 0.004),
     "handbag": _Field((0.75, 0.55, 0.55, 0.60), _flag(0.12), ("handbag",), 0.015),
     "backpack": _Field((0.90, 0.75, 0.75, 0.82), _flag(0.33), ("backpack",), 0.03),
     "suitcase": _Field((0.90, 0.78, 0.80, 0.85), _flag(0.03), ("suitcase",), 0.02),
-    "holding": _Field((0.75, 0.55, 0.55, 0.60), menus.HELD, ("held",), 0.004),
+    "holding": _Field((0.75, 0.55, 0.55, 0.60), attributes.HELD, ("held",), 0.004),
     "target_clarity": _Field((1.0, 1.0, 1.0, 1.0), {"blurry": 1.0}),
 }
-_TIR_GENDERS: Menu = {"male": 0.42, "female": 0.58}
-_SHARPNESS = 12.0  # concentration of an image's legibility about the chance above
+_TIR_GENDERS: Choices = {"male": 0.42, "female": 0.58}
+_SHARPNESS = 12.0  # concentration of an image's legibility about the probability above
 
 
 def true_answers(identity: Identity, visit: Visit, frame: Frame) -> dict[str, str]:
@@ -87,20 +80,20 @@ def ask_captioners(
 ) -> dict[str, dict[str, Answers]]:
     """Let two captioners describe one frame.
 
-    A captioner sees the true value with a chance that depends on the field, the modality, the light, occlusion and
-    blur; else it guesses from the marginals. Its confidence is that chance, not whether it was right.
+    A captioner sees the true value with a probability that depends on the field, the modality, the light, occlusion
+    and blur; else it guesses from the marginals. Its confidence is that probability, not whether it was right.
 
     Args:
-        config: The set's settings.
-        identity: Who.
+        config: The settings.
+        identity: The person.
         visit: Light.
         frame: Pose and disturbances.
-        key: pid, camid and frame number, which name the stream.
+        key: pid, camid and frame number, which key the random stream.
         visible: Pixels of each part.
         hidden: Pixels of each part that an occluder covers.
 
     Returns:
-        Answers by modality and captioner. A value of ``""`` says that there is no such thing, as the lower garment of
+        Answers by modality and captioner. A value of ``""`` means that there is no such thing, as the lower garment of
         somebody in a dress.
     """
     rng = seeded_rng("persons", config.seed, "captioner", *key)
@@ -110,34 +103,26 @@ def ask_captioners(
     legible = rng.beta(spread[0], spread[1]) * (chances > 0)
     sees = rng.random((2, *chances.shape)) < legible
     confidence = np.clip(legible + rng.normal(0, 0.08, (2, *chances.shape)), 0.0, 1.0)
-    asked: dict[str, dict[str, Answers]] = {}
+    by_modality: dict[str, dict[str, Answers]] = {}
     for m, modality in enumerate(MODALITIES):
-        said: dict[str, dict[str, Answer]] = {captioner: {} for captioner in CAPTIONERS}
+        answers: dict[str, dict[str, Answer]] = {captioner: {} for captioner in CAPTIONERS}
         for f, (name, field) in enumerate(FIELDS.items()):
             # one number per field, so that no answer depends on how another one came about
             guess = _guess(rng, name, field.guess, modality, visit.night)
             if chances[m, f] > 0 or field.seen[_column(modality, visit)] > 0:
                 for k, captioner in enumerate(CAPTIONERS):
                     value = truth[name] if sees[k, m, f] else guess
-                    said[captioner][name] = Answer(value, float(confidence[k, m, f]))
-        if modality != "tir":  # sharp to a thermal camera's reader, hardly ever to the others
-            for answers in said.values():
-                answers["target_clarity"] = Answer("blurry", 0.9)
-        asked[modality] = dict(said)
-    return asked
+                    answers[captioner][name] = Answer(value, float(confidence[k, m, f]))
+        if modality != "tir":  # published captions call hardly any image but a thermal one clear
+            for fields in answers.values():
+                fields["target_clarity"] = Answer("blurry", 0.9)
+        by_modality[modality] = dict(answers)
+    return by_modality
 
 
-def merge_answers(asked: Mapping[str, Mapping[str, Answers]], over_modalities: bool) -> dict[str, Answers]:
-    """Keep the more confident captioner's answers, then let the modalities complement each other in `MERGED`.
-
-    Args:
-        asked: Answers by modality and captioner.
-        over_modalities: Whether to take the second step.
-
-    Returns:
-        Answers by modality.
-    """
-    best = {modality: best_of(said) for modality, said in asked.items()}
+def merge_answers(answers: Mapping[str, Mapping[str, Answers]], over_modalities: bool) -> dict[str, Answers]:
+    """Keep the more confident captioner's answers, then let modalities complement each other in `MERGED` if requested."""
+    best = {modality: best_of(by_captioner) for modality, by_captioner in answers.items()}
     merged = complement(best, "person", fields=MERGED if over_modalities else ())
     return {modality: result.answers for modality, result in merged.items()}
 
@@ -163,7 +148,7 @@ def _chances(
     visible: Mapping[str, int],
     hidden: Mapping[str, int],
 ) -> np.ndarray:
-    """Chance ``(3, fields)`` that a field is seen in a modality."""
+    """Probability ``(3, fields)`` that a field is seen in a modality."""
     person = max(1, sum(count for part, count in visible.items() if part not in ("background", "occluder")))
     clear = max(0.3, 1 - 0.08 * (frame.defocus + frame.motion)) * (1 - config.caption_noise)
     rows = np.zeros((len(MODALITIES), len(FIELDS)))
@@ -183,11 +168,32 @@ def _chances(
     return np.clip(rows, 0.0, 0.98)
 
 
-def _guess(rng: np.random.Generator, name: str, guess: Menu, modality: str, night: bool) -> str:
+def _guess(rng: np.random.Generator, name: str, guess: Choices, modality: str, night: bool) -> str:
     if name == "gender" and modality == "tir":
         guess = _TIR_GENDERS
     if name == "view" and modality == "tir":
         guess = dict.fromkeys(VIEWS, 1.0)
     if modality == "rgb" and night and name.endswith("_color"):
         guess = dict(guess) | {"dark": 0.6}
-    return pick(rng, guess)
+    return choose(rng, guess)
+
+
+def compose_person(answers: Mapping[str, str], modality: str) -> tuple[str, ...]:
+    """Write the caption of one image as up to five sentences, by `nextreid.captioning.compose`.
+
+    Colours are named in RGB only; TIR has neither time nor light. Empty or unknown answers leave their slot out,
+    and a sentence whose slots are all empty is left out.
+
+    Args:
+        answers: Value by field of the person schema, such as ``{"gender": "male", "view": "side"}``.
+        modality: ``"rgb"``, ``"nir"`` or ``"tir"``.
+
+    Returns:
+        The sentences in order; joined by a space they are the caption.
+
+    Raises:
+        ValueError: If it is another modality.
+    """
+    if modality not in MODALITIES:
+        raise ValueError(f"modality must be 'rgb', 'nir' or 'tir', got {modality!r}")
+    return compose(answers, "person", modality)

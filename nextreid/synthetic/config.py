@@ -1,4 +1,4 @@
-"""Every knob of the procedural persons in one JSON-able record, and three sizes of it."""
+"""The settings of the procedural persons in one JSON-able record, and three profiles of it."""
 
 import dataclasses
 import math
@@ -11,24 +11,21 @@ MAX_IDENTITIES = 100_000  # per pool: the file names hold six digits and the poo
 MAX_CAMERAS = 9  # the published file names hold one digit
 MAX_FRAMES = 100  # and two digits
 
-_SHARES = (
-    "night",
-    "occlusion",
-    "flare",
-    "twins",
-    "view_persistence",
-    "nir_corr",
-    "caption_noise",
-    "caption_floor",
-)
-_SCALES = ("blur", "structure", "heat_sep")
+_FRACTIONS = "night occlusion flare twins view_persistence nir_corr caption_noise caption_floor".split()
+_RANGES = dict.fromkeys(_FRACTIONS, (0.0, 1.0)) | dict.fromkeys(("blur", "structure", "heat_sep"), (0.0, 3.0))
+_INTEGERS = {
+    **dict.fromkeys(("num_pretrain", "num_train", "num_test"), (0, MAX_IDENTITIES)),
+    "cameras": (2, MAX_CAMERAS),
+    "frames_per_visit": (1, MAX_FRAMES),
+    "seed": (0, 2**63 - 1),
+}
 
 
 @dataclass(frozen=True)
 class PersonsConfig:
-    """Settings of the procedural multi-spectral person set.
+    """Settings of the procedural multi-spectral persons.
 
-    The defaults follow the published captions of RGBNT201 where these say something (shares of night, views and
+    The defaults follow the published captions of RGBNT201 where these allow it (fractions of night, views and
     attributes, agreement of answers); they are not tuned on a model.
 
     Attributes:
@@ -38,21 +35,21 @@ class PersonsConfig:
         num_test: Test identities.
         cameras: Number of cameras; an identity visits two or three of them.
         frames_per_visit: Frames of one identity at one camera.
-        night: Share of visits that happen at night.
-        occlusion: Share of frames in which something stands before the person.
-        flare: Share of frames with a lamp shining into the RGB and NIR cameras.
-        blur: Strength of defocus and motion blur; 0 is none, 1 the usual.
-        view_persistence: Chance that a frame keeps the visit's main view; 0 draws every frame anew.
-        twins: Share of identities that share all described attributes with exactly one other.
+        night: Fraction of visits that happen at night.
+        occlusion: Fraction of frames in which something stands in front of the person.
+        flare: Fraction of frames with a lamp shining into the RGB and NIR cameras.
+        blur: Strength of defocus and motion blur; 0 for none, 1 is realistic.
+        view_persistence: Probability that a frame keeps the visit's main view; 0 draws each frame's view independently.
+        twins: Fraction of identities that have all described attributes in common with exactly one other.
         structure: Spread of body build between identities; 0 gives everybody the same build.
-        nir_corr: 0: a garment's NIR reflectance says nothing about its colour, 1: it follows the grey level.
+        nir_corr: 0: a garment's NIR reflectance is independent of its colour, 1: it follows the grey level.
         heat_sep: How far clothes and bags differ in temperature; 0 gives all of them one temperature.
-        caption_source: ``noisy`` simulated captioners; ``exact`` the truth; controls: ``shuffled`` noisy captions
+        caption_source: ``noisy`` simulated captioners; ``exact`` the truth; baselines: ``shuffled`` noisy captions
             exchanged between the samples of a split, ``constant`` one caption for all, ``empty`` none.
-        caption_noise: Share of what captioners would have seen that they guess instead; 0 is the published level.
+        caption_noise: Fraction of what captioners would have seen that they guess instead; 0 is the published level.
         caption_floor: Answers with a confidence below this are left out.
         caption_merge: Merge bags, glasses and held things over the modalities by the highest confidence.
-        seed: Seed of everything.
+        seed: Seed of all random draws.
         version: Version of the generator; only the current one can be built.
 
     Raises:
@@ -82,20 +79,19 @@ class PersonsConfig:
     version: str = VERSION
 
     def __post_init__(self) -> None:
-        """Check every field."""
         size = tuple(self.img_size)
         if len(size) != 2 or not all(_is_int(n) and 16 <= n <= 1024 for n in size):
             raise ValueError(f"img_size must be two integers (height, width) from 16 to 1024, got {self.img_size!r}")
         object.__setattr__(self, "img_size", size)  # JSON gives a list back
-        for name in ("num_pretrain", "num_train", "num_test"):
-            self._integer(name, 0, MAX_IDENTITIES)
-        self._integer("cameras", 2, MAX_CAMERAS)
-        self._integer("frames_per_visit", 1, MAX_FRAMES)
-        self._integer("seed", 0, 2**63 - 1)
-        for name in _SHARES:
-            self._number(name, 0.0, 1.0)
-        for name in _SCALES:
-            self._number(name, 0.0, 3.0)
+        for name, (least, most) in _INTEGERS.items():
+            value = getattr(self, name)
+            if not _is_int(value) or not least <= value <= most:
+                raise ValueError(f"{name} must be an integer from {least} to {most}, got {value!r}")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or not low <= value <= high:
+                raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
         if self.caption_source not in CAPTION_SOURCES:
             raise ValueError(f"caption_source must be one of {CAPTION_SOURCES}, got {self.caption_source!r}")
         if not isinstance(self.caption_merge, bool):
@@ -109,17 +105,6 @@ class PersonsConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a dictionary that `PersonsConfig(**...)` and JSON both take."""
         return dataclasses.asdict(self) | {"img_size": list(self.img_size)}
-
-    def _integer(self, name: str, low: int, high: int) -> None:
-        value = getattr(self, name)
-        if not _is_int(value) or not low <= value <= high:
-            raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
-
-    def _number(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not low <= value <= high:
-            raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
 
 
 def _is_int(value: object) -> bool:

@@ -18,17 +18,7 @@ _BULK = {"coat": 0.014, "jacket": 0.011, "hoodie": 0.009, "sweater": 0.006, "t-s
 
 
 def draw_person(identity: Identity, frame: Frame, scale: float, img_size: tuple[int, int]) -> np.ndarray:
-    """Draw the labels of one person, without what stands in front.
-
-    Args:
-        identity: Who.
-        frame: Pose and crop.
-        scale: The camera's factor on the size.
-        img_size: Height and width of the image.
-
-    Returns:
-        ``(2H, 2W)`` uint8 labels.
-    """
+    """Draw the ``(2H, 2W)`` uint8 labels of one person, unoccluded; `scale` is the camera's factor on the size."""
     height, width = img_size[0] * SUPERSAMPLING, img_size[1] * SUPERSAMPLING
     figure = _Person(identity, frame, identity.body.stature * scale * frame.zoom * height)
     center, ground = width * (0.5 + frame.dx), height * (0.965 + frame.dy)
@@ -57,7 +47,7 @@ def draw_occluder(labels: np.ndarray, occluder: Occluder) -> np.ndarray:
 
 
 class _Person(Figure):
-    """A jointed body with its clothes and things."""
+    """A jointed body with its clothes and what it carries."""
 
     def __init__(self, identity: Identity, frame: Frame, stature: float) -> None:
         super().__init__(frame.yaw, stature)
@@ -162,7 +152,7 @@ class _Person(Figure):
         raise AssertionError("rows cover every height")
 
     def _band(self, low: float, high: float, region: str, depth: float, left: float = -1, right: float = 1) -> None:
-        """Add the slice of the torso between two heights and two shares of its half width."""
+        """Add the slice of the torso between two heights and two fractions of its half width."""
         steps = [low + (high - low) * k / 5 for k in range(6)]
         levels = [(y, *self._level(y)) for y in steps]
         points = [(c + left * h, y) for y, c, h in levels] + [(c + right * h, y) for y, c, h in reversed(levels)]
@@ -178,8 +168,8 @@ class _Person(Figure):
         self._band(max(hem, body.leg - 0.05), top, "upper", depth)
         length = top - body.leg
         if body.upper_trim == "stripes":
-            for share in (0.18, 0.44, 0.70):
-                self._band(body.leg + share * length, body.leg + (share + 0.10) * length, "upper_trim", depth + 0.001)
+            for start in (0.18, 0.44, 0.70):
+                self._band(body.leg + start * length, body.leg + (start + 0.10) * length, "upper_trim", depth + 0.001)
         elif body.upper_trim == "yoke":
             self._band(top - 0.32 * length, top, "upper_trim", depth + 0.001)
         elif body.upper_trim == "hem":
@@ -190,12 +180,12 @@ class _Person(Figure):
             shift = 0.5 * self.sin
             self._band(body.leg - 0.02, top, "inner", depth + 0.003, shift - 0.30 * self.cos, shift + 0.30 * self.cos)
 
-    def _patch(self, low: float, high: float, region: str, share: float) -> None:
+    def _patch(self, low: float, high: float, region: str, width: float) -> None:
         # on the chest of one half of the people, on the back of the other
         facing = self.cos if self.body.side > 0 else -self.cos
         if facing > 0.3:
             shift = 0.4 * self.sin * (1 if self.body.side > 0 else -1)
-            self._band(low, high, region, 0.051, shift - share * facing, shift + share * facing)
+            self._band(low, high, region, 0.051, shift - width * facing, shift + width * facing)
 
     def _head(self) -> None:
         body = self.body

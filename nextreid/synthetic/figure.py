@@ -9,22 +9,6 @@ from PIL import Image, ImageDraw
 
 SUPERSAMPLING = 2
 
-PARTS: tuple[str, ...] = (
-    "background",
-    "skin",
-    "hair",
-    "upper",
-    "lower",
-    "footwear",
-    "glasses",
-    "backpack",
-    "handbag",
-    "suitcase",
-    "held",
-    "occluder",
-)
-"""Parts that a sample's `truth["parts"]` counts, by label."""
-
 REGIONS: dict[str, str] = {
     "background": "background",
     "skin": "skin",
@@ -47,6 +31,9 @@ REGIONS: dict[str, str] = {
 }
 """What is drawn with one material each, and the part that it belongs to."""
 
+PARTS: tuple[str, ...] = tuple(dict.fromkeys(REGIONS.values()))
+"""Parts of a person that a sample's ``truth["parts"]`` holds, by label."""
+
 REGION_BITS = 5
 SHADES = (1.0, 0.86, 0.72, 1.10)
 """A label is `region | shade << REGION_BITS`; the shade sets limbs off against what they cross."""
@@ -61,29 +48,20 @@ _PART_OF_LABEL = np.array(
 )
 
 Point: TypeAlias = tuple[float, float, float]
-"""Left, forward and up from the point between the feet, in shares of the stature."""
+"""Left, forward and up from the point between the feet, in units of the stature."""
 
 Shape: TypeAlias = Callable[[ImageDraw.ImageDraw, float, float, int], None]
 
 
 def part_map(labels: np.ndarray) -> np.ndarray:
-    """Reduce labels of a supersampled drawing to parts at the image's size.
-
-    Args:
-        labels: ``(2H, 2W)`` uint8 as drawn by `draw_person`.
-
-    Returns:
-        ``(H, W)`` uint8 indices into `PARTS`.
-    """
+    """Reduce the ``(2H, 2W)`` labels of `draw_person` to ``(H, W)`` uint8 indices into `PARTS`."""
     return _PART_OF_LABEL[labels[1::SUPERSAMPLING, ::SUPERSAMPLING]]
 
 
 class Figure:
     """Collects shapes, then paints them from far to near.
 
-    Args:
-        yaw: Heading in radians; 0 faces the camera, positive turns the left side away from it.
-        stature: Height in pixels of the drawing.
+    A `yaw` of 0 faces the camera, a positive one turns the left side away; `stature` is in pixels of the drawing.
     """
 
     def __init__(self, yaw: float, stature: float) -> None:
@@ -112,7 +90,7 @@ class Figure:
         self.shapes.append((depth, REGION[region] | shade << REGION_BITS, shape))
 
     def polygon(self, points: list[tuple[float, float]], depth: float, region: str, shade: int = 0) -> None:
-        """Add a polygon of points (image x, up), both in shares of the stature."""
+        """Add a polygon of points (image x, up), both in units of the stature."""
         size = self.stature
 
         def shape(draw: ImageDraw.ImageDraw, center: float, ground: float, label: int) -> None:
@@ -163,7 +141,7 @@ class Figure:
         self.add(depth, region, shape, shade)
 
 
-def between(start: Point, end: Point, share: float) -> Point:
-    """Return the point at a share of the way from `start` to `end`."""
-    x, y, up = (a + share * (b - a) for a, b in zip(start, end, strict=True))
+def between(start: Point, end: Point, fraction: float) -> Point:
+    """Return the point at a fraction of the way from `start` to `end`."""
+    x, y, up = (a + fraction * (b - a) for a, b in zip(start, end, strict=True))
     return x, y, up

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.rng import seeded_rng
-from .attributes import draw_attributes, pick
+from .attributes import choose, draw_attributes
 from .config import PersonsConfig
 
 FIRST_PID = {"train": 1, "test": 200_001, "pretrain": 500_001}
@@ -29,116 +29,64 @@ _HUES = tuple(COLORS)
 _UPPER_TRIMS = {"plain": 0.34, "stripes": 0.14, "yoke": 0.14, "logo": 0.16, "hem": 0.10, "sleeves": 0.12}
 _LOWER_TRIMS = {"plain": 0.70, "side stripe": 0.18, "cuffs": 0.12}
 MATERIALS = ("upper", "upper_trim", "inner", "lower", "lower_trim", "shoe", "sole", "backpack", "handbag", "suitcase")
-"""What each identity owns in its own colour, NIR reflectance and temperature."""
+"""What has a colour, NIR reflectance and temperature of its own in each identity."""
 
-_WARMTH = {
-    "t-shirt": 0.74,
-    "dress": 0.70,
-    "sweater": 0.60,
-    "hoodie": 0.55,
-    "jacket": 0.50,
-    "coat": 0.42,
-    "shorts": 0.68,
-    "skirt": 0.66,
-    "trousers": 0.60,
-    "jeans": 0.54,
-    "sneakers": 0.46,
-    "boots": 0.38,
-    "sandals": 0.60,
-    "heels": 0.50,
-}
+_WARMTH = (
+    {"t-shirt": 0.74, "dress": 0.70, "sweater": 0.60, "hoodie": 0.55, "jacket": 0.50, "coat": 0.42}
+    | {"shorts": 0.68, "skirt": 0.66, "trousers": 0.60, "jeans": 0.54}
+    | {"sneakers": 0.46, "boots": 0.38, "sandals": 0.60, "heels": 0.50}
+)
 _MIDDLE_WARMTH = 0.55
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The undescribed half of an identity. Lengths are shares of the stature, widths are half widths.
+    """What captions do not describe of an identity. Lengths are in units of the stature, widths are half widths."""
 
-    Attributes:
-        stature: Height as a share of the image's height.
-        shoulder, chest, waist, hip: Half widths of the torso.
-        depth: Half depth of the chest.
-        leg: Height of the crotch.
-        head: Height of the head.
-        arm: Length of the arm.
-        limb: Thickness factor of arms and legs.
-        stoop: Forward lean of the shoulders.
-        fit: Looseness of the clothes.
-        stride: Swing of the legs in radians.
-        bag: Size factor of bags.
-        side: 1 when bags hang on the left, -1 on the right.
-        open: Whether a jacket or coat is worn open over an inner garment.
-        upper_trim, lower_trim: Pattern of the garments.
-        color: ``(10, 3)`` display colours from 0 to 1 in the order of `MATERIALS`.
-        nir: ``(10,)`` near-infrared reflectance.
-        heat: ``(10,)`` temperature on the camera's scale from 0 to 1.
-        skin: Display colour of the skin.
-        hair: Display colour of the hair.
-        hair_nir: Near-infrared reflectance of the hair.
-    """
-
-    stature: float
+    stature: float  # as a fraction of the image's height
     shoulder: float
     chest: float
     waist: float
     hip: float
-    depth: float
-    leg: float
-    head: float
-    arm: float
-    limb: float
-    stoop: float
-    fit: float
-    stride: float
-    bag: float
-    side: int
-    open: bool
-    upper_trim: str
+    depth: float  # half depth of the chest
+    leg: float  # height of the crotch
+    head: float  # height of the head
+    arm: float  # length of the arm
+    limb: float  # thickness factor of arms and legs
+    stoop: float  # forward lean of the shoulders
+    fit: float  # looseness of the clothes
+    stride: float  # swing of the legs in radians
+    bag: float  # size factor of bags
+    side: int  # 1 when bags hang on the left, -1 on the right
+    open: bool  # whether a jacket or coat is worn open over an inner garment
+    upper_trim: str  # pattern of the upper garment
     lower_trim: str
-    color: np.ndarray
-    nir: np.ndarray
-    heat: np.ndarray
-    skin: np.ndarray
-    hair: np.ndarray
+    color: np.ndarray  # (10, 3) display colours from 0 to 1 in the order of MATERIALS
+    nir: np.ndarray  # (10,) near-infrared reflectance
+    heat: np.ndarray  # (10,) temperature on the camera's scale from 0 to 1
+    skin: np.ndarray  # display colour
+    hair: np.ndarray  # display colour
     hair_nir: float
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One person.
+    """One person."""
 
-    Attributes:
-        pid: Identity number, unique over the pools.
-        attributes: What captions can name.
-        body: What they cannot.
-        twin: pid of the identity with the same attributes, or -1.
-    """
-
-    pid: int
-    attributes: Mapping[str, str]
-    body: Body
-    twin: int
+    pid: int  # unique over the pools
+    attributes: Mapping[str, str]  # what captions can name
+    body: Body  # what they cannot
+    twin: int  # pid of the identity with the same attributes, or -1
 
 
 def pool_pids(config: PersonsConfig, pool: str) -> range:
-    """Return the identity numbers of a pool.
-
-    Args:
-        config: The set's settings.
-        pool: ``"pretrain"``, ``"train"`` or ``"test"``.
-
-    Returns:
-        Consecutive numbers; the pools never meet, whatever their sizes.
-    """
+    """Return the consecutive pids of a pool; the pools are disjoint, whatever their sizes."""
     first = FIRST_PID[pool]
     return range(first, first + getattr(config, f"num_{pool}"))
 
 
 def twin_of(config: PersonsConfig, pid: int) -> int:
-    """Return the pid of the twin that `pid` has in a set of any size, or -1.
-
-    Neighbours in a pool form pairs; every pair that the share `config.twins` calls for shares its attributes.
-    """
+    """Return the pid of the twin of `pid` in a pool of any size, or -1: the fraction `twins` of neighbouring pairs."""
     first = max(start for start in FIRST_PID.values() if start <= pid)
     pair, member = divmod(pid - first, 2)
     paired = int((pair + 1) * config.twins + 1e-9) > int(pair * config.twins + 1e-9)
@@ -146,15 +94,7 @@ def twin_of(config: PersonsConfig, pid: int) -> int:
 
 
 def make_identity(config: PersonsConfig, pid: int) -> Identity:
-    """Build one identity, as a function of the seed and its number alone.
-
-    Args:
-        config: The set's settings.
-        pid: Identity number.
-
-    Returns:
-        The identity; its body and its attributes come from separate streams.
-    """
+    """Build one identity, as a function of the seed and `pid` alone; body and attributes have separate streams."""
     twin = twin_of(config, pid)
     owner = min(pid, twin) if twin >= 0 else pid
     attributes = draw_attributes(seeded_rng("persons", config.seed, "attributes", owner))
@@ -188,7 +128,7 @@ def _make_body(rng: np.random.Generator, attributes: Mapping[str, str], config: 
     }
     side = 1 if rng.random() < 0.5 else -1
     worn_open = bool(rng.random() < 0.45) and upper in ("jacket", "coat", "hoodie")
-    upper_trim, lower_trim = pick(rng, _UPPER_TRIMS), pick(rng, _LOWER_TRIMS)
+    upper_trim, lower_trim = choose(rng, _UPPER_TRIMS), choose(rng, _LOWER_TRIMS)
 
     def hue() -> str:
         return _HUES[int(rng.integers(len(_HUES)))]
@@ -199,31 +139,20 @@ def _make_body(rng: np.random.Generator, attributes: Mapping[str, str], config: 
         "inner": hue(),
         "lower": attributes["lower_clothing_color"] or hue(),
         "lower_trim": hue(),
-        "shoe": pick(rng, {"black": 0.4, "white": 0.25, "gray": 0.15, "brown": 0.1, "red": 0.05, "blue": 0.05}),
+        "shoe": choose(rng, {"black": 0.4, "white": 0.25, "gray": 0.15, "brown": 0.1, "red": 0.05, "blue": 0.05}),
         "sole": "white" if rng.random() < 0.6 else "black",
-        "backpack": pick(rng, {"black": 0.4, "blue": 0.15, "gray": 0.15, "red": 0.1, "green": 0.1, "beige": 0.1}),
-        "handbag": pick(rng, {"black": 0.35, "brown": 0.25, "beige": 0.15, "red": 0.1, "white": 0.15}),
-        "suitcase": pick(rng, {"black": 0.4, "blue": 0.2, "gray": 0.2, "red": 0.1, "purple": 0.1}),
+        "backpack": choose(rng, {"black": 0.4, "blue": 0.15, "gray": 0.15, "red": 0.1, "green": 0.1, "beige": 0.1}),
+        "handbag": choose(rng, {"black": 0.35, "brown": 0.25, "beige": 0.15, "red": 0.1, "white": 0.15}),
+        "suitcase": choose(rng, {"black": 0.4, "blue": 0.2, "gray": 0.2, "red": 0.1, "purple": 0.1}),
     }
     shades = np.array([COLORS[names[material]] for material in MATERIALS]) / 255
     shades = shades * rng.uniform(0.70, 1.12, (len(MATERIALS), 1)) + rng.normal(0, 0.025, shades.shape)
     color = np.clip(shades, 0.04, 0.95)
-    own = rng.uniform(0.08, 0.85, len(MATERIALS))
-    nir = (1 - config.nir_corr) * own + config.nir_corr * color.mean(1)
-    warmth = np.array(
-        [
-            _WARMTH[upper],
-            _WARMTH[upper] - 0.04,
-            0.72,
-            _WARMTH.get(lower, 0.6),
-            _WARMTH.get(lower, 0.6) - 0.03,
-            _WARMTH[attributes["footwear"]],
-            0.34,
-            0.33,
-            0.36,
-            0.28,
-        ]
-    )
+    independent = rng.uniform(0.08, 0.85, len(MATERIALS))
+    nir = (1 - config.nir_corr) * independent + config.nir_corr * color.mean(1)
+    warm_upper, warm_lower = _WARMTH[upper], _WARMTH.get(lower, 0.6)
+    garments = [warm_upper, warm_upper - 0.04, 0.72, warm_lower, warm_lower - 0.03, _WARMTH[attributes["footwear"]]]
+    warmth = np.array([*garments, 0.34, 0.33, 0.36, 0.28])
     warmth = warmth + rng.normal(0, 0.05, len(MATERIALS))
     heat = _MIDDLE_WARMTH + config.heat_sep * (warmth - _MIDDLE_WARMTH)
     tone, old = rng.uniform(0.62, 1.0), rng.random() < 0.12

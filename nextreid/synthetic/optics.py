@@ -6,16 +6,7 @@ import numpy as np
 
 
 def blur(image: np.ndarray, tall: float, wide: float) -> np.ndarray:
-    """Blur along height and width, edges repeated.
-
-    Args:
-        image: ``(H, W, C)`` float.
-        tall: Vertical sigma in pixels; below 0.2 nothing happens.
-        wide: Horizontal sigma in pixels.
-
-    Returns:
-        The blurred ``(H, W, C)`` image.
-    """
+    """Blur ``(H, W, C)`` with a sigma of `tall` and `wide` pixels, edges repeated; below 0.2 nothing happens."""
     for axis, sigma in ((0, tall), (1, wide)):
         radius = math.ceil(2.2 * sigma)
         if sigma < 0.2 or radius == 0:

@@ -1,4 +1,4 @@
-"""Everything around the person: cameras, visits and frames, each from streams that know no body."""
+"""Everything around the person: cameras, visits and frames, each from a random stream independent of the body."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,108 +6,67 @@ from functools import lru_cache
 import numpy as np
 
 from ..data.rng import seeded_rng
-from .attributes import HELD, pick
+from .attributes import HELD, choose
 from .config import PersonsConfig
 
 VIEWS = ("front", "back", "side")
-_VIEW_SHARES = np.array([0.16, 0.44, 0.40])  # as in the published RGB captions
+_VIEW_PROBABILITIES = np.array([0.16, 0.44, 0.40])  # as in the published RGB captions
 
 
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """A camera station with three aligned sensors.
+    """A camera station with three aligned sensors."""
 
-    Attributes:
-        gain: ``(3,)`` white balance.
-        gamma: Display gamma.
-        noise: Factor on sensor noise.
-        blur: Optical blur in pixels at height 128.
-        scale: Factor on the person's size in the crop.
-        nir_gain: Gain of the NIR sensor.
-        tir_gain, tir_offset: Thermal sensor's response.
-        views: ``(3,)`` shares of `VIEWS`.
-    """
-
-    gain: np.ndarray
-    gamma: float
-    noise: float
-    blur: float
-    scale: float
+    gain: np.ndarray  # (3,) white balance
+    gamma: float  # display gamma
+    noise: float  # factor on sensor noise
+    blur: float  # optical blur in pixels at height 128
+    scale: float  # factor on the person's size in the crop
     nir_gain: float
     tir_gain: float
     tir_offset: float
-    views: np.ndarray
+    views: np.ndarray  # (3,) probabilities of VIEWS
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One identity at one camera: what its frames share.
-
-    Attributes:
-        night: Whether it is night.
-        light: Illuminance, 1 on a bright day, 0.03 in the dark.
-        cast: ``(3,)`` colour of the light.
-        ambient: Temperature of the surroundings on the thermal scale.
-        yaw: Main heading in radians; 0 faces the camera, positive turns the face to the image's right.
-        held: What the person has in hand.
-        zoom: Factor on the person's size.
-    """
+    """One identity at one camera: what its frames have in common."""
 
     night: bool
-    light: float
-    cast: np.ndarray
-    ambient: float
-    yaw: float
-    held: str
-    zoom: float
+    light: float  # illuminance, 1 on a bright day, 0.03 in the dark
+    cast: np.ndarray  # (3,) colour of the light
+    ambient: float  # temperature of the surroundings on the thermal scale
+    yaw: float  # main heading in radians; 0 faces the camera, positive turns the face to the image's right
+    held: str  # what the person holds
+    zoom: float  # factor on the person's size
 
 
 @dataclass(frozen=True, slots=True)
 class Occluder:
-    """Something before the person, in shares of the image.
+    """Something in front of the person, in fractions of the image."""
 
-    Attributes:
-        kind: ``"wall"`` from below, ``"post"`` from top to bottom, ``"bush"`` a blob.
-        x, y: Centre (post, bush) or upper edge (wall).
-        size: Half width (post) or radius (bush).
-    """
-
-    kind: str
-    x: float
-    y: float
-    size: float
+    kind: str  # "wall" from below, "post" from top to bottom, "bush" a blob
+    x: float  # centre of a post or bush
+    y: float  # centre of a bush, upper edge of a wall
+    size: float  # half width of a post, radius of a bush
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One moment of a visit.
+    """One moment of a visit."""
 
-    Attributes:
-        yaw: Heading in radians.
-        phase: Phase of the gait in radians.
-        held: What is in hand now, or ``"none"``.
-        zoom: Factor on the person's size.
-        dx, dy: Displacement of the crop as shares of its width and height.
-        light: Illuminance.
-        shade: Direction of the light, -1 from the left to 1 from the right.
-        defocus: Blur in pixels at height 128.
-        motion: Additional horizontal blur in pixels at height 128.
-        occluder: What stands in front, if anything.
-        flare: Centre, radius and strength of a lamp's flare, if any.
-    """
-
-    yaw: float
-    phase: float
-    held: str
-    zoom: float
-    dx: float
-    dy: float
-    light: float
-    shade: float
-    defocus: float
-    motion: float
+    yaw: float  # heading in radians
+    phase: float  # of the gait, in radians
+    held: str  # what is held now, or "none"
+    zoom: float  # factor on the person's size
+    dx: float  # displacement of the crop as a fraction of its width
+    dy: float  # and of its height
+    light: float  # illuminance
+    shade: float  # direction of the light, -1 from the left to 1 from the right
+    defocus: float  # blur in pixels at height 128
+    motion: float  # additional horizontal blur in pixels at height 128
     occluder: Occluder | None
-    flare: tuple[float, float, float, float] | None
+    flare: tuple[float, float, float, float] | None  # centre, radius and strength of a lamp's flare
 
     @property
     def view(self) -> str:
@@ -123,7 +82,7 @@ class Frame:
 
 @lru_cache(maxsize=64)
 def make_camera(seed: int, camid: int) -> Camera:
-    """Build camera `camid` (counted from 0) of the set with this seed."""
+    """Build camera `camid`, counted from 0."""
     rng = seeded_rng("persons", seed, "camera", camid)
     return Camera(
         gain=1 + rng.uniform(-0.14, 0.14, 3),
@@ -134,7 +93,7 @@ def make_camera(seed: int, camid: int) -> Camera:
         nir_gain=float(rng.uniform(0.85, 1.15)),
         tir_gain=float(rng.uniform(0.90, 1.08)),
         tir_offset=float(rng.uniform(-0.04, 0.04)),
-        views=rng.dirichlet(7 * _VIEW_SHARES),
+        views=rng.dirichlet(7 * _VIEW_PROBABILITIES),
     )
 
 
@@ -146,7 +105,7 @@ def visited_cameras(config: PersonsConfig, pid: int) -> tuple[int, ...]:
 
 
 def make_visit(config: PersonsConfig, pid: int, camid: int) -> Visit:
-    """Draw what the frames of identity `pid` at camera `camid` share."""
+    """Draw what the frames of identity `pid` at camera `camid` have in common."""
     rng = seeded_rng("persons", config.seed, "visit", pid, camid)
     camera = make_camera(config.seed, camid)
     night = bool(rng.random() < config.night)
@@ -159,7 +118,7 @@ def make_visit(config: PersonsConfig, pid: int, camid: int) -> Visit:
         cast=cast if night else np.array([1.0, 1.0, 1.0]) + 0.04 * (lamp - 0.5) * np.array([1.0, 0.0, -1.0]),
         ambient=float(rng.uniform(0.08, 0.22) if night else rng.uniform(0.16, 0.36)),
         yaw=_draw_yaw(rng, camera.views),
-        held=pick(rng, HELD),
+        held=choose(rng, HELD),
         zoom=float(rng.uniform(0.95, 1.03)),
     )
 

@@ -16,7 +16,7 @@ from .scene import Camera, Frame, Visit, make_camera
 _DISPLAY_GAMMA = 2.2
 _SKIN_HEAT, _HAIR_HEAT = 0.92, 0.66
 # what belongs to the scene, not to the identity: display grey, NIR, temperature above the surroundings
-_FOREIGN = {"umbrella": (0.22, 0.40, 0.06), "held": (0.14, 0.35, 0.22), "occluder": (0.30, 0.36, 0.02)}
+_SCENE_MATERIALS = {"umbrella": (0.22, 0.40, 0.06), "held": (0.14, 0.35, 0.22), "occluder": (0.30, 0.36, 0.02)}
 
 
 def photograph(
@@ -28,12 +28,12 @@ def photograph(
     window are set by the light and the surroundings, never by what the crop holds.
 
     Args:
-        config: The set's settings.
-        body: Whose materials the labels stand for.
-        labels: ``(2H, 2W)`` uint8 as drawn.
+        config: The settings.
+        body: The materials of the person.
+        labels: ``(2H, 2W)`` uint8 of `draw_person`.
         visit: Light and surroundings.
         frame: Pose, blur and flare.
-        key: pid, camid and frame number, which name the noise streams.
+        key: pid, camid and frame number, which key the noise streams.
 
     Returns:
         RGB, NIR and TIR, each ``(H, W, 3)`` uint8 and contiguous; NIR and TIR are grey.
@@ -64,11 +64,7 @@ def photograph(
 
 
 def material_table(body: Body, ambient: float) -> np.ndarray:
-    """Look-up table from label to what the sensors see.
-
-    Args:
-        body: The identity's materials.
-        ambient: Temperature of the surroundings.
+    """Return what the sensors see of each label, in surroundings of temperature `ambient`.
 
     Returns:
         ``(256, 6)`` float32: linear R, G, B, NIR reflectance, temperature and 1; zeros for the background.
@@ -86,8 +82,8 @@ def material_table(body: Body, ambient: float) -> np.ndarray:
             row = (*body.hair, body.hair_nir, _HAIR_HEAT)
         elif region == "glasses":
             row = (0.10, 0.10, 0.12, 0.08, 0.50)
-        elif region in _FOREIGN:
-            grey, nir, warm = _FOREIGN[region]
+        elif region in _SCENE_MATERIALS:
+            grey, nir, warm = _SCENE_MATERIALS[region]
             row = (grey, grey, grey * 1.05, nir, ambient + warm)
         else:
             continue

@@ -9,7 +9,7 @@ from PIL import Image
 
 from nextreid.cli import main
 from nextreid.data import list_datasets, load_dataset
-from nextreid.synthetic import write_tree
+from nextreid.synthetic import write_folder_layout
 
 MODALITIES = ("rgb", "nir", "tir")
 
@@ -29,7 +29,7 @@ def run(capsys):
 @pytest.fixture
 def tree(tmp_path):
     persons = load_dataset("synthetic-persons", num_train=8, num_test=3, frames_per_visit=2)
-    return write_tree(persons, tmp_path / "RGBNT201")
+    return write_folder_layout(persons, tmp_path / "RGBNT201")
 
 
 def write_images(folder, split="test", ids=3, cameras=2, frames=2):

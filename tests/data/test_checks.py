@@ -16,7 +16,7 @@ from nextreid.data.checks import check_dataset
 from nextreid.data.checks.findings import spread
 from nextreid.data.checks.labels import matches
 from nextreid.retrieval import Identities, Protocol, rank
-from nextreid.synthetic import write_tree
+from nextreid.synthetic import write_folder_layout
 
 MODALITIES = ("rgb", "nir", "tir")
 SPLITS = ("train", "query", "gallery")
@@ -508,7 +508,7 @@ def test_the_table_is_aligned(clean):
 
 def test_a_written_tree_is_clean(tmp_path: Path):
     persons = load_dataset("synthetic-persons", num_train=8, num_test=3, frames_per_visit=2)
-    read = load_dataset("rgbnt201", write_tree(persons, tmp_path), captions=tmp_path)
+    read = load_dataset("rgbnt201", write_folder_layout(persons, tmp_path), captions=tmp_path)
     report = check(read)
     assert report.ok and not report.of_level("warning")
     assert check(persons).splits["query"]["ids_per_camera"] == report.splits["query"]["ids_per_camera"]

@@ -134,7 +134,7 @@ def noisy():
     return synthetic_persons("tiny", seed=3, splits=("test",), num_test=40).dataset.gallery
 
 
-def said(samples, modality, field):
+def answered(samples, modality, field):
     return [s.truth["answers"][modality].get(field, Answer("")).value for s in samples]
 
 
@@ -157,7 +157,9 @@ def test_genders_contradict_as_often_as_published(noisy):
     ],
 )
 def test_modalities_agree_as_published(noisy, field, first, second, published):
-    agreement = np.mean([a == b for a, b in zip(said(noisy, first, field), said(noisy, second, field), strict=True)])
+    agreement = np.mean(
+        [a == b for a, b in zip(answered(noisy, first, field), answered(noisy, second, field), strict=True)]
+    )
     assert abs(agreement - published) < 0.10
 
 
@@ -166,7 +168,7 @@ def test_modalities_agree_as_published(noisy, field, first, second, published):
     [("gender", 0.75, 0.54), ("upper_clothing", 0.64, 0.32), ("upper_clothing_color", 0.54, 0.15)],
 )
 def test_rgb_answers_repeat_within_an_identity_as_published(noisy, field, same, other):
-    values, pids = np.array(said(noisy, "rgb", field)), np.array([s.pid for s in noisy])
+    values, pids = np.array(answered(noisy, "rgb", field)), np.array([s.pid for s in noisy])
     equal, mine = values[:, None] == values[None], pids[:, None] == pids[None]
     off = ~np.eye(len(pids), dtype=bool)
     assert abs(equal[mine & off].mean() - same) < 0.10
@@ -217,7 +219,9 @@ def test_caption_noise_and_floor_work():
     clean, guessed = build(num_test=12), build(num_test=12, caption_noise=1.0)
 
     def right(samples):
-        return np.mean([a == s.truth["attributes"]["gender"] for s in samples for a in [said([s], "rgb", "gender")[0]]])
+        return np.mean(
+            [a == s.truth["attributes"]["gender"] for s in samples for a in [answered([s], "rgb", "gender")[0]]]
+        )
 
     assert right(clean) > right(guessed) + 0.1
     short, long = build(caption_floor=0.9), build(caption_floor=0.0)
@@ -228,6 +232,6 @@ def test_caption_noise_and_floor_work():
 
 def test_answers_are_about_the_frame():
     day, night = build(night=0.0), build(night=1.0)
-    assert np.mean([v == "daytime" for v in said(day, "rgb", "capture_time")]) > 0.8
-    assert np.mean([v == "nighttime" for v in said(night, "rgb", "capture_time")]) > 0.8
+    assert np.mean([v == "daytime" for v in answered(day, "rgb", "capture_time")]) > 0.8
+    assert np.mean([v == "nighttime" for v in answered(night, "rgb", "capture_time")]) > 0.8
     assert "capture_time" not in night[0].truth["answers"]["tir"]

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from nextreid.data import ReIDDataset, load_dataset
-from nextreid.synthetic import PARTS, PersonsConfig, synthetic_persons, write_tree
-from nextreid.synthetic.build import render_identity, render_sample
+from nextreid.synthetic import PARTS, PersonsConfig, synthetic_persons, write_folder_layout
+from nextreid.synthetic.dataset import render_identity, render_sample
 from nextreid.synthetic.drawing import draw_person
 from nextreid.synthetic.figure import REGION, part_map
 from nextreid.synthetic.identity import make_identity, pool_pids, twin_of
@@ -173,21 +173,21 @@ def test_nir_corr_ties_reflectance_to_colour():
 
 
 def test_heat_sep_and_structure_scale_their_spread_to_nothing():
-    def bodies(**knobs):
-        return [make_identity(PersonsConfig(**knobs), pid).body for pid in range(1, 60)]
+    def bodies(**settings):
+        return [make_identity(PersonsConfig(**settings), pid).body for pid in range(1, 60)]
 
     assert np.ptp([b.heat for b in bodies(heat_sep=0.0)]) < 1e-9 < 0.1 < np.ptp([b.heat for b in bodies()])
     assert len({round(b.hip, 9) for b in bodies(structure=0.0)}) == 2  # women's and men's mean
     assert np.std([b.shoulder for b in bodies(structure=2.0)]) > np.std([b.shoulder for b in bodies(structure=0.0)])
-    # knobs move only what they name
+    # settings move only what they name
     assert all(
         np.array_equal(a.color, b.color) for a, b in zip(bodies(), bodies(heat_sep=0.0, nir_corr=1.0), strict=True)
     )
 
 
-def test_shares_of_night_occlusion_flare_and_view_changes_follow_their_knobs():
-    def drawn(**knobs):
-        config = PersonsConfig(**knobs)
+def test_shares_of_night_occlusion_flare_and_view_changes_follow_their_settings():
+    def drawn(**settings):
+        config = PersonsConfig(**settings)
         visits = [(p, c, make_visit(config, p, c)) for p in range(1, 150) for c in visited_cameras(config, p)]
         return [v for *_, v in visits], [make_frame(config, v, p, c, 0) for p, c, v in visits]
 
@@ -267,9 +267,9 @@ def test_views_hide_what_they_should():
     assert back[hair] > 1.3 * front[hair]
 
 
-def test_written_tree_reads_back_as_rgbnt201(tmp_path):
+def test_written_folders_read_back_as_rgbnt201(tmp_path):
     dataset = synthetic_persons("tiny", num_train=2, num_test=2, frames_per_visit=2).dataset
-    root = write_tree(dataset, tmp_path / "RGBNT201")
+    root = write_folder_layout(dataset, tmp_path / "RGBNT201")
     back = load_dataset("rgbnt201", root, captions=root)
     for written, read in ((dataset.train, back.train), (dataset.gallery, back.gallery)):
         assert [s.key for s in read] == [s.key for s in written]
@@ -278,14 +278,14 @@ def test_written_tree_reads_back_as_rgbnt201(tmp_path):
     assert np.abs(image - dataset.train[0].images[TIR]).mean() < 3
     assert not list(tmp_path.rglob("*.tmp"))
     with pytest.raises(FileExistsError, match="empty folder"):
-        write_tree(dataset, root)
+        write_folder_layout(dataset, root)
 
 
-def test_tree_without_captions_and_bad_sets(tmp_path):
+def test_folders_without_captions_and_bad_datasets(tmp_path):
     dataset = synthetic_persons("tiny", num_train=1, num_test=1, frames_per_visit=1, caption_source="empty").dataset
-    assert not list(write_tree(dataset, tmp_path / "plain").glob("*.json"))
+    assert not list(write_folder_layout(dataset, tmp_path / "plain").glob("*.json"))
     with pytest.raises(ValueError, match="depth"):
-        write_tree(dataclasses.replace(dataset, modalities=("rgb", "nir", "depth")), tmp_path / "x")
+        write_folder_layout(dataclasses.replace(dataset, modalities=("rgb", "nir", "depth")), tmp_path / "x")
     paths = tuple(dataclasses.replace(s, images=(tmp_path / "a.jpg",) * 3) for s in dataset.train)
     with pytest.raises(ValueError, match=dataset.train[0].key):
-        write_tree(dataclasses.replace(dataset, train=paths), tmp_path / "y")
+        write_folder_layout(dataclasses.replace(dataset, train=paths), tmp_path / "y")
