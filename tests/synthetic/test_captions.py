@@ -125,8 +125,8 @@ def test_captioners_answer_in_the_words_of_the_schema():
 
 
 def test_floor_drops_doubtful_answers():
-    said = {"view": Answer("side", 0.1), "age": Answer("adult", 0.2), "gender": Answer(None, 0.9)}
-    assert confident(said, 0.15) == {"age": "adult"}
+    answers = {"view": Answer("side", 0.1), "age": Answer("adult", 0.2), "gender": Answer(None, 0.9)}
+    assert confident(answers, 0.15) == {"age": "adult"}
 
 
 @pytest.fixture(scope="module")
