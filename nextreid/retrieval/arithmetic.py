@@ -6,9 +6,6 @@ entry's gallery column. Keys are distinct, and their order is that of a stable s
 On a CPU both steps run in NumPy, which is several times faster there than torch.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -53,8 +50,17 @@ def product(query: Tensor, gallery: Tensor, out: Tensor) -> None:
 
 
 def _product_on_device(query: Tensor, gallery: Tensor, out: Tensor) -> None:
-    with _ieee_products(out.device):
-        out.copy_(query @ gallery.T)
+    matmul, cuda = torch.backends.cuda.matmul, out.device.type == "cuda"
+    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    try:
+        if cuda:
+            setattr(matmul, name, exact)
+        with torch.autocast(out.device.type, enabled=False):
+            out.copy_(query @ gallery.T)
+    finally:
+        if cuda:
+            setattr(matmul, name, before)
 
 
 def count_nearer(values: Tensor, first_column: int, points: np.ndarray) -> np.ndarray:
@@ -169,19 +175,3 @@ def _keys_where(values: np.ndarray, chosen: np.ndarray, first_column: int) -> np
     keys[row, np.arange(len(row)) - ends[row]] = order_keys(torch.from_numpy(values[row, column]), columns).numpy()
     keys.sort(axis=1)
     return keys
-
-
-@contextmanager
-def _ieee_products(device: torch.device) -> Iterator[None]:
-    """Switch autocast and TF32 off for float32 products on `device`, and back afterwards."""
-    matmul = torch.backends.cuda.matmul
-    name, exact = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(matmul, name)
-    try:
-        if device.type == "cuda":
-            setattr(matmul, name, exact)
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if device.type == "cuda":
-            setattr(matmul, name, before)

@@ -58,11 +58,7 @@ def distances(query: Embeddings, gallery: Embeddings, protocol: str | Protocol) 
 
 
 def distance_blocks(
-    query: Embeddings,
-    gallery: Embeddings,
-    protocol: Protocol,
-    device: torch.device = CPU,
-    queries: slice | None = None,
+    query: Embeddings, gallery: Embeddings, protocol: Protocol, device: torch.device = CPU, queries: slice | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield values that order the gallery of each query as its distances do, smallest first.
 

@@ -62,7 +62,8 @@ def rank(
         ValueError: If shapes or labels do not fit, an embedding is not finite, or no query has a valid match.
     """
     protocol, device = get_protocol(protocol), torch.device(device or "cpu")
-    _check_lengths(query_emb, gallery_emb, query_ids, gallery_ids)
+    check_labels("query", query_emb, query_ids)
+    check_labels("gallery", gallery_emb, gallery_ids)
     queries = queries_of_part(len(query_ids), part)
     if rerank is None:
         blocks = distance_blocks(query_emb, gallery_emb, protocol, device, queries)
@@ -150,7 +151,8 @@ def top_k(
     if k < 1:
         raise ValueError(f"k must be at least 1; got {k}")
     protocol = get_protocol(protocol)
-    _check_lengths(query_emb, gallery_emb, query_ids, gallery_ids)
+    check_labels("query", query_emb, query_ids)
+    check_labels("gallery", gallery_emb, gallery_ids)
     same_identity = SameIdentity(query_ids, gallery_ids, protocol, query_keys, gallery_keys)
     width = min(k, len(gallery_ids))
     indices = np.full((len(query_ids), k), -1, np.int64)
@@ -236,9 +238,7 @@ def queries_of_part(num_query: int, part: tuple[int, int] | None) -> slice:
     return slice(start, stop)
 
 
-def _check_lengths(
-    query_emb: Embeddings, gallery_emb: Embeddings, query_ids: Identities, gallery_ids: Identities
-) -> None:
-    for name, embeddings, ids in (("query", query_emb, query_ids), ("gallery", gallery_emb, gallery_ids)):
-        if len(embeddings) != len(ids):
-            raise ValueError(f"{len(embeddings)} {name} embeddings but {len(ids)} {name} labels: give one per sample")
+def check_labels(name: str, embeddings: Embeddings, ids: Identities) -> None:
+    """Raise ValueError unless there is one label per embedding."""
+    if len(embeddings) != len(ids):
+        raise ValueError(f"{len(embeddings)} {name} embeddings but {len(ids)} {name} labels: give one per sample")

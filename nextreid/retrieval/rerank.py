@@ -60,17 +60,9 @@ class _Rows:
     column: np.ndarray
     value: np.ndarray
 
-    def row_of(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self.start) - 1), np.diff(self.start))
-
 
 def reranked_blocks(
-    query: Embeddings,
-    gallery: Embeddings,
-    protocol: Protocol,
-    rerank: Rerank,
-    device: torch.device,
-    queries: slice,
+    query: Embeddings, gallery: Embeddings, protocol: Protocol, rerank: Rerank, device: torch.device, queries: slice
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield re-ranked distances as `distance_blocks` yields distances; neighbourhoods are those of all queries.
 
@@ -80,7 +72,11 @@ def reranked_blocks(
     check_finite("gallery", gallery, 0, len(gallery))
     num_query, num_gallery = len(query), len(gallery)
     everyone = torch.cat([as_float32(query).to("cpu"), as_float32(gallery).to("cpu")])
-    squares = _squared_lengths(everyone, protocol)
+    # what makes a squared distance of twice a value of `distance_blocks`
+    if protocol.normalize:
+        squares = np.full(len(everyone), 2, np.float32)
+    else:
+        squares = torch.cat([rows.square().sum(dim=1) for rows in everyone.split(TILE)]).numpy()
     count = min(len(everyone), max(rerank.k1 + 1, rerank.k2))
     neighbours, farthest = _neighbours(everyone, squares, protocol, device, count)
     encoding = _encode(neighbours, everyone, squares, farthest, protocol, rerank.k1)
@@ -100,13 +96,6 @@ def reranked_blocks(
             shared = _shared(encoding, lists, first + start, len(part), num_gallery)
             part += (1 - rerank.lambda_value) * (1 - shared / (2 - shared))
         yield first, torch.from_numpy(block)
-
-
-def _squared_lengths(embeddings: Tensor, protocol: Protocol) -> np.ndarray:
-    """Return what is added to twice a value of `distance_blocks` to make it a squared distance, ``(N,)`` float32."""
-    if protocol.normalize:
-        return np.full(len(embeddings), 2, np.float32)
-    return torch.cat([rows.square().sum(dim=1) for rows in embeddings.split(TILE)]).numpy()
 
 
 def _neighbours(
@@ -131,12 +120,7 @@ def _neighbours(
 
 
 def _encode(
-    neighbours: np.ndarray,
-    everyone: Tensor,
-    squares: np.ndarray,
-    farthest: np.ndarray,
-    protocol: Protocol,
-    k1: int,
+    neighbours: np.ndarray, everyone: Tensor, squares: np.ndarray, farthest: np.ndarray, protocol: Protocol, k1: int
 ) -> _Rows:
     """Return the soft k-reciprocal encoding of each sample: the paper's Eq. 3, 4 and 7, rows of sum 1."""
     near, half = _reciprocal(neighbours, k1 + 1), _reciprocal(neighbours, round(k1 / 2) + 1)
@@ -155,16 +139,17 @@ def _encode(
         new[:, 1:] &= members[:, 1:] != members[:, :-1]
         counts.append(new.sum(axis=1))
         columns.append(members[new])
-    start_of = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    column = np.concatenate(columns)
-    rows = _Rows(start_of, column, np.empty(0, np.float32))
-    row = rows.row_of()
-    distance = _pair_distances(everyone, squares, protocol, row, column) / farthest[row]
-    weight = np.exp(-distance)
-    count = np.diff(start_of)
+    count, column = np.concatenate(counts), np.concatenate(columns)
+    row, start_of = np.repeat(np.arange(len(near)), count), _starts(count)
+    weight = np.exp(-_pair_distances(everyone, squares, protocol, row, column) / farthest[row])
     filled = count > 0  # a sample with more than k1 duplicates may have no reciprocal neighbour, not even itself
     weight /= np.repeat(np.add.reduceat(weight, start_of[:-1][filled]), count[filled])
     return _Rows(start_of, column, weight)
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Return where rows of so many entries begin, and the end of the last one."""
+    return np.concatenate([[0], np.cumsum(counts)])
 
 
 def _reciprocal(neighbours: np.ndarray, k: int) -> np.ndarray:
@@ -184,16 +169,16 @@ def _pair_distances(
     """Return the squared distances of listed pairs, float32."""
     result = np.empty(len(row), np.float32)
     length = torch.linalg.vector_norm(everyone, dim=1).numpy()
-    scale = np.divide(1, length, out=np.zeros_like(length), where=length > 0) if protocol.normalize else None
+    scale = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
     rows = everyone.numpy()
     for start in range(0, len(row), _PAIRS):
-        i, j = row[start : start + _PAIRS], column[start : start + _PAIRS]
+        part = slice(start, start + _PAIRS)
+        i, j = row[part], column[part]
         product = np.einsum("pf,pf->p", rows[i], rows[j])
-        if scale is not None:
-            product *= scale[i] * scale[j]
-            result[start : start + _PAIRS] = 2 - 2 * product
+        if protocol.normalize:
+            result[part] = 2 - 2 * (product * (scale[i] * scale[j]))
         else:
-            result[start : start + _PAIRS] = squares[i] + squares[j] - 2 * product
+            result[part] = squares[i] + squares[j] - 2 * product
     return np.maximum(result, 0)
 
 
@@ -213,8 +198,7 @@ def _average(rows: _Rows, neighbours: np.ndarray) -> _Rows:
         values.append(np.add.reduceat(rows.value[entry[order]], first) / np.float32(k))
         counts.append(np.bincount(key[first] // total, minlength=len(chosen)))
         columns.append((key[first] % total).astype(np.int32))
-    start_of = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    return _Rows(start_of, np.concatenate(columns), np.concatenate(values))
+    return _Rows(_starts(np.concatenate(counts)), np.concatenate(columns), np.concatenate(values))
 
 
 def _inverted(rows: _Rows, num_query: int) -> _Rows:
@@ -223,9 +207,8 @@ def _inverted(rows: _Rows, num_query: int) -> _Rows:
     column = rows.column[first:]
     order = np.argsort(column, kind="stable")
     total = len(rows.start) - 1
-    start_of = np.concatenate([[0], np.cumsum(np.bincount(column, minlength=total))])
     entry = np.repeat(np.arange(total - num_query, dtype=np.int32), np.diff(rows.start[num_query:]))
-    return _Rows(start_of, entry[order], rows.value[first:][order])
+    return _Rows(_starts(np.bincount(column, minlength=total)), entry[order], rows.value[first:][order])
 
 
 def _shared(rows: _Rows, lists: _Rows, start: int, count: int, num_gallery: int) -> np.ndarray:

@@ -157,7 +157,7 @@ class RetrievalResult:
             "valid_queries": self.num_valid,
             "protocol": self.protocol.name,
             "protocol_details": self.protocol.to_dict(),
-            "rerank": None if self.rerank is None else asdict(self.rerank),
+            "rerank": self.rerank and asdict(self.rerank),
         }
 
     def __str__(self) -> str:
@@ -181,7 +181,7 @@ class RetrievalResult:
         provenance = {
             "format": _FORMAT,
             "protocol": self.protocol.to_dict(),
-            "rerank": None if self.rerank is None else asdict(self.rerank),
+            "rerank": self.rerank and asdict(self.rerank),
             "keys": self.keys,
         }
         arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in _ARRAYS}
@@ -200,9 +200,13 @@ def load_result(path: str | os.PathLike[str]) -> RetrievalResult:
         if provenance.get("format") != _FORMAT:
             raise ValueError(f"its format is {provenance.get('format')!r}, not {_FORMAT!r}")
         arrays = {name: tensors[name].numpy() for name in _ARRAYS}
-        keys = None if provenance["keys"] is None else tuple(provenance["keys"])
-        rerank = None if provenance["rerank"] is None else Rerank(**provenance["rerank"])
-        return RetrievalResult(**arrays, protocol=Protocol(**provenance["protocol"]), keys=keys, rerank=rerank)
+        keys, rerank = provenance["keys"], provenance["rerank"]
+        return RetrievalResult(
+            **arrays,
+            protocol=Protocol(**provenance["protocol"]),
+            keys=None if keys is None else tuple(keys),
+            rerank=rerank and Rerank(**rerank),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no retrieval result that this version can read: {error}") from error
 
@@ -224,10 +228,6 @@ class Comparison:
     b: float
     difference: Interval
     p_value: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a JSON-able dictionary."""
-        return asdict(self)
 
     def __str__(self) -> str:
         d = self.difference

@@ -8,7 +8,7 @@ import torch
 
 from .arithmetic import count_nearer, count_smaller
 from .distance import BLOCK, Embeddings, check_finite, check_shapes, gallery_tiles, query_block
-from .metrics import collect, match_points, queries_of_part, query_metrics
+from .metrics import check_labels, collect, match_points, queries_of_part, query_metrics
 from .protocol import Identities, Protocol, SameIdentity, get_protocol
 from .results import RetrievalResult
 
@@ -50,8 +50,7 @@ def rank_shards(
         ValueError: As for `rank`, or if the second reading differs from the first.
     """
     protocol, device = get_protocol(protocol), torch.device(device or "cpu")
-    if len(query_emb) != len(query_ids):
-        raise ValueError(f"{len(query_emb)} query embeddings but {len(query_ids)} query labels: give one per sample")
+    check_labels("query", query_emb, query_ids)
     queries = queries_of_part(len(query_ids), part)
     check_finite("query", query_emb, queries.start, queries.stop)
     cuts = [slice(start, min(start + BLOCK, queries.stop)) for start in range(queries.start, queries.stop, BLOCK)]

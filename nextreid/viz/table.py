@@ -12,7 +12,7 @@ import numpy as np
 _BLANK = (None, "", "–", "-")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """A table of plain values.
 
@@ -47,6 +47,9 @@ class Table:
                 raise ValueError(
                     f"table {self.title!r}: row {number} has {len(row)} cells but there are {len(self.columns)} columns"
                 )
+
+    def __repr__(self) -> str:
+        return f"Table({self.title!r}, {len(self.columns)} columns, {len(self.rows)} rows)"
 
     def text(self) -> str:
         """Return the table as lines of aligned columns, the title above and the note below."""

@@ -55,6 +55,10 @@ def test_without_rows_title_and_note():
     assert table.text() == "a  b" and table.markdown() == "| a | b |\n| --- | --- |" and "<h2>" not in table.html()
 
 
+def test_repr_is_short():
+    assert repr(TABLE) == "Table('In percent', 4 columns, 3 rows)"
+
+
 def test_html_is_escaped():
     html = Table("<t>", ["<c>"], [["<x> & y"]], "<n>").html()
     assert not any(f"<{raw}>" in html for raw in "tcxn") and "&lt;x&gt; &amp; y" in html
