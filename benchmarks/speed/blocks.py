@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 import torch
+from nextreid.layers.fused import fused_head
 from torch import Tensor, nn
 
 from nextreid.layers import MMFA, SemanticSamplingExperts, StructureExperts
-from nextreid.layers.fused import fused_head
 
 M, N = 3, 128
 

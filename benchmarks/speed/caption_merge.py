@@ -23,41 +23,41 @@ def run() -> Iterator[dict[str, Any]]:
     schema = get_schema("person")
     asked = list(_ask(CONFIG))
     ways: dict[str, Any] = {
-        "one captioner": lambda said: {m: voices[CAPTIONERS[0]] for m, voices in said.items()},
-        "best by confidence": lambda said: _best(said, "confidence"),
-        "best by agreement": lambda said: _best(said, "agreement"),
-        "best by confidence + complement": lambda said: _complemented(said, "confidence"),
-        "best by agreement + complement": lambda said: _complemented(said, "agreement"),
+        "one captioner": lambda annotations: {m: annotators[CAPTIONERS[0]] for m, annotators in annotations.items()},
+        "best by confidence": lambda annotations: _best(annotations, "confidence"),
+        "best by agreement": lambda annotations: _best(annotations, "agreement"),
+        "best by confidence + complement": lambda annotations: _complemented(annotations, "confidence"),
+        "best by agreement + complement": lambda annotations: _complemented(annotations, "agreement"),
     }
     lasting = [f.name for f in schema.fields if f.rank > 0 and f.name not in MERGED]
     for way, merge in ways.items():
-        merged = [(merge(said), truth) for said, truth in asked]
+        merged = [(merge(annotations), truth) for annotations, truth in asked]
         for group, names in (("carried, held, glasses", MERGED), ("other fields of the identity", lasting)):
-            told = [
+            pairs = [
                 (answers[name], truth[name])
                 for by_modality, truth in merged
                 for answers in by_modality.values()
                 for name in names
                 if name in answers
             ]
-            known = [(a.value == t, a.confidence) for a, t in told if (a.confidence or 0) >= CONFIG.caption_floor]
+            known = [(a.value == t, a.confidence) for a, t in pairs if (a.confidence or 0) >= CONFIG.caption_floor]
             yield {
                 "merge": way,
                 "fields": group,
                 "samples": len(asked),
-                "answers": len(told),
-                "unknown_share": round(1 - len(known) / len(told), 4),
+                "answers": len(pairs),
+                "unknown_share": round(1 - len(known) / len(pairs), 4),
                 "right_of_told": round(float(np.mean([right for right, _ in known])), 4),
                 "mean_confidence": round(float(np.mean([confidence for _, confidence in known])), 4),
             }
 
 
-def _best(said: Asked, rule: Rule) -> dict[str, Answers]:
-    return {m: best_of(voices, rule=rule).answers for m, voices in said.items()}
+def _best(annotations: Asked, rule: Rule) -> dict[str, Answers]:
+    return {m: best_of(annotators, rule=rule).answers for m, annotators in annotations.items()}
 
 
-def _complemented(said: Asked, rule: Rule) -> dict[str, Answers]:
-    return {m: r.answers for m, r in complement(_best(said, rule), "person", fields=MERGED, rule=rule).items()}
+def _complemented(annotations: Asked, rule: Rule) -> dict[str, Answers]:
+    return {m: r.answers for m, r in complement(_best(annotations, rule), "person", fields=MERGED, rule=rule).items()}
 
 
 def _ask(config: PersonsConfig) -> Iterator[tuple[Asked, dict[str, str]]]:
@@ -74,8 +74,8 @@ def _ask(config: PersonsConfig) -> Iterator[tuple[Asked, dict[str, str]]]:
                     labels = draw_occluder(labels, frame.occluder)
                 visible = _count(labels)
                 hidden = {part: max(0, free[part] - visible[part]) for part in PARTS[1:-1]}
-                said = ask_captioners(config, identity, visit, frame, (pid, camid, number), visible, hidden)
-                yield said, true_answers(identity, visit, frame)
+                annotations = ask_captioners(config, identity, visit, frame, (pid, camid, number), visible, hidden)
+                yield annotations, true_answers(identity, visit, frame)
 
 
 def _count(labels: np.ndarray) -> dict[str, int]:

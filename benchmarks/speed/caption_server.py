@@ -1,6 +1,6 @@
 """An OpenAI-compatible server on the loopback that plays a captioning model, with faults on demand.
 
-It answers an image it was told about with the given attributes, any other by a draw that depends on the image alone.
+It answers a known image with the given attributes, any other by a draw that depends on the image alone.
 ``python -m benchmarks.speed.caption_server --port 8000`` runs it by itself.
 """
 
@@ -21,17 +21,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Said = Mapping[str, tuple[str, float]]
-"""What a simulated captioner says of an image: field to value and confidence."""
+Annotation = Mapping[str, tuple[str, float]]
+"""What a simulated annotator answers about an image: field to value and confidence."""
 
 TRANSPORT = ("429", "429-date", "500", "503", "reset", "cut", "html", "slow")
-"""Faults without an answer: nobody pays for them."""
+"""Faults without an answer, which costs nothing."""
 REPLIES = (
     "fenced", "prose", "thinking", "open-thinking", "percent", "percent-number", "word", "no-confidence",
-    "out-of-range", "out-of-menu", "nulls", "lists", "bare", "trailing-comma", "python", "truncated", "list-root",
+    "out-of-range", "out-of-choices", "nulls", "lists", "bare", "trailing-comma", "python", "truncated", "list-root",
     "wrapped", "case", "empty", "garbage", "refusal", "refusal-text", "filtered",
 )  # fmt: skip
-"""Malformed answers: paid for like good ones."""
+"""Malformed answers, which cost as much as good ones."""
 _FIELD = re.compile(r"^- (\w+): .*\((?:one of: )?(.*)\)$", re.MULTILINE)
 
 
@@ -40,22 +40,24 @@ class Behaviour:
     """How the server behaves.
 
     Attributes:
-        answers: For each model and image (see `image_name`) what it says.
+        answers: Its answer for each model and image (see `image_name`).
         delay: Seconds before an answer.
+        hold: Answers wait until this is set, if it is given.
         script: Faults of the first requests, in turn; ``""`` for none.
         faults: Share of the requests that fail with a fault drawn from `kinds`, once `script` is used up.
-        kinds: Which.
+        kinds: The faults drawn from.
         seed: Seed of that draw.
-        key: The key it wants, None for none.
-        models: Names it knows, empty for any.
-        blind: What it says of every colour, where it sees nothing.
+        key: The key it requires, None for none.
+        models: Models it has, empty for any.
+        blind: Its answer about every colour, if it cannot see.
         text_only: Whether it rejects images in the words of such servers.
         no_format: Whether it rejects ``response_format``.
         wait: Seconds that its Retry-After asks for.
     """
 
-    answers: Mapping[tuple[str, str], Said] = field(default_factory=dict)
+    answers: Mapping[tuple[str, str], Annotation] = field(default_factory=dict)
     delay: float = 0.0
+    hold: threading.Event | None = None
     script: Sequence[str] = ()
     faults: float = 0.0
     kinds: Sequence[str] = (*TRANSPORT[:5], "garbage", "fenced")
@@ -146,8 +148,8 @@ class CaptionServer:
         how = self.behaviour
         if how.key is not None and headers.get("authorization") != f"Bearer {how.key}":
             # some servers repeat the key they were given
-            said = headers.get("authorization", "")
-            return _send(writer, 401, {"error": {"message": f"Incorrect API key provided: {said}"}})
+            key = headers.get("authorization", "")
+            return _send(writer, 401, {"error": {"message": f"Incorrect API key provided: {key}"}})
         if path.endswith("/models"):
             return _send(
                 writer,
@@ -170,6 +172,8 @@ class CaptionServer:
             return _send(writer, 400, {"error": {"message": "response_format type is unavailable now"}})
         if how.delay:
             await asyncio.sleep(how.delay)
+        while how.hold is not None and not how.hold.is_set():
+            await asyncio.sleep(0.005)
         if image and "Which colour" in prompt:
             return _send(writer, 200, _completion(model, how.blind or _colour(image)))
         fault = self._fault()
@@ -214,11 +218,11 @@ class CaptionServer:
         return False
 
 
-def spoiled(fault: str, model: str, said: Said, prompt: str = "") -> dict[str, Any]:
+def spoiled(fault: str, model: str, annotation: Annotation, prompt: str = "") -> dict[str, Any]:
     """Return a completion whose content has one of the malformations `REPLIES`; ``""`` for none."""
     if prompt and not _FIELD.search(prompt):  # a text is asked for
         return _completion(model, _rewrite(prompt) if not fault else "")
-    table: dict[str, Any] = {name: {"value": v, "confidence": round(c, 3)} for name, (v, c) in said.items()}
+    table: dict[str, Any] = {name: {"value": v, "confidence": round(c, 3)} for name, (v, c) in annotation.items()}
     first = next(iter(table.values()))
     finish, refusal = "stop", None
     confidences = {
@@ -233,7 +237,7 @@ def spoiled(fault: str, model: str, said: Said, prompt: str = "") -> dict[str, A
     elif fault == "no-confidence":
         for entry in table.values():
             del entry["confidence"]
-    elif fault == "out-of-menu":
+    elif fault == "out-of-choices":
         first["value"] = "flamboyant"
     elif fault == "nulls":
         table = dict.fromkeys(table) | {name: table[name] for name in list(table)[1:]}
@@ -278,14 +282,14 @@ def _content(request: Mapping[str, Any]) -> tuple[str, str]:
     return text, next((part["image_url"]["url"] for part in content if part["type"] == "image_url"), "")
 
 
-def _draw(model: str, prompt: str, image: str) -> Said:
+def _draw(model: str, prompt: str, image: str) -> Annotation:
     rng = random.Random(f"{model}|{image}")
     fields = _FIELD.findall(prompt)
-    return {name: (rng.choice(menu.split(", ")), rng.random()) for name, menu in fields}
+    return {name: (rng.choice(choices.split(", ")), rng.random()) for name, choices in fields}
 
 
 def _rewrite(prompt: str) -> str:
-    """Say the sentence that the prompt holds, as a language model that does what it is told would."""
+    """Return the sentence of the prompt, as an obedient language model would."""
     lines = [line for line in prompt.splitlines() if line.endswith(".")]
     return lines[-1] if lines else "A person."
 

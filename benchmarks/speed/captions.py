@@ -1,4 +1,4 @@
-"""The caption pipeline: quality against known attributes, calls a second, what kills and faults cost."""
+"""The caption pipeline: quality against known attributes, calls a second, and the cost of kills and faults."""
 
 import contextlib
 import json
@@ -12,27 +12,25 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from nextreid.captioning import Answer, Answers, best_of, complement
 from nextreid.captioning.client import Server
 from nextreid.captioning.image import data_url
-from nextreid.captioning.requests import Progress
-from nextreid.captioning.run import Work, collect, look_at, run_captions
+from nextreid.captioning.pipeline import CaptionRequest, collect, index_images, run_captions
+from nextreid.captioning.runner import Progress
 from nextreid.captioning.store import Store
-from nextreid.captioning.throttle import Limits
+from nextreid.captioning.throttle import RateLimits
 from nextreid.data import MODALITIES, Sample
 from nextreid.synthetic import SyntheticPersons, synthetic_persons
 from nextreid.synthetic.captioner import FIELDS, MERGED, ask_captioners, true_answers
 from nextreid.synthetic.identity import make_identity
 from nextreid.synthetic.scene import make_frame, make_visit
 
-from .caption_server import REPLIES, TRANSPORT, Behaviour, CaptionServer, Said, image_name
+from .caption_server import REPLIES, TRANSPORT, Annotation, Behaviour, CaptionServer, image_name
 
 DELAY, KILLS = 0.1, 10
 _CAPTIONERS = ("first", "second")
@@ -53,12 +51,12 @@ def _row(measure: str, setting: str, value: float, unit: str, count: int, expect
 
 
 def _kills(folder: Path) -> Iterator[dict[str, Any]]:
-    """Kill a run ten times at random moments; compare what was paid with what is stored."""
-    work, path, in_flight, rng = _noise(600), folder / "kills.jsonl", 8, random.Random(0)
+    """Kill a run ten times at random moments; compare paid calls with stored ones."""
+    requests, path, in_flight, rng = _noise(600), folder / "kills.jsonl", 8, random.Random(0)
     fork = multiprocessing.get_context("fork")
     with _serving("--delay", "0.02") as url:
         for kill in range(KILLS + 1):
-            child = fork.Process(target=_describe, args=(work, url, path, Limits(in_flight)))
+            child = fork.Process(target=_describe, args=(requests, url, path, RateLimits(in_flight)))
             before = _paid(url)["answers"]
             child.start()
             if kill < KILLS:
@@ -71,22 +69,24 @@ def _kills(folder: Path) -> Iterator[dict[str, Any]]:
     with Store(path) as store:
         stored, damaged = len(store), store.damaged
     bound = KILLS * in_flight
-    yield _row("stored answers", f"{KILLS} kills, {in_flight} in flight", stored, "of images", len(work), "all")
-    yield _row("damaged lines", f"{KILLS} kills, {in_flight} in flight", damaged, "lines", len(work), "0")
+    yield _row("stored answers", f"{KILLS} kills, {in_flight} in flight", stored, "of images", len(requests), "all")
+    yield _row("damaged lines", f"{KILLS} kills, {in_flight} in flight", damaged, "lines", len(requests), "0")
     repeated = paid["answers"] - paid["questions"]
-    yield _row("calls paid twice", f"{KILLS} kills, {in_flight} in flight", repeated, "calls", len(work), f"<= {bound}")
+    yield _row(
+        "calls paid twice", f"{KILLS} kills, {in_flight} in flight", repeated, "calls", len(requests), f"<= {bound}"
+    )
 
 
 def _speed(folder: Path) -> Iterator[dict[str, Any]]:
-    """Calls a second once all seats are taken; ideal is seats over delay."""
+    """Calls a second once all slots are in use; ideal is slots over delay."""
     with _serving("--delay", str(DELAY)) as url:
         for in_flight, calls in ((1, 60), (8, 480), (32, 1920)):
             ends: list[float] = []
 
-            def note(progress: Progress, ends: list[float] = ends) -> None:
+            def record(progress: Progress, ends: list[float] = ends) -> None:
                 ends.append(time.perf_counter())
 
-            _describe(_noise(calls), url, folder / f"speed{in_flight}.jsonl", Limits(in_flight), report=note)
+            _describe(_noise(calls), url, folder / f"speed{in_flight}.jsonl", RateLimits(in_flight), report=record)
             settled = ends[in_flight : calls - in_flight]
             rate = (len(settled) - 1) / (settled[-1] - settled[0])
             ideal = in_flight / DELAY
@@ -99,72 +99,74 @@ def _faults(folder: Path) -> Iterator[dict[str, Any]]:
     """A fifth of all requests fails, in every way that is not a refusal."""
     kinds = [f for f in (*TRANSPORT, *REPLIES) if not f.startswith(("slow", "refus", "filter"))]
     server = CaptionServer(Behaviour(faults=0.2, kinds=kinds, seed=1))
-    work = _noise(1000)
+    requests = _noise(1000)
     with server.running():
-        done = _describe(work, server.url, folder / "faults.jsonl", Limits(8, backoff=0.01))
-    images, _ = look_at(work)
+        done = _describe(requests, server.url, folder / "faults.jsonl", RateLimits(8, backoff=0.01))
+    images, _ = index_images(requests)
     with Store(folder / "faults.jsonl") as store:
         found = collect(images, "person", ["m"], store)
     setting = f"20 % of requests fail, {len(kinds)} kinds"
-    yield _row("images described", setting, found.counts.get("ok", 0), "of images", len(work), "all")
-    yield _row("attempts repeated", setting, done.retries, "attempts", len(work))
-    yield _row("calls paid twice", setting, sum(server.paid.values()) - len(server.paid), "calls", len(work), "0")
+    yield _row("images described", setting, found.counts.get("ok", 0), "of images", len(requests), "all")
+    yield _row("attempts repeated", setting, done.retries, "attempts", len(requests))
+    yield _row("calls paid twice", setting, sum(server.paid.values()) - len(server.paid), "calls", len(requests), "0")
 
 
 def _quality(folder: Path) -> Iterator[dict[str, Any]]:
-    """Two simulated captioners over the whole way, against what the generator knows."""
+    """Two simulated captioners over the whole way, against the known truth."""
     persons = synthetic_persons("tiny", splits=("test",))
     truth: dict[tuple[str, str], dict[str, str]] = {}
-    said: dict[tuple[str, str], Said] = {}
-    work = []
+    annotations: dict[tuple[str, str], Annotation] = {}
+    requests = []
     for sample in persons.dataset.query:
-        voices, true = _ask(persons, sample)
+        annotators, true = _ask(persons, sample)
         for modality, image in zip(MODALITIES, sample.images, strict=True):
-            item = Work(sample.key, modality, partial(Image.fromarray, np.asarray(image)))
-            work.append(item)
+            item = CaptionRequest(sample.key, modality, np.asarray(image))
+            requests.append(item)
             truth[sample.key, modality] = true
             name = image_name(data_url(item.prepared()))
             for captioner in _CAPTIONERS:
-                said[captioner, name] = _words(voices[modality][captioner], persons.config.caption_floor)
-    server = CaptionServer(Behaviour(answers=said))
+                annotations[captioner, name] = _words(annotators[modality][captioner], persons.config.caption_floor)
+    server = CaptionServer(Behaviour(answers=annotations))
     with server.running():
         for captioner in _CAPTIONERS:
-            _describe(work, server.url, folder / "quality.jsonl", Limits(8), captioner)
-    images, _ = look_at(work)
+            _describe(requests, server.url, folder / "quality.jsonl", RateLimits(8), captioner)
+    images, _ = index_images(requests)
     with Store(folder / "quality.jsonl") as store:
         found = collect(images, "person", _CAPTIONERS, store).answers
-    told: dict[str, dict[tuple[str, str], Answers]] = {name: {} for name in ("one captioner", "best", "complemented")}
+    results: dict[str, dict[tuple[str, str], Answers]] = {
+        name: {} for name in ("one captioner", "best", "complemented")
+    }
     for (_, key), modalities in found.items():
-        best = {m: best_of(voices) for m, voices in modalities.items()}
+        best = {m: best_of(annotators) for m, annotators in modalities.items()}
         both = complement(best, "person")
         for m, answers in modalities.items():
-            told["one captioner"][key, m] = answers["first"]
-            told["best"][key, m], told["complemented"][key, m] = best[m].answers, both[m].answers
+            results["one captioner"][key, m] = answers["first"]
+            results["best"][key, m], results["complemented"][key, m] = best[m].answers, both[m].answers
     settings = {
         "one captioner": "(a) one captioner",
         "best": "(b) best of two by confidence",
         "complemented": "(c) (b) and the complement of the modalities",
     }
     for fields, which in ((tuple(FIELDS), "all fields"), (MERGED, "complemented fields")):
-        for name, all_told in told.items():
-            right, unknown, count = _score(all_told, truth, fields)
+        for name, merged in results.items():
+            right, unknown, count = _score(merged, truth, fields)
             yield _row("accuracy", f"{settings[name]}, {which}", right, "", count)
             yield _row("unknown rate", f"{settings[name]}, {which}", unknown, "", count)
 
 
 def _ask(persons: SyntheticPersons, sample: Sample) -> tuple[Mapping[str, Mapping[str, Answers]], dict[str, str]]:
-    """Ask the simulated captioners about a sample; return what they say and what is true."""
+    """Ask the simulated captioners about a sample; return their answers and the truth."""
     config, number = persons.config, int(Path(sample.key).stem.rsplit("_", 1)[1])
     identity, visit = make_identity(config, sample.pid), make_visit(config, sample.pid, sample.camid)
     frame = make_frame(config, visit, sample.pid, sample.camid, number)
     known: Mapping[str, Any] = sample.truth or {}
     key = (sample.pid, sample.camid, number)
-    voices = ask_captioners(config, identity, visit, frame, key, known["visibility"], known["hidden"])
-    return voices, true_answers(identity, visit, frame)
+    annotators = ask_captioners(config, identity, visit, frame, key, known["visibility"], known["hidden"])
+    return annotators, true_answers(identity, visit, frame)
 
 
-def _words(answers: Mapping[str, Answer], floor: float) -> Said:
-    """What a captioner writes: a value below the floor it does not know."""
+def _words(answers: Mapping[str, Answer], floor: float) -> Annotation:
+    """The answers of a captioner, unknown below the floor."""
     return {
         name: (str(answer.value), float(answer.confidence or 0))
         if answer.value and (answer.confidence or 0) >= floor
@@ -174,11 +176,13 @@ def _words(answers: Mapping[str, Answer], floor: float) -> Said:
 
 
 def _score(
-    told: Mapping[tuple[str, str], Answers], truth: Mapping[tuple[str, str], Mapping[str, str]], fields: Sequence[str]
+    results: Mapping[tuple[str, str], Answers],
+    truth: Mapping[tuple[str, str], Mapping[str, str]],
+    fields: Sequence[str],
 ) -> tuple[float, float, int]:
-    """Return the shares of right and of unknown answers among the fields a captioner speaks of, and their number."""
+    """Return the shares of right and of unknown answers among the fields a captioner answers, and their count."""
     right = unknown = count = 0
-    for place, answers in told.items():
+    for place, answers in results.items():
         for name in fields:
             if name in answers and truth[place][name]:
                 count += 1
@@ -187,21 +191,23 @@ def _score(
     return right / count, unknown / count, count
 
 
-def _describe(work: Sequence[Work], url: str, path: Path, limits: Limits, model: str = "m", **more: Any) -> Progress:
-    return run_captions(work, "person", [Server(url, model)], path, limits=limits, probing=False, **more)
+def _describe(
+    requests: Sequence[CaptionRequest], url: str, path: Path, limits: RateLimits, model: str = "m", **more: Any
+) -> Progress:
+    return run_captions(requests, "person", [Server(url, model)], path, limits=limits, probing=False, **more)
 
 
-def _noise(count: int) -> list[Work]:
+def _noise(count: int) -> list[CaptionRequest]:
     rng = np.random.default_rng(count)
     arrays = [rng.integers(0, 255, (128, 64, 3), dtype=np.uint8) for _ in range(count)]
-    return [Work(f"{n:05d}.jpg", MODALITIES[n % 3], partial(Image.fromarray, a)) for n, a in enumerate(arrays)]
+    return [CaptionRequest(f"{n:05d}.jpg", MODALITIES[n % 3], a) for n, a in enumerate(arrays)]
 
 
 @contextlib.contextmanager
 def _serving(*options: str) -> Iterator[str]:
-    """Start the server as a process of its own; yield its address."""
+    """Start the server as another process; yield its address."""
     command = [sys.executable, "-m", "benchmarks.speed.caption_server", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
     try:
         assert process.stdout is not None
         yield process.stdout.readline().strip()

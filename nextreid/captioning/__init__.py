@@ -1,24 +1,23 @@
 """Images to reliable captions: attributes with confidence, merged, composed, parsed back, audited."""
 
-from .audit import Audit, audit_captions
-from .audit_report import write_audit
-from .compose import compose
+from .audit import Audit, AuditTable, audit_captions
+from .composer import compose
 from .merge import Decision, Merged, best_of, complement
-from .parse import Parsed, parse
-from .phrasing import Wording, wording_of
+from .parser import Parsed, parse
+from .phrasing import Phrasing, phrasing_of
 from .schema import Answer, Answers, Field, Schema, get_schema, list_schemas, register_schema
-from .text import read_captions, split_sentences
 
 __all__ = [
     "Answer",
     "Answers",
     "Audit",
+    "AuditTable",
     "Decision",
     "Field",
     "Merged",
     "Parsed",
+    "Phrasing",
     "Schema",
-    "Wording",
     "audit_captions",
     "best_of",
     "complement",
@@ -26,9 +25,6 @@ __all__ = [
     "get_schema",
     "list_schemas",
     "parse",
-    "read_captions",
+    "phrasing_of",
     "register_schema",
-    "split_sentences",
-    "wording_of",
-    "write_audit",
 ]

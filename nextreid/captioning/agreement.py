@@ -1,4 +1,4 @@
-"""How far two readings of one thing agree, beside what chance would give."""
+"""Agreement of two annotators, and of the images of one identity, compared with chance."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 
 class Agreement(NamedTuple):
-    """Agreement of two raters.
+    """Agreement of two annotators.
 
     Attributes:
-        pairs: Number of things that both rated.
-        share: Share of them on which they agree; nan where there is none.
-        kappa: Cohen's kappa: ``(share - chance) / (1 - chance)``, 1 for full agreement, 0 for chance. Where both
-            always say one and the same value, 1.
+        pairs: Number of items that both annotated.
+        share: Share of them on which they agree; nan if there is none.
+        kappa: Cohen's kappa: ``(share - chance) / (1 - chance)``, 1 for full agreement, 0 for chance; 1 if both always
+            give the same single value.
     """
 
     pairs: int
@@ -21,14 +21,14 @@ class Agreement(NamedTuple):
 
 
 def cohen_kappa(first: Sequence[Hashable | None], second: Sequence[Hashable | None]) -> Agreement:
-    """Compare two raters (Cohen, "A coefficient of agreement for nominal scales", 1960).
+    """Compare two annotators (Cohen, "A coefficient of agreement for nominal scales", 1960).
 
     Args:
-        first: Values of one rater; None: not rated.
-        second: Values of the other, about the same things in the same order.
+        first: Values of one annotator; None: not annotated.
+        second: Values of the other, about the same items in the same order.
 
     Returns:
-        Agreement over the things that both rated.
+        Agreement over the items that both annotated.
 
     Raises:
         ValueError: If the lengths differ.
@@ -44,10 +44,10 @@ def cohen_kappa(first: Sequence[Hashable | None], second: Sequence[Hashable | No
 
 
 class Consistency(NamedTuple):
-    """How often two images say the same.
+    """How often the values of two images agree.
 
     Attributes:
-        same: Share of the pairs of images of one identity that agree; nan where there is no such pair.
+        same: Share of the pairs of images of one identity that agree; nan if there is no such pair.
         other: Share of the pairs of images of two identities that agree.
     """
 
@@ -59,11 +59,11 @@ def identity_consistency(values: Sequence[Hashable | None], identities: Sequence
     """Compare agreement within identities with agreement between them, over all pairs of images.
 
     Args:
-        values: What is said of each image; None: nothing, which leaves the image out.
-        identities: Whom each image shows.
+        values: Value of each image; None leaves the image out.
+        identities: Identity of each image.
 
     Returns:
-        Both shares; a field that tells identities apart has a large first and a small second.
+        Both shares; for a field that tells identities apart the first is large and the second small.
 
     Raises:
         ValueError: If the lengths differ.

@@ -1,4 +1,4 @@
-"""What a model wrote, read as answers: forgiving about form, strict about values, silent about nothing."""
+"""A model's reply parsed into answers: lenient about form, strict about values, every repair flagged."""
 
 import ast
 import functools
@@ -31,16 +31,16 @@ _NAME_KEYS = ("name", "attribute", "field", "key")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What was read of one reply.
+class ParsedReply:
+    """The answers of one reply.
 
     Attributes:
         status: ``"ok"`` if at least one field was answered, ``"refused"`` or ``"unusable"``.
         answers: By field name, for the fields the modality can show; a field that was not answered is absent.
-        flags: What had to be forgiven in the form of the whole: ``"thinking"``, ``"fenced"``, ``"prose"``,
-            ``"trailing-comma"``, ``"python"``, ``"truncated"``, ``"list"``, ``"wrapped"``, ``"extra-fields"``,
-            ``"empty"``, ``"no-json"``, ``"no-fields"``. Flags of single answers are with these.
-        missing: Share of the asked fields that were not answered.
+        flags: Flaws in the form of the whole: ``"thinking"``, ``"fenced"``, ``"prose"``, ``"trailing-comma"``,
+            ``"python"``, ``"truncated"``, ``"list"``, ``"wrapped"``, ``"extra-fields"``, ``"empty"``, ``"no-json"``,
+            ``"no-fields"``. Flags of single answers are with these.
+        missing: Share of the requested fields that were not answered.
     """
 
     status: Status
@@ -50,64 +50,64 @@ class Reading:
 
     @property
     def needs_repair(self) -> bool:
-        """Whether asking once more is worth its price: unusable, or cut off before half of the fields."""
+        """Whether to ask once more: it is unusable, or was cut off before half of the fields."""
         return self.status == "unusable" or (self.status == "ok" and "truncated" in self.flags and self.missing > 0.5)
 
 
-def read_reply(
+def parse_reply(
     text: str | None, schema: Schema, modality: str, *, finish: str | None = None, refusal: str | None = None
-) -> Reading:
-    """Read a model's reply.
+) -> ParsedReply:
+    """Parse a model's reply.
 
-    Forgiven with a flag: thinking or prose around the object, fences, a trailing comma, comments, Python instead of
-    JSON, an object cut off in the middle, a list or another object around it, field names in other writing, values as
-    lists or bare words, confidences in percent, as words, out of range or absent. A value outside the menu becomes
-    unknown.
+    Accepted with a flag: thinking or prose around the object, fences, a trailing comma, comments, Python instead of
+    JSON, an object cut off in the middle, a list or another object around it, field names spelled differently, values
+    as lists or bare words, confidences in percent, as words, out of range or absent. A value outside the choices
+    becomes unknown.
 
     Args:
         text: Content of the reply.
-        schema: What was asked.
-        modality: Of which image.
+        schema: Schema of the request.
+        modality: Modality of the image.
         finish: The server's finish reason; ``"length"`` means cut off, ``"content_filter"`` refused.
         refusal: The refusal field of the reply.
 
     Returns:
-        The reading; nothing is raised whatever the model wrote.
+        The parsed reply; nothing is raised whatever the model wrote.
     """
     if refusal or finish == "content_filter":
-        return Reading("refused")
+        return ParsedReply("refused")
     flags: list[str] = ["truncated"] if finish == "length" else []
     text = _without_thoughts((text or "")[-_LONGEST:], flags).strip()
     if not text:
-        return Reading("unusable", flags=(*flags, "empty"))
+        return ParsedReply("unusable", flags=(*flags, "empty"))
     names = {_plain(f.name): f.name for f in schema.for_modality(modality)}
     table: dict[str, Any] = {}
     found: list[str] = []
-    for value, forgiven in _objects(text):
+    for value, flaws in _objects(text):
         notes: list[str] = []
         candidate = _table(value, names, notes)
         if len(candidate) > len(table):
-            table, found = candidate, [*forgiven, *notes]
-            if "truncated" not in forgiven and len(table) * 2 > len(names):
+            table, found = candidate, [*flaws, *notes]
+            if "truncated" not in flaws and len(table) * 2 > len(names):
                 break
     if not table:
         if _REFUSAL.search(text[:1000]):
-            return Reading("refused", flags=tuple(flags))
-        return Reading("unusable", flags=(*flags, "no-fields" if "{" in text else "no-json"))
+            return ParsedReply("refused", flags=tuple(flags))
+        return ParsedReply("unusable", flags=(*flags, "no-fields" if "{" in text else "no-json"))
     answers = {name: _answer(schema, name, table[name]) for name in names.values() if name in table}
     flags = list(dict.fromkeys([*flags, *found]))
-    return Reading("ok", answers, tuple(flags), 1 - len(answers) / len(names))
+    return ParsedReply("ok", answers, tuple(flags), 1 - len(answers) / len(names))
 
 
 def read_confidence(raw: Any) -> tuple[float | None, tuple[str, ...]]:
-    """Read a confidence of whatever form.
+    """Read a confidence in any form.
 
     Args:
         raw: A number, a text such as ``"0.9"``, ``"95%"`` or ``"high"``, or anything else.
 
     Returns:
         A share in [0, 1] or None, and flags: ``"percent"`` for 2 to 100 and ``"…%"``, ``"clamped"`` for what lies
-        outside, ``"word"`` and ``"no-confidence"`` for what is no number.
+        outside, ``"word"`` and ``"no-confidence"`` for what is not a number.
     """
     if raw is None or isinstance(raw, bool | dict | list):
         return None, ("no-confidence",)
@@ -121,7 +121,7 @@ def read_confidence(raw: Any) -> tuple[float | None, tuple[str, ...]]:
         except ValueError:
             return None, ("word",) if text else ("no-confidence",)
     if isinstance(raw, int) and abs(raw) > 10**9:
-        raw = 1e9 if raw > 0 else -1e9  # a float has no room for the longest ones
+        raw = 1e9 if raw > 0 else -1e9  # the longest integers do not fit a float
     value = float(raw)
     if not math.isfinite(value):
         return None, ("no-confidence",)
@@ -134,13 +134,13 @@ def read_confidence(raw: Any) -> tuple[float | None, tuple[str, ...]]:
 
 def _answer(schema: Schema, name: str, raw: Any) -> Answer:
     flags: list[str] = []
-    said: Any = None
+    share: Any = None
     if isinstance(raw, dict):
         entry = {_plain(str(key)): value for key, value in raw.items()}
         value = next((entry[key] for key in map(_plain, _VALUE_KEYS) if key in entry), None)
-        said = next((entry[key] for key in map(_plain, _CONFIDENCE_KEYS) if key in entry), None)
+        share = next((entry[key] for key in map(_plain, _CONFIDENCE_KEYS) if key in entry), None)
     elif isinstance(raw, list) and len(raw) == 2 and isinstance(raw[1], int | float) and not isinstance(raw[1], bool):
-        value, said = raw
+        value, share = raw
     else:
         value = raw
         flags.append("bare")
@@ -152,22 +152,22 @@ def _answer(schema: Schema, name: str, raw: Any) -> Answer:
     elif isinstance(value, dict | list):
         flags.append("nested")
         value = None
-    confidence, noticed = read_confidence(said)
+    confidence, noticed = read_confidence(share)
     answer = schema.answer(name, value, confidence)
     return Answer(answer.value, answer.confidence, answer.source, (*answer.flags, *flags, *noticed))
 
 
 @functools.lru_cache(4096)
 def _plain(name: str) -> str:
-    """How field names are compared: letters and digits in lower case."""
+    """Return a field name as it is compared: letters and digits in lower case."""
     return re.sub(r"[\W_]", "", name).casefold()
 
 
 def _without_thoughts(text: str, flags: list[str]) -> str:
-    """Cut the thinking off; of a thought that never ends nothing is left but what stood before it."""
+    """Remove the thinking; a thought that never ends is removed to the end of the text."""
     rest = _THOUGHT.sub("", text)
     ends = list(_THOUGHT_END.finditer(rest))
-    if ends:  # the server swallowed the opening mark
+    if ends:  # the server removed the opening tag
         rest = rest[ends[-1].end() :]
     if rest != text:
         flags.append("thinking")
@@ -175,7 +175,7 @@ def _without_thoughts(text: str, flags: list[str]) -> str:
 
 
 def _table(value: Any, names: Mapping[str, str], flags: list[str]) -> dict[str, Any]:
-    """Find the fields in a JSON value: field name to whatever was said of it."""
+    """Find the fields in a JSON value: raw entry by field name."""
     if isinstance(value, list):
         entries = [entry for entry in value if isinstance(entry, dict)]
         named: dict[str, Any] = {}
@@ -204,7 +204,7 @@ def _table(value: Any, names: Mapping[str, str], flags: list[str]) -> dict[str, 
 
 
 def _objects(text: str) -> Iterator[tuple[Any, list[str]]]:
-    """Yield the JSON values that stand in a text, each with what had to be forgiven."""
+    """Yield the JSON values in a text, each with the flaws of its form."""
     form = ["fenced"] if "```" in text else []
     decoder = json.JSONDecoder()
     position = starts = 0
@@ -224,17 +224,17 @@ def _objects(text: str) -> Iterator[tuple[Any, list[str]]]:
         try:
             value, position = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            end = _balanced(text, start)
-            value, more = _mended(text[start:end] if end else _closed(text[start:]))
-            flags += [*([] if end else ["truncated"]), *more]
-            position = end if end and value is not None else start + 1
+            segment, whole = _closed(text[start:])
+            value, more = _repaired(segment)
+            flags += [*([] if whole else ["truncated"]), *more]
+            position = start + (len(segment) if whole and value is not None else 1)
         if isinstance(value, dict | list):
             if position > start + 1 and text[position:].strip(outside) and "prose" not in flags:
                 flags.append("prose")
             yield value, flags
 
 
-def _mended(segment: str) -> tuple[Any, list[str]]:
+def _repaired(segment: str) -> tuple[Any, list[str]]:
     """Read an almost-JSON text: comments and trailing commas dropped, else as a Python literal."""
     plain = _COMMENT.sub(lambda m: m[1] or "", segment)
     flags = ["comments"] if plain != segment else []
@@ -250,29 +250,8 @@ def _mended(segment: str) -> tuple[Any, list[str]]:
         return None, flags
 
 
-def _balanced(text: str, start: int) -> int:
-    """Return where the bracket that opens at `start` closes, 0 if it never does."""
-    depth, quote, skip = 0, "", False
-    for index in range(start, len(text)):
-        letter = text[index]
-        if skip:
-            skip = False
-        elif quote:
-            skip = letter == "\\"
-            quote = "" if letter == quote else quote
-        elif letter == '"':
-            quote = letter
-        elif letter in "{[":
-            depth += 1
-        elif letter in "}]":
-            depth -= 1
-            if not depth:
-                return index + 1
-    return 0
-
-
-def _closed(text: str) -> str:
-    """Close an object that was cut off, after the last entry of it that is whole."""
+def _closed(text: str) -> tuple[str, bool]:
+    """Return the object or list that a text begins with, and whether it is whole; else it is closed after an entry."""
     stack: list[str] = []
     quote = skip = False
     last: tuple[int, list[str]] = (0, [])
@@ -285,9 +264,11 @@ def _closed(text: str) -> str:
             quote = True
         elif letter in "{[":
             stack.append("}" if letter == "{" else "]")
-        elif letter in "}]" and stack:
+        elif letter in "}]":
             stack.pop()
+            if not stack:
+                return text[: index + 1], True
             last = (index + 1, stack.copy())
         elif letter == "," and len(stack) == 1:
             last = (index, stack.copy())
-    return text[: last[0]] + "".join(reversed(last[1]))
+    return text[: last[0]] + "".join(reversed(last[1])), False

@@ -15,10 +15,10 @@ from .throttle import CallFailed, retry_after
 Structured = Literal["json_schema", "structured_outputs", "none"]
 
 DEFAULT_KEY = "OPENAI_API_KEY"
-_NO_KEY = "none"  # the protocol wants some key; a local server takes any
+_NO_KEY = "none"  # the SDK requires a key; a local server accepts any
 _FILTERED = re.compile(r"content.?(?:filter|policy|management)|data_inspection_failed|safety|moderation", re.IGNORECASE)
 _OPTIONAL = {
-    # what a message says of an option the server does not know, and what to do without it
+    # how the message of a server that does not support an option mentions it
     "max_tokens": re.compile(r"max_tokens|max_completion_tokens", re.IGNORECASE),
     "temperature": re.compile(r"temperature", re.IGNORECASE),
     "seed": re.compile(r"\bseed\b", re.IGNORECASE),
@@ -27,7 +27,7 @@ _OPTIONAL = {
 
 
 class Key:
-    """A secret that does not show: not in its representation, not when pickled or formatted."""
+    """A secret that never shows: not in its representation, not when formatted, and it cannot be pickled."""
 
     __slots__ = ("_value", "origin")
 
@@ -36,7 +36,7 @@ class Key:
         self.origin = origin
 
     def reveal(self) -> str:
-        """Return the secret, for the one place that sends it."""
+        """Return the secret."""
         return self._value
 
     def redact(self, text: str) -> str:
@@ -47,7 +47,7 @@ class Key:
         return f"Key(from {self.origin})"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError("a key is not written anywhere")
+        raise TypeError("a key cannot be pickled or copied")
 
 
 def read_key(name: str, environ: Mapping[str, str] | None = None) -> Key:
@@ -55,7 +55,7 @@ def read_key(name: str, environ: Mapping[str, str] | None = None) -> Key:
 
     Args:
         name: The variable's name.
-        environ: Variables; None takes the process's.
+        environ: Variables; None: those of the process.
 
     Raises:
         PermissionError: If the variable is not set or empty; names it.
@@ -67,7 +67,7 @@ def read_key(name: str, environ: Mapping[str, str] | None = None) -> Key:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether an address is on this machine."""
+    """Tell whether an address is on this machine."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -82,15 +82,15 @@ class Server:
     Attributes:
         url: Base address; ``/v1`` is added where it has no path.
         model: The model's name on that server.
-        key: Its key, None where it needs none.
-        structured: How output in JSON is asked for: ``"json_schema"`` (the ``response_format`` of the protocol),
-            ``"structured_outputs"`` (the name vLLM gives it) or ``"none"``. Where a server rejects it, it is left out.
-        price: Money for a million prompt tokens and a million answer tokens; None where unknown or free.
+        key: Its key, None if it needs none.
+        structured: How JSON output is requested: ``"json_schema"`` (the ``response_format`` of the protocol),
+            ``"structured_outputs"`` (vLLM's name for it) or ``"none"``. It is left out after a server rejected it.
+        price: Cost of a million prompt tokens and of a million answer tokens; None if unknown or free.
         send_images: Whether images may leave this machine for this server.
 
     Raises:
-        ValueError: If the address is no HTTP address or carries a password, or images would go to another machine
-            without leave; names the host.
+        ValueError: If the address is not an HTTP address or contains a password, or images would go to another
+            machine without permission; names the host.
     """
 
     url: str
@@ -105,7 +105,9 @@ class Server:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"a server's address looks like http://127.0.0.1:8000/v1, got {parts.hostname!r}")
         if parts.username or parts.password or parts.query:
-            raise ValueError("a server's address holds no user, password or query; keys come from the environment")
+            raise ValueError(
+                "a server's address must not contain user, password or query; keys come from the environment"
+            )
         if not self.model:
             raise ValueError("a server needs the name of a model")
         if parts.path in ("", "/"):
@@ -113,7 +115,7 @@ class Server:
         if not is_loopback(self.url) and not self.send_images:
             raise ValueError(
                 f"images would be sent to {self.host}, another machine; if its terms and those of your images "
-                "allow that, say --send-images-to-host (in Python: send_images=True)"
+                "allow that, add --send-images-to-host (in Python: send_images=True)"
             )
 
     @property
@@ -122,7 +124,7 @@ class Server:
         return urlsplit(self.url).netloc
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
-        """Money for so many tokens, None without a price."""
+        """Return the cost of so many tokens, None without a price."""
         if self.price is None:
             return None
         return (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
@@ -130,39 +132,39 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back.
+    """A server's reply.
 
     Attributes:
         text: Content, None if there was none.
         finish: Why it ended, such as ``"stop"`` or ``"length"``.
         refusal: The refusal field.
-        model: The model's name as the server reports it.
+        reported_model: The model's name as the server reports it.
         request: Our random id of the call.
-        date: When, in UTC, ISO 8601.
-        prompt_tokens: As counted by the server, 0 if it does not say.
+        left_out: Options the server does not support.
+        prompt_tokens: As counted by the server, 0 if it does not report them.
         completion_tokens: Likewise.
-        left_out: Options the server does not take.
+        date: Time of the reply in UTC, ISO 8601.
     """
 
     text: str | None
     finish: str | None
     refusal: str | None
-    model: str
+    reported_model: str
     request: str
-    date: str
+    left_out: tuple[str, ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    left_out: tuple[str, ...] = ()
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 class Client:
-    """Sends calls to one server. Use it as an asynchronous context.
+    """Sends calls to one server. Use it as an asynchronous context manager.
 
-    The SDK's own retries are off, redirections are not followed (images go to the named host or nowhere), and
-    what the environment says of organisation, project or address for other programs is not used.
+    The SDK's own retries are off, redirections are not followed (images go to the named host or nowhere), and the
+    environment's settings of organisation, project or address for other programs are not used.
 
     Args:
-        server: Whom to ask.
+        server: The server.
 
     Raises:
         ImportError: If the openai package is not installed.
@@ -172,20 +174,18 @@ class Client:
         try:
             import openai
         except ImportError as error:
-            raise ImportError("asking models needs the openai package: pip install 'nextreid[captions]'") from error
+            raise ImportError("querying models needs the openai package: pip install 'nextreid[captions]'") from error
         self.server = server
         self._openai = openai
         self._left_out: set[str] = set()
-        self._renamed = False  # max_tokens is called max_completion_tokens by newer servers
-        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not is_loopback(server.url))
-        omitted = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
+        self._renamed = False  # newer servers call max_tokens max_completion_tokens
         self._sdk = openai.AsyncOpenAI(
             base_url=server.url,
             api_key=server.key.reveal() if server.key else _NO_KEY,
             max_retries=0,
             timeout=None,
-            http_client=http,
-            default_headers=omitted,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not is_loopback(server.url)),
+            default_headers={"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit},
         )
 
     async def __aenter__(self) -> "Client":
@@ -208,14 +208,14 @@ class Client:
 
         Args:
             prompt: The instructions.
-            image: A data address, None for text alone.
-            json_schema: What the answer should look like.
+            image: A data URL, None for text alone.
+            json_schema: Schema of the answer.
             max_tokens: Most tokens of the answer.
             temperature: 0 for the most likely answer.
             seed: Seed of the sampling.
 
         Raises:
-            CallFailed: There was no answer; the message holds neither key nor image.
+            CallFailed: There was no answer; the message contains neither key nor image.
         """
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
         if image is not None:
@@ -233,7 +233,7 @@ class Client:
                     raise
 
     async def list_models(self) -> list[str]:
-        """Return the names of the models the server has; empty where it does not say."""
+        """Return the names of the server's models; empty if it does not list them."""
         try:
             page = await self._sdk.models.list()
         except self._openai.OpenAIError:
@@ -241,13 +241,13 @@ class Client:
         return [self._redact(str(model.id)) for model in page.data or ()]
 
     def _go_without(self, message: str, options: Mapping[str, Any]) -> bool:
-        """Note the option that a server's complaint is about; return whether there is something to leave out."""
+        """Record the option that a server complains about; return whether there is one to leave out."""
         left = [name for name in options if name not in self._left_out]
         blamed = [name for name in left if _OPTIONAL[name].search(message)]
         if "max_tokens" in blamed and not self._renamed:
             self._renamed = True
             return True
-        # a complaint about nothing in particular: the grammar is what servers stumble over
+        # a complaint about nothing in particular: servers most often fail on the grammar
         if not blamed and "structured" in left and "image" not in message:
             blamed = ["structured"]
         self._left_out.update(blamed[:1])
@@ -266,7 +266,7 @@ class Client:
         if self._renamed and "max_tokens" in given:
             given["max_completion_tokens"] = given.pop("max_tokens")
         try:
-            # the plain way in: the typed one walks through the whole body first, a millisecond for every call
+            # not the typed method, which first walks through the whole body: a millisecond for every call
             done = await self._sdk.post(
                 "/chat/completions",
                 cast_to=openai.types.chat.ChatCompletion,
@@ -275,17 +275,19 @@ class Client:
             )
         except openai.APIStatusError as error:
             if error.status_code in (400, 403, 422) and _FILTERED.search(str(error)):
-                return self._refused(request, self._say(error))
+                return Reply(None, "content_filter", self._message(error), "", request, tuple(sorted(self._left_out)))
             raise self._failure(error) from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             raise CallFailed(f"{self.server.host}: {self._redact(str(cause)) or 'no connection'}", retry=True) from None
         except (openai.OpenAIError, ValueError) as error:
-            raise CallFailed(f"{self.server.host} sent no chat completion: {self._say(error)}", retry=True) from None
+            raise CallFailed(
+                f"{self.server.host} sent no chat completion: {self._message(error)}", retry=True
+            ) from None
         return self._reply(done, request)
 
     def _reply(self, done: Any, request: str) -> Reply:
-        """Take what is needed; servers leave out or null almost anything."""
+        """Convert a completion; servers leave out or null almost anything."""
         choices = getattr(done, "choices", None)
         if not choices:
             raise CallFailed(f"{self.server.host} sent no chat completion: {self._redact(str(done))[:200]}", retry=True)
@@ -296,30 +298,28 @@ class Client:
             text=self._redact(text) if isinstance(text, str) else None,
             finish=getattr(choice, "finish_reason", None),
             refusal=self._redact(str(refusal)) if refusal else None,
-            model=self._redact(str(getattr(done, "model", None) or "")),
+            reported_model=self._redact(str(getattr(done, "model", None) or "")),
             request=request,
-            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            left_out=tuple(sorted(self._left_out)),
             prompt_tokens=int(getattr(usage, "prompt_tokens", None) or 0),
             completion_tokens=int(getattr(usage, "completion_tokens", None) or 0),
-            left_out=tuple(sorted(self._left_out)),
         )
-
-    def _refused(self, request: str, why: str) -> Reply:
-        date = datetime.now(UTC).isoformat(timespec="seconds")
-        return Reply(None, "content_filter", why, "", request, date, left_out=tuple(sorted(self._left_out)))
 
     def _failure(self, error: Any) -> CallFailed:
         status, headers = error.status_code, error.response.headers
         milliseconds = headers.get("retry-after-ms", "")
         wait = float(milliseconds) / 1000 if milliseconds.isdigit() else retry_after(headers.get("retry-after"))
-        again = status in (408, 409, 425, 429) or status >= 500
+        retry = status in (408, 409, 425, 429) or status >= 500
         if status == 429 and re.search(r"insufficient_quota|billing|credit", str(error), re.IGNORECASE):
-            again = False  # the account is empty, and waiting does not fill it
+            retry = False  # the account is empty, waiting does not help
         return CallFailed(
-            f"{self.server.host} answered {status}: {self._say(error)}", status=status, retry=again, retry_after=wait
+            f"{self.server.host} answered {status}: {self._message(error)}",
+            status=status,
+            retry=retry,
+            retry_after=wait,
         )
 
-    def _say(self, error: Exception) -> str:
+    def _message(self, error: Exception) -> str:
         return self._redact(str(error))[:500]
 
     def _redact(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""What captions alone reveal of an identity: retrieval by their words, beside chance."""
+"""What captions alone reveal of an identity: retrieval by their words, compared with chance."""
 
 import re
 from collections import Counter
@@ -32,30 +32,35 @@ class TextRetrieval(NamedTuple):
 
 
 def word_features(texts: Sequence[str], min_count: int = 2) -> np.ndarray:
-    """Weigh the words and word pairs of each text (TF-IDF).
+    """Weigh the words and word pairs of each text, see `term_features`."""
+    words = [_WORD.findall(text.lower()) for text in texts]
+    return term_features([Counter([*w, *(f"{a} {b}" for a, b in pairwise(w))]) for w in words], min_count)
 
-    A term that stands c times in a text and in d of the n texts weighs ``(1 + ln c) (1 + ln((1 + n) / (1 + d)))``; rows
+
+def term_features(counted: Sequence[Counter[str]], min_count: int = 1) -> np.ndarray:
+    """Weigh the terms of each text (TF-IDF).
+
+    A term that occurs c times in a text and in d of the n texts weighs ``(1 + ln c) (1 + ln((1 + n) / (1 + d)))``; rows
     are scaled to unit length.
 
     Args:
-        texts: n texts.
-        min_count: In how many texts a term must stand to count.
+        counted: The terms of n texts, counted.
+        min_count: In how many texts a term must occur to be used.
 
     Returns:
-        ``(n, terms)`` float32; a row of zeros where a text has no term.
+        ``(n, terms)`` float32; a row of zeros if a text has no term.
     """
-    counted = [_terms(text) for text in texts]
+    n = len(counted)
     spread: Counter[str] = Counter()
     for terms in counted:
         spread.update(terms.keys())
-    places = {term: i for i, term in enumerate(t for t, d in spread.items() if d >= min_count)}
-    features = np.zeros((len(texts), max(1, len(places))), dtype=np.float32)
-    n = len(texts)
-    weight = {term: 1 + np.log((1 + n) / (1 + spread[term])) for term in places}
+    columns = {term: i for i, term in enumerate(t for t, d in spread.items() if d >= min_count)}
+    weight = {term: 1 + np.log((1 + n) / (1 + spread[term])) for term in columns}
+    features = np.zeros((n, max(1, len(columns))), dtype=np.float32)
     for row, terms in zip(features, counted, strict=True):
         for term, count in terms.items():
-            if term in places:
-                row[places[term]] = (1 + np.log(count)) * weight[term]
+            if term in columns:
+                row[columns[term]] = (1 + np.log(count)) * weight[term]
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
@@ -68,7 +73,7 @@ def text_retrieval(features: np.ndarray, identities: Identities, protocol: str) 
         protocol: Rule for what a query ignores. An image without a match under it is no query.
 
     Returns:
-        Quality, and what chance gives.
+        The metrics, and what chance gives.
 
     Raises:
         ValueError: If no image has a match.
@@ -101,13 +106,8 @@ def chance(matches: np.ndarray, others: np.ndarray) -> tuple[float, float]:
     return float(((harmonic + rest) / total).mean()), float((matches / total).mean())
 
 
-def _terms(text: str) -> Counter[str]:
-    words = _WORD.findall(text.lower())
-    return Counter([*words, *(f"{a} {b}" for a, b in pairwise(words))])
-
-
 def _counts(identities: Identities, exclude: str) -> tuple[np.ndarray, np.ndarray]:
-    """Matches and other entries that each image has left when its own are taken out."""
+    """Return the matches and the other entries of each image, without those that the protocol excludes."""
     pid = identities.pid
     places = {"camera": identities.camid, "scene": identities.sceneid, "none": np.arange(len(pid))}
     _, of_pid, pids = np.unique(pid, return_inverse=True, return_counts=True)

@@ -1,27 +1,28 @@
-"""The best of several answers: over models and samples first, then over modalities, with a trail that says why."""
+"""The best of several answers: over models and samples first, then over modalities, with a trail of the decisions."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .schema import Answer, Answers, Schema, get_schema
 
 Rule = Literal["confidence", "agreement"]
+Step = Literal["models", "modalities"]
 
-_UNSAID = 0.5  # the weight of a value given without a confidence: better than a doubt, worse than a certainty
+_NO_CONFIDENCE = 0.5  # the weight of a value given without a confidence: better than a doubt, worse than a certainty
 
 
-@dataclass(frozen=True, slots=True)
-class Vote:
-    """What one voice said about one field.
+class Vote(NamedTuple):
+    """What one annotator (a model, a sample of one, or a modality) answered for one field."""
 
-    Attributes:
-        voice: The model, the sample, or the modality.
-        answer: What it said.
-    """
-
-    voice: str
+    annotator: str
     answer: Answer
+
+    @property
+    def weight(self) -> float:
+        """Its confidence, 0.5 where it gave none."""
+        return _NO_CONFIDENCE if self.answer.confidence is None else self.answer.confidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +32,14 @@ class Decision:
     Attributes:
         field: Name of the field.
         step: ``"models"`` or ``"modalities"``.
-        votes: All voices with an answer, in the given order.
-        winner: The voice whose value was kept; None where nobody knew.
-        answer: What was kept.
+        votes: All annotators with an answer, in the given order.
+        winner: The annotator whose value was kept; None if nobody had a value.
+        answer: The answer that was kept.
         reason: Why, in words.
     """
 
     field: str
-    step: Literal["models", "modalities"]
+    step: Step
     votes: tuple[Vote, ...]
     winner: str | None
     answer: Answer
@@ -46,14 +47,14 @@ class Decision:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the decision as plain JSON data."""
-        votes = [{"voice": v.voice, "value": v.answer.value, "confidence": v.answer.confidence} for v in self.votes]
-        kept = {"value": self.answer.value, "confidence": self.answer.confidence, "source": self.answer.source}
         return {
             "field": self.field,
             "step": self.step,
-            "votes": votes,
+            "votes": [{"annotator": v, "value": a.value, "confidence": a.confidence} for v, a in self.votes],
             "winner": self.winner,
-            **kept,
+            "value": self.answer.value,
+            "confidence": self.answer.confidence,
+            "source": self.answer.source,
             "reason": self.reason,
         }
 
@@ -63,7 +64,7 @@ class Merged:
     """Merged answers of one image.
 
     Attributes:
-        answers: One answer for each field that any voice answered.
+        answers: One answer for each field that any annotator answered.
         trail: One decision for each of them, and one more for each field that another modality complemented.
     """
 
@@ -72,21 +73,21 @@ class Merged:
 
 
 def best_of(models: Mapping[str, Answers], *, rule: Rule = "confidence") -> Merged:
-    """Keep, for each field, the best of what several models (or samples of one model) said about one image.
+    """Keep, for each field, the best of what several models (or samples of one model) answered about one image.
 
     Rule ``"confidence"`` is that of NEXT (Appendix C): the answer with the highest confidence, and that confidence.
 
-    Rule ``"agreement"`` lets every voice count. With w_i the confidence of voice i (0.5 where it gave none), the
-    value v with the largest support ``S(v) = Σ w_i over the voices that said v`` is kept; its confidence is
-    ``S(v) / Σ w_i over all voices with a value × (1 − Π (1 − w_i) over the voices that said v)``: the share of the
-    support, times the chance that not all of those who said it were wrong at once. One voice alone keeps its own
-    confidence; two that agree on 0.6 reach 0.84; two that differ with 0.6 reach 0.3. Its source is ``"agreement"``
-    where more than one voice had a value.
+    Rule ``"agreement"`` lets every annotator count. With w_i the confidence of annotator i (0.5 where it gave none),
+    the value v with the largest support ``S(v) = Σ w_i over those who gave v`` is kept; its confidence is
+    ``S(v) / Σ w_i over all with a value × (1 − Π (1 − w_i) over those who gave v)``: the share of the support, times
+    the chance that not all of those who gave it were wrong at once. A single annotator keeps its confidence; two that
+    agree on 0.6 reach 0.84; two that differ with 0.6 reach 0.3. The source is ``"agreement"`` where more than one
+    annotator had a value.
 
-    Under either rule a value beats a missing one whatever the confidence, and the earlier voice wins a tie.
+    Under either rule a value beats a missing one whatever the confidence, and the earlier annotator wins a tie.
 
     Args:
-        models: Answers by voice, such as ``{"qwen": {...}, "gpt": {...}}`` or ``{"qwen#0": ..., "qwen#1": ...}``.
+        models: Answers by annotator, such as ``{"qwen": {...}, "gpt": {...}}`` or ``{"qwen#0": ..., "qwen#1": ...}``.
         rule: See above.
 
     Returns:
@@ -97,13 +98,12 @@ def best_of(models: Mapping[str, Answers], *, rule: Rule = "confidence") -> Merg
     """
     if rule not in ("confidence", "agreement"):
         raise ValueError(f"rule must be 'confidence' or 'agreement', got {rule!r}")
-    answers, trail = {}, []
-    for name in _fields(models.values()):
-        votes = tuple(Vote(voice, said[name]) for voice, said in models.items() if name in said)
-        decision = _decide(name, "models", votes, rule)
-        answers[name] = decision.answer
-        trail.append(decision)
-    return Merged(answers, tuple(trail))
+    names = dict.fromkeys(name for answers in models.values() for name in answers)
+    trail = tuple(
+        _decide(name, "models", [Vote(m, answers[name]) for m, answers in models.items() if name in answers], rule)
+        for name in names
+    )
+    return Merged({decision.field: decision.answer for decision in trail}, trail)
 
 
 def complement(
@@ -116,12 +116,12 @@ def complement(
     """Let the modalities of one sample complement each other (NEXT, Appendix C).
 
     For each of the named fields every modality that can show it gets the best answer of all modalities that can. Other
-    fields stay as they are: what one modality shows of them is its own.
+    fields keep the answer of their own modality.
 
     Args:
         modalities: Answers by modality, such as ``{"rgb": ..., "nir": ..., "tir": ...}``, or results of `best_of`,
             whose trail is carried on.
-        schema: ``"person"``, ``"vehicle"``, or a schema of your own.
+        schema: ``"person"``, ``"vehicle"``, or a custom schema.
         fields: Names of the fields to complement; None: those that the schema marks (what is carried, held or worn
             on the nose; licence plate, spoiler, roof rack). With ``"gender"`` in it the captions of one sample no
             longer contradict each other there.
@@ -135,53 +135,43 @@ def complement(
         ValueError: If the schema or the rule is unknown.
     """
     schema = get_schema(schema)
-    given = {m: said if isinstance(said, Merged) else Merged(said, ()) for m, said in modalities.items()}
-    answers = {m: dict(merged.answers) for m, merged in given.items()}
-    trails = {m: list(merged.trail) for m, merged in given.items()}
+    given = {m: one if isinstance(one, Merged) else Merged(one, ()) for m, one in modalities.items()}
+    merged = dict(given)
     for name in schema.merged if fields is None else fields:
         able = [m for m in given if schema[name].shown_in(m)]
-        votes = tuple(Vote(m, given[m].answers[name]) for m in able if name in given[m].answers)
-        if not votes:
-            continue
-        decision = _decide(name, "modalities", votes, rule)
-        for modality in able:
-            answers[modality][name] = decision.answer
-            trails[modality].append(decision)
-    return {m: Merged(answers[m], tuple(trails[m])) for m in given}
+        votes = [Vote(m, given[m].answers[name]) for m in able if name in given[m].answers]
+        if votes:
+            decision = _decide(name, "modalities", votes, rule)
+            for m in able:
+                merged[m] = Merged({**merged[m].answers, name: decision.answer}, (*merged[m].trail, decision))
+    return merged
 
 
-def _fields(voices: Iterable[Answers]) -> list[str]:
-    return list(dict.fromkeys(name for said in voices for name in said))
-
-
-def _decide(name: str, step: Literal["models", "modalities"], votes: tuple[Vote, ...], rule: Rule) -> Decision:
+def _decide(name: str, step: Step, votes: Sequence[Vote], rule: Rule) -> Decision:
     known = [vote for vote in votes if vote.answer.value is not None]
     if not known:
         flags = tuple(dict.fromkeys(flag for vote in votes for flag in vote.answer.flags))
-        return Decision(name, step, votes, None, Answer(None, 0.0, flags=flags), "nobody had a value")
+        return Decision(name, step, tuple(votes), None, Answer(None, 0.0, flags=flags), "nobody had a value")
     if len(known) == 1:
-        return Decision(name, step, votes, known[0].voice, known[0].answer, "the only value")
-    if rule == "agreement":
-        return _agree(name, step, votes, known)
-    best = max(known, key=_weight)
-    return Decision(name, step, votes, best.voice, best.answer, f"highest confidence of {len(known)}")
+        winner, answer, reason = *known[0], "the only value"
+    elif rule == "confidence":
+        winner, answer = max(known, key=lambda vote: vote.weight)
+        reason = f"highest confidence of {len(known)}"
+    else:
+        winner, answer, reason = _agree(known)
+    return Decision(name, step, tuple(votes), winner, answer, reason)
 
 
-def _agree(name: str, step: Literal["models", "modalities"], votes: tuple[Vote, ...], known: list[Vote]) -> Decision:
-    support: dict[str, float] = {}
-    doubt: dict[str, float] = {}
+def _agree(known: Sequence[Vote]) -> tuple[str, Answer, str]:
+    support: defaultdict[str | None, float] = defaultdict(float)
+    doubt: defaultdict[str | None, float] = defaultdict(lambda: 1.0)
     for vote in known:
-        value = str(vote.answer.value)
-        support[value] = support.get(value, 0.0) + _weight(vote)
-        doubt[value] = doubt.get(value, 1.0) * (1 - _weight(vote))
+        support[vote.answer.value] += vote.weight
+        doubt[vote.answer.value] *= 1 - vote.weight
     chosen = max(support, key=lambda value: support[value])
     total = sum(support.values())
     confidence = support[chosen] / total * (1 - doubt[chosen]) if total else 0.0
     behind = [vote for vote in known if vote.answer.value == chosen]
-    best = max(behind, key=_weight)
-    answer = replace(best.answer, confidence=min(1.0, confidence), source="agreement")
-    return Decision(name, step, votes, best.voice, answer, f"said by {len(behind)} of {len(known)}")
-
-
-def _weight(vote: Vote) -> float:
-    return _UNSAID if vote.answer.confidence is None else vote.answer.confidence
+    winner, best = max(behind, key=lambda vote: vote.weight)
+    answer = replace(best, confidence=min(1.0, confidence), source="agreement")
+    return winner, answer, f"given by {len(behind)} of {len(known)}"

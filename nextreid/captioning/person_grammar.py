@@ -1,17 +1,16 @@
-"""The five sentences of a person's caption: how they are written, and how published ones are read back."""
+"""The five sentences of a person's caption: how they are written, and how published ones are parsed."""
 
 import re
 from collections.abc import Mapping
 
-from .phrasing import Wording
-from .text import plain_value, with_article
+from .phrasing import Phrasing
+from .text import counted, plain_value, sentence, with_article, words
 
 Slots = Mapping[str, str]
 Reading = tuple[dict[str, str], dict[str, str]]
-"""Values by field, and the choices of `Wording` that the sentence shows."""
+"""Values by field, and the choices of `Phrasing` that the sentence shows."""
 
 _BAGS = ("handbag", "backpack", "suitcase")
-_COLORS = ("upper_clothing_color", "lower_clothing_color")
 SENTENCES = {
     "who": ("age", "gender", "view", "capture_time", "illumination"),
     "clothes": (
@@ -26,61 +25,55 @@ SENTENCES = {
     "action": ("carrying", "holding", "handbag", "backpack", "suitcase"),
     "clarity": ("target_clarity",),
 }
-"""Sentences in their order, with the fields that they tell."""
+"""Sentences in their order, with the fields that they state."""
 LEANING = {
     "upper_clothing_color": "upper_clothing",
     "lower_clothing_color": "lower_clothing",
     "footwear_style": "footwear",
     "hair_style": "hair_length",
 }
-"""Fields that are told only beside another one."""
+"""Fields that are stated only beside another one."""
 
 
-def write(name: str, slots: Slots, wording: Wording) -> str:
-    """Write one sentence of `SENTENCES`; ``""`` if it has nothing to tell.
+def write(name: str, slots: Slots, phrasing: Phrasing) -> str:
+    """Write one sentence of `SENTENCES`; ``""`` if it has no value.
 
     Args:
-        name: Of the sentence.
+        name: Name of the sentence.
         slots: Clean values by field; absent or ``""`` leaves a slot out.
-        wording: Which phrases to use.
+        phrasing: Which phrases to use.
     """
     he = {"male": "he", "female": "she"}.get(slots.get("gender", ""), "the person")
-    if name == "who":
-        return _who(slots, wording)
-    if name == "clothes":
-        return _clothes(slots, he, wording)
-    if name == "head":
-        return _head(slots, he, wording)
-    if name == "action":
-        return _action(slots, he, wording)
-    clarity = slots.get("target_clarity")
-    return f"The image {wording.clarity} {clarity}." if clarity else ""
+    if name == "clarity":
+        clarity = slots.get("target_clarity")
+        return f"The image {phrasing.clarity} {clarity}." if clarity else ""
+    return _WRITERS[name](slots, he, phrasing)
 
 
-def _who(slots: Slots, wording: Wording) -> str:
+def _who(slots: Slots, he: str, phrasing: Phrasing) -> str:
     who, view = words(slots, "age", "gender"), slots.get("view")
     time, light = slots.get("capture_time"), slots.get("illumination")
     if not (who or view or time or light):
         return ""
     if slots.get("gender", "").lower() == "non-binary" or not who:
         who = f"{who} person".strip()
-    text = f"a {who}" if wording.article == "a" else with_article(who)
+    text = f"a {who}" if phrasing.article == "a" else with_article(who)
     text += f" seen from the {view}" if view else " seen" if time or light else ""
     text += f" during {time}" if time else ""
     text += f" in {light} lighting" if light else ""
     return sentence(text)
 
 
-def _clothes(slots: Slots, he: str, wording: Wording) -> str:
+def _clothes(slots: Slots, he: str, phrasing: Phrasing) -> str:
     # a colour whose garment is unknown has nothing to stand beside, nor has the style of unknown footwear
     upper = words(slots, "upper_clothing_color", "upper_clothing") if slots.get("upper_clothing") else ""
     lower = words(slots, "lower_clothing_color", "lower_clothing") if slots.get("lower_clothing") else ""
-    if slots.get("upper_clothing") == slots.get("lower_clothing") == "dress" and wording.values == "clean":
-        lower = ""  # one garment, told once
+    if slots.get("upper_clothing") == slots.get("lower_clothing") == "dress" and phrasing.values == "clean":
+        lower = ""  # one garment, named once
     shoes = slots.get("footwear", "")
     if shoes and shoes != "barefoot":
         shoes = words(slots, "footwear_style", "footwear")
-    lower = lower if wording.garment == "bare" else counted(lower)
+    lower = lower if phrasing.garment == "bare" else counted(lower)
     worn = " with ".join(part for part in (counted(upper), lower) if part)
     if worn and shoes:
         worn += ", barefoot" if shoes == "barefoot" else f", paired with {shoes}"
@@ -89,15 +82,15 @@ def _clothes(slots: Slots, he: str, wording: Wording) -> str:
     return sentence(f"{he} is wearing {worn or shoes}") if worn or shoes else ""
 
 
-def _head(slots: Slots, he: str, wording: Wording) -> str:
+def _head(slots: Slots, he: str, phrasing: Phrasing) -> str:
     hair = f"{words(slots, 'hair_length', 'hair_style')} hair" if slots.get("hair_length") else ""
     wears = {"yes": "wearing glasses", "no": "not wearing glasses"}.get(slots.get("glasses", ""), "")
-    clause = f"{he} is {wears}" if wears and not (hair and wording.glasses == "short") else wears
+    clause = f"{he} is {wears}" if wears and not (hair and phrasing.glasses == "short") else wears
     return sentence(" and ".join(part for part in (hair, clause) if part))
 
 
-def _action(slots: Slots, he: str, wording: Wording) -> str:
-    bare = wording.action.endswith("bare")
+def _action(slots: Slots, he: str, phrasing: Phrasing) -> str:
+    bare = phrasing.action.endswith("bare")
     carried, held = slots.get("carrying", ""), slots.get("holding", "")
     if carried in ("", "none"):
         carried = next((bag for bag in ("backpack", "handbag") if slots.get(bag) == "yes"), carried)
@@ -110,27 +103,29 @@ def _action(slots: Slots, he: str, wording: Wording) -> str:
         actions.append("dragging a suitcase")
     if actions:
         shown = actions[:2]
-        return sentence(f"{he} is {' and '.join(shown[::-1] if wording.action.startswith('reversed') else shown)}")
-    return _nothing(slots, he, wording)
+        return sentence(f"{he} is {' and '.join(shown[::-1] if phrasing.action.startswith('reversed') else shown)}")
+    return _nothing(slots, he, phrasing)
 
 
-def _nothing(slots: Slots, he: str, wording: Wording) -> str:
+def _nothing(slots: Slots, he: str, phrasing: Phrasing) -> str:
     bags = [bag for bag in _BAGS if slots.get(bag)]
-    if wording.nothing == "a none":
+    if phrasing.nothing == "a none":
         return sentence(f"{he} is carrying a none")
-    if wording.nothing == "hands" and slots.get("holding"):
+    if phrasing.nothing == "hands" and slots.get("holding"):
         return sentence(f"{he} is not holding anything")
-    if wording.nothing == "each" and len(bags) == len(_BAGS):
+    if phrasing.nothing == "each" and len(bags) == len(_BAGS):
         return sentence(f"{he} is not carrying a handbag, not carrying a backpack, and not dragging a suitcase")
     if slots.get("carrying") == "none" or (slots.get("holding") == "none" and len(bags) == len(_BAGS)):
-        told = {"nothing": "carrying nothing", "none": "carrying none"}
-        return sentence(f"{he} is {told.get(wording.nothing, 'not carrying anything')}")
+        said = {"nothing": "carrying nothing", "none": "carrying none"}
+        return sentence(f"{he} is {said.get(phrasing.nothing, 'not carrying anything')}")
     if not bags:
         return ""
-    named = [bags[0] if wording.action == "bare" else with_article(bags[0]), *bags[1:]]
+    named = [bags[0] if phrasing.action == "bare" else with_article(bags[0]), *bags[1:]]
     listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])}{',' if len(named) > 2 else ''} or {named[-1]}"
     return sentence(f"{he} is not carrying {listed}")
 
+
+_WRITERS = {"who": _who, "clothes": _clothes, "head": _head, "action": _action}
 
 _HE = r"(?P<he>He|She|They|The person)"
 _WHO = re.compile(
@@ -145,17 +140,17 @@ _LENGTH = r"(?:short|medium|long)"
 _HEAD = re.compile(
     rf"(?:(?P<hair_length>{_LENGTH}(?: \| {_LENGTH})*)(?: (?P<hair_style>[^.,]+?))? hair)?"
     rf"(?:(?:^|,? and |, ){_HE}?(?P<clause> ?is )?(?P<without>not )?wearing glasses)?"
-    r"(?:(?:,? and |, )(?:(?:he|she|the person) is )?(?P<deeds>(?:not )?(?:carrying|holding|dragging)\b.*))?\.",
+    r"(?:(?:,? and |, )(?:(?:he|she|the person) is )?(?P<actions>(?:not )?(?:carrying|holding|dragging)\b.*))?\.",
     re.IGNORECASE,
 )
-_ACTION = re.compile(rf"{_HE} is (?P<deeds>(?:not )?(?:carrying|holding|dragging|pulling)\b.*)\.")
+_ACTION = re.compile(rf"{_HE} is (?P<actions>(?:not )?(?:carrying|holding|dragging|pulling)\b.*)\.")
 _CLARITY = re.compile(r"The image (?P<verb>appears|is) (?P<target_clarity>.+)\.")
 _SPLIT = re.compile(r"(?:,? (?:and|or|but) |, )(?=(?:not )?(?:carrying|holding|dragging|pulling)\b)")
 _EMPTY = {"none", "a none", "nothing", "anything", "any", "not", "any items", "anything visible"}
 
 
 def read(text: str, garments: Mapping[str, tuple[str, ...]]) -> tuple[str, Reading] | None:
-    """Read one sentence.
+    """Parse one sentence.
 
     Args:
         text: The sentence.
@@ -163,7 +158,7 @@ def read(text: str, garments: Mapping[str, tuple[str, ...]]) -> tuple[str, Readi
             single words of ``colors`` and ``styles`` of footwear.
 
     Returns:
-        The sentence's name with values and choices; None if it fits no frame.
+        The sentence's name with values and choices; None if it matches no frame.
     """
     if match := _WHO.fullmatch(text):
         return _read_who(match)
@@ -173,8 +168,8 @@ def read(text: str, garments: Mapping[str, tuple[str, ...]]) -> tuple[str, Readi
         head = _read_head(match)
         return head and ("head", head)
     if match := _ACTION.fullmatch(text):
-        deeds = _read_deeds(match["deeds"])
-        return deeds and ("action", deeds)
+        actions = _read_actions(match["actions"])
+        return actions and ("action", actions)
     if match := _CLOTHES.fullmatch(text):
         return "clothes", _read_clothes(match, garments)
     return None
@@ -182,10 +177,10 @@ def read(text: str, garments: Mapping[str, tuple[str, ...]]) -> tuple[str, Readi
 
 def _read_who(match: re.Match[str]) -> tuple[str, Reading] | None:
     values = {name: match[name] for name in ("view", "capture_time", "illumination") if match[name]}
-    said = match["who"].split()
-    if said[-1] == "person":
-        said.pop()
-    for word in said:
+    described = match["who"].split()
+    if described[-1] == "person":
+        described.pop()
+    for word in described:
         name = "gender" if word in ("male", "female", "non-binary", "man", "woman") else "age"
         if name in values or (name == "age" and word not in ("child", "teenager", "adult", "senior")):
             return None
@@ -211,7 +206,7 @@ def _read_clothes(match: re.Match[str], garments: Mapping[str, tuple[str, ...]])
         style, _, rest = noun.partition(" ")
         if name == "footwear" and not first and style in garments["styles"] and rest:
             first, noun = style, rest
-        elif first and name != "footwear" and not _tells_color(first, garments["colors"]):
+        elif first and name != "footwear" and not _names_color(first, garments["colors"]):
             first, noun = "", bare
         values |= {name: noun} if noun else {}
         values |= {"footwear_style" if name == "footwear" else f"{name}_color": first} if first else {}
@@ -227,7 +222,7 @@ def _split_noun(phrase: str, nouns: tuple[str, ...]) -> tuple[str, str]:
     return "", phrase
 
 
-def _tells_color(phrase: str, colors: tuple[str, ...]) -> bool:
+def _names_color(phrase: str, colors: tuple[str, ...]) -> bool:
     return phrase.startswith("(") or not plain_value(phrase) or any(w in colors for w in re.split(r"[\s(),-]+", phrase))
 
 
@@ -237,16 +232,16 @@ def _read_head(match: re.Match[str]) -> Reading | None:
     if "wearing glasses" in match[0].lower():
         values["glasses"] = "no" if match["without"] else "yes"
         choices["glasses"] = "clause" if match["clause"] else "short"
-    if not match["deeds"]:
+    if not match["actions"]:
         return values, choices
-    deeds = _read_deeds(match["deeds"])  # an action that ran into this sentence
-    return deeds and (values | deeds[0], choices | deeds[1])
+    actions = _read_actions(match["actions"])  # an action that ran into this sentence
+    return actions and (values | actions[0], choices | actions[1])
 
 
-def _read_deeds(deeds: str) -> Reading | None:
+def _read_actions(actions: str) -> Reading | None:
     values: dict[str, str] = {}
     choices: dict[str, str] = {}
-    parts = _SPLIT.split(deeds)
+    parts = _SPLIT.split(actions)
     verbs = []
     for part in parts:
         match = re.fullmatch(r"(not )?(carrying|holding|dragging|pulling) ?(.*)", part)
@@ -261,8 +256,8 @@ def _read_deeds(deeds: str) -> Reading | None:
             if verb == "holding":
                 choices["nothing"] = "hands"
             else:
-                said = match[3] in ("none", "a none", "nothing") and not match[1]
-                choices["nothing"] = match[3] if said else "anything"
+                literal = match[3] in ("none", "a none", "nothing") and not match[1]
+                choices["nothing"] = match[3] if literal else "anything"
         elif match[1]:
             bags = [re.sub(r"^an? ", "", bag) for bag in re.split(r",? or |, ", thing)]
             if unknown := [bag for bag in bags if bag not in _BAGS]:
@@ -281,20 +276,3 @@ def _read_deeds(deeds: str) -> Reading | None:
     if verbs == ["holding", "carrying"]:
         choices["action"] = f"reversed {choices.get('action', '')}".strip()
     return {name: value for name, value in values.items() if value}, choices
-
-
-def words(slots: Slots, *names: str) -> str:
-    """Join the slots that are filled."""
-    return " ".join(slots[name] for name in names if slots.get(name))
-
-
-def sentence(text: str) -> str:
-    """Capital and full stop; ``""`` stays."""
-    return f"{text[0].upper()}{text[1:]}." if text else ""
-
-
-def counted(noun: str) -> str:
-    """Put an article before a singular; plurals ("black trousers", "papers") stay bare."""
-    if not noun or (noun.endswith("s") and not noun.endswith("ss")) or noun == "luggage":
-        return noun
-    return with_article(noun)

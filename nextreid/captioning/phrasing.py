@@ -1,34 +1,25 @@
-"""The wordings of the caption grammar: which of several equal phrases a sentence takes."""
+"""The phrasings of the caption grammar: which of several equivalent phrases a sentence uses."""
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
-_CHOICES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # name: (correct wordings, the default first; slips and oddities of the published captions)
-    "article": (("grammar",), ("a",)),
-    "glasses": (("clause", "short"), ()),
-    "nothing": (("anything", "nothing"), ("none", "a none", "each", "hands")),
-    "action": (("article",), ("bare", "reversed", "reversed bare")),
-    "garment": (("article",), ("bare",)),
-    "clarity": (("appears", "is"), ()),
-    "seen": (("viewed", "seen"), ()),
-    "grille": (("complemented", "and"), ()),
-    "definite": (("plain", "the"), ()),
-    "roof": (("own",), ("sitting", "above", "sits")),
-    "values": (("clean",), ("verbatim",)),
-}
+
+def _choice(*correct: str, slips: tuple[str, ...] = ()) -> str:
+    """Declare correct phrasings, the default first, and slips of the published captions."""
+    metadata = {"correct": correct, "allowed": correct + slips}
+    return field(default=correct[0], metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
-class Wording:
-    """One choice for each phrase that has several wordings.
+class Phrasing:
+    """One choice for each phrase that has several variants.
 
-    The defaults are the commonest wording of the published captions that is correct English.
+    The defaults are the commonest variants in the published captions that is correct English.
 
     Attributes:
         article: ``"grammar"``: "An adult male"; ``"a"``: "A adult male", a slip of the published captions.
         glasses: ``"clause"``: "and he is wearing glasses"; ``"short"``: "and wearing glasses".
-        nothing: How empty hands are told. ``"anything"``: "is not carrying anything"; ``"nothing"``: "is carrying
+        nothing: How empty hands are described. ``"anything"``: "is not carrying anything"; ``"nothing"``: "is carrying
             nothing"; published oddities: ``"none"``: "is carrying none", ``"a none"``; ``"each"``: "not carrying a
             handbag, not carrying a backpack, and not dragging a suitcase"; ``"hands"``: "is not holding anything".
         action: ``"article"``: "carrying a handbag"; published oddities: ``"bare"``: "carrying handbag";
@@ -38,39 +29,39 @@ class Wording:
         seen: ``"viewed"``: a vehicle "viewed from the front"; ``"seen"``: "seen from the front".
         grille: ``"complemented"``: "…, complemented by a … grille"; ``"and"``: "… and a … grille".
         definite: ``"plain"``: "Spoiler is present"; ``"the"``: "The spoiler is present".
-        roof: ``"own"``: a sentence of its own; published run-on, where no grille is told: ``"sitting"``:
+        roof: ``"separate"``: a sentence for it; published run-on, where no grille is mentioned: ``"sitting"``:
             "taillights, complemented by a flat roof sitting above … tires", ``"above"``: "a flat roof
             above … tires", ``"sits"``: "a flat roof sits above … tires".
-        values: ``"clean"``: what is unknown, bracketed or told twice is dropped; ``"verbatim"``: all values as they
-            are, to write a damaged caption again.
+        values: ``"clean"``: what is unknown, bracketed or repeated is dropped; ``"verbatim"``: all values unchanged, to
+            reproduce a defective caption.
 
     Raises:
         ValueError: If a choice is unknown.
     """
 
-    article: str = "grammar"
-    glasses: str = "clause"
-    nothing: str = "anything"
-    action: str = "article"
-    garment: str = "article"
-    clarity: str = "appears"
-    seen: str = "viewed"
-    grille: str = "complemented"
-    definite: str = "plain"
-    roof: str = "own"
-    values: str = "clean"
+    article: str = _choice("grammar", slips=("a",))
+    glasses: str = _choice("clause", "short")
+    nothing: str = _choice("anything", "nothing", slips=("none", "a none", "each", "hands"))
+    action: str = _choice("article", slips=("bare", "reversed", "reversed bare"))
+    garment: str = _choice("article", slips=("bare",))
+    clarity: str = _choice("appears", "is")
+    seen: str = _choice("viewed", "seen")
+    grille: str = _choice("complemented", "and")
+    definite: str = _choice("plain", "the")
+    roof: str = _choice("separate", slips=("sitting", "above", "sits"))
+    values: str = _choice("clean", slips=("verbatim",))
 
     def __post_init__(self) -> None:
-        for name, (correct, slips) in _CHOICES.items():
-            if getattr(self, name) not in correct + slips:
-                raise ValueError(f"wording {name} must be one of {correct + slips}, got {getattr(self, name)!r}")
+        for entry in fields(self):
+            if (value := getattr(self, entry.name)) not in (allowed := entry.metadata["allowed"]):
+                raise ValueError(f"phrasing {entry.name} must be one of {allowed}, got {value!r}")
 
 
-def wording_of(key: str) -> Wording:
-    """Draw a wording of correct English that belongs to `key`, such as ``f"{seed}/{epoch}/{sample.key}"``.
+def phrasing_of(key: str) -> Phrasing:
+    """Draw a phrasing of correct English that belongs to `key`, such as ``f"{seed}/{epoch}/{sample.key}"``.
 
-    The same key gives the same wording on every machine; over many keys all correct wordings are equally frequent.
+    The same key gives the same phrasing on every machine; over many keys all correct phrasings are equally frequent.
     """
     digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-    chosen = {f.name: _CHOICES[f.name][0] for f in fields(Wording)}
-    return Wording(**{name: correct[digest[i] % len(correct)] for i, (name, correct) in enumerate(chosen.items())})
+    correct = {entry.name: entry.metadata["correct"] for entry in fields(Phrasing)}
+    return Phrasing(**{name: texts[digest[i] % len(texts)] for i, (name, texts) in enumerate(correct.items())})

@@ -1,20 +1,18 @@
-"""Asked before anything is paid for: is the server there, does it know the model, can the model see."""
+"""A check before anything is paid for: is the server up, does it have the model, can the model see."""
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from .client import Client, Reply
 from .image import data_url
 from .throttle import CallFailed
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 _COLOURS = {"red": (220, 20, 20), "blue": (20, 40, 220)}
 _QUESTION = "Which colour fills this image? Answer with one English word, the name of the colour."
-_TRIES = 5
+_ATTEMPTS = 5
 _NO_IMAGES = re.compile(r"image|vision|multi-?modal|picture|content.*(?:type|string)|unknown variant", re.IGNORECASE)
 
 
@@ -23,33 +21,33 @@ async def probe(
 ) -> None:
     """Show the model two synthetic images of one colour each and ask for the colour.
 
-    Two, because a model that sees nothing says some colour too, and says it both times.
+    Two, because a model that sees nothing also names a colour, the same one both times.
 
     Args:
         client: A client of the server.
-        timeout: Seconds for each try.
+        timeout: Seconds for each attempt.
         sleep: Waits some seconds.
 
     Raises:
-        ConnectionError: Nobody answers at the address.
-        PermissionError: The server wants a key, or another one.
-        ValueError: The server does not have the model, or the model cannot see; says which.
+        ConnectionError: No server answers at the address.
+        PermissionError: The server requires a key, or another one.
+        ValueError: The server does not have the model, or the model cannot see; the message names it.
     """
     server = client.server
     for colour, value in _COLOURS.items():
-        reply = await _ask(client, data_url(_filled(value)), timeout, sleep)
-        said = re.sub(r"<think>.*?</think>", "", reply.text or reply.refusal or "", flags=re.DOTALL)
-        named = re.findall(r"\b(red|blue)\b", said, re.IGNORECASE)
+        reply = await _ask(client, data_url(Image.new("RGB", (224, 224), value)), timeout, sleep)
+        answer = re.sub(r"<think>.*?</think>", "", reply.text or reply.refusal or "", flags=re.DOTALL)
+        named = re.findall(r"\b(red|blue)\b", answer, re.IGNORECASE)
         if not named or named[-1].lower() != colour:
             raise ValueError(
-                f"model {server.model!r} on {server.host} cannot see: of a {colour} image it said {said[:80]!r}; "
-                "use a model that takes images"
+                f"model {server.model!r} on {server.host} cannot see: for a {colour} image it answered "
+                f"{answer[:80]!r}; use a model that accepts images"
             )
 
 
 async def _ask(client: Client, image: str, timeout: float, sleep: Callable[[float], Awaitable[None]]) -> Reply:
-    """Ask, a few times where it may help: somebody waits before the screen."""
-    for number in range(_TRIES):
+    """Ask, with few and short retries: somebody is waiting at the screen."""
+    for number in range(_ATTEMPTS):
         try:
             async with asyncio.timeout(timeout):
                 return await client.ask(_QUESTION, image, max_tokens=1000)
@@ -59,24 +57,26 @@ async def _ask(client: Client, image: str, timeout: float, sleep: Callable[[floa
             failure = error
         if not failure.retry:
             break
-        if number + 1 < _TRIES:
+        if number + 1 < _ATTEMPTS:
             await sleep(min(30.0, failure.retry_after or 0.2 * 2**number))
-    raise await _meaning(client, failure)
+    raise await _explained(client, failure)
 
 
-async def _meaning(client: Client, error: CallFailed) -> Exception:
-    """Return what a failure means for the one who set the run up."""
+async def _explained(client: Client, error: CallFailed) -> Exception:
+    """Return the exception that tells the user what to change."""
     server = client.server
     if error.status is None or error.status >= 500 or error.status == 429:
         return ConnectionError(
             f"no server answers at {server.url} ({error}); start one, such as 'vllm serve MODEL', or correct --server"
         )
     if error.status in (401, 403):
-        key = f"the key in {server.key.origin} is not accepted" if server.key else "it wants a key: say --key-env NAME"
+        key = (
+            f"the key in {server.key.origin} is not accepted" if server.key else "it requires a key: add --key-env NAME"
+        )
         return PermissionError(f"{server.host} answered {error.status}: {key}")
     if error.status in (400, 415, 422) and _NO_IMAGES.search(str(error)):
         return ValueError(
-            f"model {server.model!r} on {server.host} cannot see, the server takes no images for it ({error}); "
+            f"model {server.model!r} on {server.host} cannot see, the server accepts no images for it ({error}); "
             "use a model that does"
         )
     models = await client.list_models() if error.status in (400, 404) else []
@@ -84,9 +84,3 @@ async def _meaning(client: Client, error: CallFailed) -> Exception:
         listed = f"it has {', '.join(models[:10])}" if models else "check the name and the address"
         return ValueError(f"{server.host} does not know the model {server.model!r}; {listed}")
     return error
-
-
-def _filled(colour: tuple[int, int, int]) -> "Image.Image":
-    from PIL import Image
-
-    return Image.new("RGB", (224, 224), colour)

@@ -1,30 +1,30 @@
-"""Captions written by a language model from merged answers, as in the paper; the template stays the safety net."""
+"""Captions written by a language model from merged answers, as in the paper; the template's are the fallback."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .answers import read_reply
+from ..data.captions import split_sentences
+from .answers import parse_reply
 from .client import Server
-from .requests import Job
+from .runner import Job
 from .schema import Answers, Schema
 from .store import Store, call_key
-from .text import split_sentences
 
 _DEBRIS = re.compile(r"[\[\]{}|<>`*#]|\b(?:unknown|unclear|n/?a|not specified)\b", re.IGNORECASE)
 
 
-def narration_job(
+def rewrite_job(
     schema: Schema, modality: str, answers: Answers, draft: Sequence[str], server: Server, max_tokens: int = 400
 ) -> Job:
-    """Return the job that lets a language model write one caption. No image is sent, only attributes.
+    """Return the job in which a language model writes one caption. No image is sent, only attributes.
 
     Args:
-        schema: Of the answers.
-        modality: Of the image.
+        schema: Schema of the answers.
+        modality: Modality of the image.
         answers: Merged answers; what is unknown is not mentioned.
         draft: The template's sentences.
-        server: Whom to ask.
+        server: The language model.
         max_tokens: Most tokens of the answer.
     """
     known = {name: answer.value for name, answer in answers.items() if answer.value is not None}
@@ -43,14 +43,14 @@ def narration_job(
     return Job(server, parts, prompt, options={"max_tokens": max_tokens, "temperature": 0.0})
 
 
-def narrated(job: Job, schema: Schema, draft: Sequence[str], store: Store) -> tuple[tuple[str, ...], str]:
-    """Return the caption that a model wrote, or the draft where it wrote nothing of use.
+def read_rewrite(job: Job, schema: Schema, draft: Sequence[str], store: Store) -> tuple[tuple[str, ...], str]:
+    """Return the caption that a model wrote, or the draft if that is not usable.
 
-    Of no use is a refusal, a text that was cut off, one with brackets, menus or words for not knowing, one more than
+    Not usable is a refusal, a text that was cut off, one with brackets, choices or words for "unknown", one more than
     twice as long as the draft, and one that names a colour the draft does not have.
 
     Returns:
-        The sentences, and why the draft was taken (``""`` where it was not).
+        The sentences, and why the draft was kept (``""`` if it was not).
     """
     rows = job.stored(store)
     if not rows:
@@ -62,7 +62,7 @@ def narrated(job: Job, schema: Schema, draft: Sequence[str], store: Store) -> tu
 
 
 def _fault(row: Mapping[str, Any], text: str, draft: str, schema: Schema) -> str:
-    if not text or row["refusal"] or read_reply(text, schema, row["modality"]).status == "refused":
+    if not text or row["refusal"] or parse_reply(text, schema, row["modality"]).status == "refused":
         return "refused" if text or row["refusal"] else "empty"
     if row["finish"] == "length" or text[-1] not in ".!":
         return "cut off"

@@ -1,4 +1,4 @@
-"""What may be said about an image: fields, their closed vocabularies, and the modalities that can show them."""
+"""What can be described in an image: fields, their closed vocabularies, and the modalities that can show them."""
 
 import functools
 import hashlib
@@ -6,18 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from .text import plain_value
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 Source = Literal["verbal", "logprob", "vote", "agreement"]
 Flag = Literal["alias", "unknown", "out-of-vocabulary"]
 
 UNKNOWN_ANSWER = "unknown"
-"""What a model is asked to say instead of guessing. It is offered in the menu and never kept as a value."""
+"""What a model is asked to answer instead of guessing. It is among the choices and never kept as a value."""
 
 _SOURCES = get_args(Source)
 _FREE_WORDS = 5
@@ -35,13 +32,13 @@ class Answer:
 
     Attributes:
         value: A value of the field's vocabulary; None: not known.
-        confidence: Share in [0, 1]; None where none was given or it was not a number.
-        source: Where the confidence comes from: said by the model, its token probabilities, its own repeated samples,
-            or agreement between models or modalities.
-        flags: What was noticed on the way, such as ``"alias"`` or ``"out-of-vocabulary"``.
+        confidence: In [0, 1]; None where none was given or it was not a number.
+        source: Where the confidence comes from: the model's own words, its token probabilities, repeated samples of
+            it, or agreement between models or modalities.
+        flags: Remarks of the parser, such as ``"alias"`` or ``"out-of-vocabulary"``.
 
     Raises:
-        ValueError: If the confidence is no share, or the source is unknown.
+        ValueError: If the confidence is out of range, or the source is unknown.
     """
 
     value: str | None
@@ -72,10 +69,10 @@ class Field:
         merge: Whether the modalities complement each other in this field by default.
         rank: How well it tells identities apart: agreement of two captions of one identity less that of two identities,
             as measured on the published visible-light captions. 0 for what belongs to the moment (view, light).
-        question: What to look for, in words, for the model.
+        question: What the model should look for, in words.
 
     Raises:
-        ValueError: If the name is no identifier, an alias leads nowhere, or a value stands for not knowing.
+        ValueError: If the name is no identifier, an alias stands for no value, or ``"unknown"`` is among the values.
     """
 
     name: str
@@ -92,9 +89,9 @@ class Field:
         if not self.name.isidentifier():
             raise ValueError(f"a field's name must be an identifier such as 'hair_length', got {self.name!r}")
         if UNKNOWN_ANSWER in self.values:
-            raise ValueError(f"field {self.name!r}: leave {UNKNOWN_ANSWER!r} out; it is understood everywhere")
+            raise ValueError(f"field {self.name!r}: leave {UNKNOWN_ANSWER!r} out; it is always allowed")
         if stray := sorted(set(self.aliases.values()) - set(self.values)) if self.values else []:
-            raise ValueError(f"field {self.name!r}: aliases lead to {stray}, which are not among its values")
+            raise ValueError(f"field {self.name!r}: aliases stand for {stray}, which are not among its values")
 
     def shown_in(self, modality: str) -> bool:
         """Whether an image of this modality can show the field."""
@@ -106,9 +103,9 @@ class Schema:
     """The attributes of one type of object.
 
     Attributes:
-        name: ``"person"``, ``"vehicle"`` or a name of your own.
+        name: ``"person"``, ``"vehicle"`` or a custom name.
         version: Changes whenever a field or vocabulary does; stored with every answer.
-        fields: In the order in which they are asked.
+        fields: In the order in which a model is asked for them.
         template: How a caption is composed: ``"person"``, ``"vehicle"``, or ``"plain"`` ("The <field> is <value>.").
         object: What the image shows, in words, such as ``"person"``.
 
@@ -144,8 +141,8 @@ class Schema:
         return tuple(f for f in self.fields if f.shown_in(modality))
 
     @functools.cached_property
-    def _menus(self) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
-        """Values and aliases of each field by how they are looked up."""
+    def _choices(self) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+        """Values and aliases of each field, by their normalised spelling."""
         return {
             f.name: ({_key(v): v for v in f.values}, {_key(alias): v for alias, v in f.aliases.items()})
             for f in self.fields
@@ -167,14 +164,14 @@ class Schema:
             raw: Whatever the model gave: text, truth value, number or None.
 
         Returns:
-            The value and None; the value and ``"alias"`` where it had to be translated; None and ``"unknown"`` where
-            nothing was said, None and ``"out-of-vocabulary"`` where the value is not in the menu.
+            The value and None; the value and ``"alias"`` if it was translated; None and ``"unknown"`` if it is empty
+            or means unknown; None and ``"out-of-vocabulary"`` if it is not among the choices.
 
         Raises:
             KeyError: If there is no such field.
         """
         entry, text = self[name], "" if raw is None else str(raw)
-        known, others = self._menus[name]
+        known, others = self._choices[name]
         text = text.strip().strip(" .,;:\"'`")
         if text in entry.values:
             return text, None
@@ -191,12 +188,12 @@ class Schema:
         return None, "out-of-vocabulary"
 
     def answer(self, name: str, raw: Any, confidence: float | None = None, source: Source = "verbal") -> Answer:
-        """Return a normalised `Answer`; what is unknown or out of the menu has no value and confidence 0."""
+        """Return a normalised `Answer`; one that is unknown or not among the choices has no value and confidence 0."""
         value, flag = self.normalise(name, raw)
         return Answer(value, confidence if value is not None else 0.0, source, (flag,) if flag else ())
 
     def instructions(self, modality: str) -> str:
-        """Return the prompt for one image: what it is, what to look for, what never to say."""
+        """Return the prompt for one image: what it is, what to look for, what not to mention."""
         asked = self.for_modality(modality)
         lines = [
             f"This is {_SHOWS.get(modality, f'an image of the kind {modality!r}')}. Look at the most prominent "
@@ -209,8 +206,8 @@ class Schema:
             f'this kind of image cannot show it, or you cannot see it, answer "{UNKNOWN_ANSWER}" with confidence 0.',
         ]
         for entry in asked:
-            menu = f"one of: {', '.join(entry.values)}" if entry.values else f"at most {_FREE_WORDS} words"
-            lines.append(f"- {entry.name}: {entry.question or entry.name.replace('_', ' ')} ({menu})")
+            choices = f"one of: {', '.join(entry.values)}" if entry.values else f"at most {_FREE_WORDS} words"
+            lines.append(f"- {entry.name}: {entry.question or entry.name.replace('_', ' ')} ({choices})")
         lines.append(
             f"Answer with one JSON object with the keys {', '.join(f.name for f in asked)}, and nothing around it. "
             f'Each key holds {{"value": ..., "confidence": ...}}.'
@@ -220,7 +217,7 @@ class Schema:
     def json_schema(self, modality: str) -> dict[str, Any]:
         """Return a JSON schema for servers that can constrain their output: enumerations and numbers only.
 
-        Lengths, ranges and patterns are left out, because servers honour them unevenly; check the answers here.
+        Lengths, ranges and patterns are left out, because servers support them unevenly; `normalise` checks answers.
         """
 
         def entry(f: Field) -> dict[str, Any]:
@@ -231,37 +228,32 @@ class Schema:
 
         return _strict({f.name: entry(f) for f in self.for_modality(modality)})
 
-    def pydantic_model(self, modality: str) -> "type[BaseModel]":
-        """Return a pydantic model of one image's answers (extra ``captions``).
+    def pydantic_model(self, modality: str) -> Any:
+        """Return a pydantic model class of one image's answers (extra ``captions``).
 
-        Each field has ``value`` (normalised, None if unknown or out of the menu) and ``confidence`` (in [0, 1] or
-        None); fields that are missing are None, fields that the modality cannot show are refused.
+        Each field has ``value`` (normalised, None if unknown or not among the choices) and ``confidence`` (in [0, 1] or
+        None); fields that are missing are None, fields that the modality cannot show are rejected.
 
         Raises:
             ImportError: If pydantic is not installed.
         """
         try:
-            from pydantic import BaseModel, BeforeValidator, ConfigDict, create_model
-            from pydantic import Field as Limits
+            import pydantic
         except ImportError as error:
             raise ImportError("typed answers need pydantic: pip install 'nextreid[captions]'") from error
         from typing import Annotated, Optional
 
         def typed(f: Field) -> Any:
-            def tidy(raw: Any) -> str | None:
-                return self.normalise(f.name, raw)[0]
-
             allowed: Any = Literal[f.values] if f.values else str
-            value = Annotated[Optional[allowed], BeforeValidator(tidy)]  # noqa: UP045
-            share = Annotated[float | None, Limits(ge=0, le=1)]
-            return create_model(
-                f"{f.name.title().replace('_', '')}Answer", value=(value, None), confidence=(share, None)
-            )
+            tidy = pydantic.BeforeValidator(lambda raw: self.normalise(f.name, raw)[0])
+            value = Annotated[Optional[allowed], tidy]  # noqa: UP045
+            share = Annotated[float | None, pydantic.Field(ge=0, le=1)]
+            name = f"{f.name.title().replace('_', '')}Answer"
+            return pydantic.create_model(name, value=(value, None), confidence=(share, None))
 
         models: dict[str, Any] = {f.name: (Optional[typed(f)], None) for f in self.for_modality(modality)}  # noqa: UP045
-        title = f"{self.name.title()}{modality.title()}"
-        model: type[BaseModel] = create_model(title, __config__=ConfigDict(extra="forbid"), **models)
-        return model
+        config = pydantic.ConfigDict(extra="forbid")
+        return pydantic.create_model(f"{self.name.title()}{modality.title()}", __config__=config, **models)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the schema as plain JSON data; `from_dict` reads it."""
@@ -269,7 +261,7 @@ class Schema:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Schema":
-        """Build a schema from `to_dict`'s form, such as a JSON file of your own.
+        """Build a schema from `to_dict`'s form, such as the content of a JSON file.
 
         Raises:
             ValueError: If a key is missing or unknown; names it.
@@ -278,10 +270,10 @@ class Schema:
             fields = tuple(Field(**entry) for entry in data["fields"])
             return cls(**{**data, "fields": fields})
         except (TypeError, KeyError) as error:
-            allowed = (
-                "name, version, template, object, fields (name, values, modalities, aliases, merge, rank, question)"
-            )
-            raise ValueError(f"a schema has the keys {allowed}: {error}") from error
+            raise ValueError(
+                "a schema has the keys name, version, template, object, fields (name, values, modalities, aliases, "
+                f"merge, rank, question): {error}"
+            ) from error
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that change with anything in the schema."""
@@ -299,31 +291,29 @@ def list_schemas() -> list[str]:
 
 
 def get_schema(name: str | Schema) -> Schema:
-    """Return a schema by name; a `Schema` is handed back as it is.
+    """Return a schema by name; a `Schema` is returned unchanged.
 
     Raises:
         ValueError: If the name is unknown.
     """
     if isinstance(name, Schema):
         return name
-    if name in _REGISTERED:
-        return _REGISTERED[name]
-    if name not in _BUILT_IN:
+    if name not in list_schemas():
         raise ValueError(
             f"unknown schema {name!r}; known: {', '.join(list_schemas())}; or register_schema(Schema.from_dict(...))"
         )
-    return _built_in(name)
+    return _REGISTERED.get(name) or _built_in(name)
 
 
 def register_schema(schema: Schema) -> Schema:
-    """Make a schema of your own known by its name.
+    """Make a custom schema known by its name.
 
     Raises:
         ValueError: If another schema of this name exists.
     """
     known = schema.name in list_schemas()
     if known and get_schema(schema.name) != schema:
-        raise ValueError(f"there is another schema {schema.name!r}; give yours a name of its own")
+        raise ValueError(f"there is another schema {schema.name!r}; give yours another name")
     _REGISTERED[schema.name] = schema
     return schema
 
@@ -338,7 +328,7 @@ _NOTHING = {"none", "no", "not", "nothing", "other", "other(s)", "false", ""}
 
 
 def _key(text: str) -> str:
-    """How a value is looked up: lower case, no article, hyphens and underscores as spaces."""
+    """Return a value as it is looked up: lower case, no article, hyphens and underscores as spaces."""
     words = text.lower().replace("-", " ").replace("_", " ").split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 

@@ -1,8 +1,8 @@
-"""The store of answers: one line for every call that was answered, only ever appended to.
+"""The store of answers: an append-only file with one line for every call that was answered.
 
-A line is JSON and ends with a checksum of what stands before it, so that a line torn by a kill or a full disk is
-recognised and cut off, and any tool can read the rest. A line has left the process when `Store.append` returns, which
-is all that a killed process needs; the disk is told to keep it once a second, so a power cut costs at most that second.
+A line is JSON and ends with a checksum of the text before it, so that a line torn by a kill or a full disk is
+recognised and cut off, and any tool can read the rest. A line has left the process when `Store.append` returns, so a
+kill cannot lose it; it is synced to disk once a second, so a power cut costs at most that second.
 """
 
 import errno
@@ -11,6 +11,7 @@ import json
 import os
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +21,7 @@ _SUM = ',"sum":"'
 
 
 def call_key(**parts: Any) -> str:
-    """Return the name of a call: a digest of everything its answer depends on.
+    """Return the key of a call: a digest of everything its answer depends on.
 
     Args:
         **parts: JSON values, such as the image's digest, the prompt, the model's name and the sampling.
@@ -35,22 +36,22 @@ def call_key(**parts: Any) -> str:
 class Store:
     """Answers by the key of their call, in one file.
 
-    Opening to write takes a lock that ends with the process, and cuts off a torn last line. A damaged line elsewhere
-    is left where it is and counted. Of two rows with one key the later counts.
+    Opening it to write takes a lock that ends with the process, and cuts off a torn last line. A damaged line elsewhere
+    is kept, counted and not used. Of two rows with one key the later counts.
 
     Args:
-        path: The file; made with its folder when opened to write.
+        path: The file; created with its folder when opened to write.
         write: Whether to append.
-        sync_every: Seconds between the moments at which the disk is told to keep what was written.
-        clock: Seconds.
+        sync_every: Seconds between two syncs to disk.
+        clock: Returns seconds.
 
     Attributes:
-        damaged: Lines that were not used.
+        damaged: Number of damaged lines.
         spent: Sum of ``cost`` over all rows.
 
     Raises:
         FileNotFoundError: If there is no such file to read.
-        ValueError: If another process writes to it, or it is of a newer format.
+        ValueError: If another process writes to it, or it has a newer format.
     """
 
     def __init__(
@@ -59,8 +60,8 @@ class Store:
         self.path = Path(path)
         self.damaged = 0
         self.spent = 0.0
-        self._schemas: dict[str, int] = {}
-        self._places: dict[str, tuple[int, int]] = {}
+        self._schemas: Counter[str] = Counter()
+        self._offsets: dict[str, tuple[int, int]] = {}
         self._sync_every, self._clock = sync_every, clock
         self._synced = clock()
         self._write = write
@@ -87,19 +88,19 @@ class Store:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._offsets)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places
+        return key in self._offsets
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Return the row of a call, None if it was never answered."""
-        place = self._places.get(key)
-        return None if place is None else _parse(os.pread(self._file, place[1], place[0]))
+        """Return the row of a call, None if it was not answered."""
+        offset = self._offsets.get(key)
+        return None if offset is None else _parse(os.pread(self._file, offset[1], offset[0]))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read all rows in the order in which the calls were first answered."""
-        for key in self._places:
+        for key in self._offsets:
             row = self.get(key)
             if row is not None:
                 yield row
@@ -112,21 +113,23 @@ class Store:
         """Add the row of one call.
 
         Args:
-            row: JSON values; ``key`` is the call's name, ``schema`` a digest, ``cost`` what it cost (or None).
+            row: JSON values; ``key`` is the call's key, ``schema`` a digest, ``cost`` its cost (or None).
 
         Raises:
-            OSError: If it cannot be written, as on a full disk; the file is then as it was before.
+            OSError: If it cannot be written, as on a full disk; the file is then unchanged.
         """
         line = _line(row)
         try:
-            self._put(line)
+            written = 0
+            while written < len(line):
+                written += os.write(self._file, line[written:])
         except OSError as error:
             os.ftruncate(self._file, self._end)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             what = "the disk is full" if full else error.strerror
             raise OSError(
                 error.errno,
-                f"{what}: the run stops; {len(self)} answers are safe in the store, run again to go on",
+                f"{what}: the run stops; {len(self)} answers are safe in the store, run again to continue",
                 str(self.path),
             ) from error
         self._note(row, self._end, len(line))
@@ -135,7 +138,7 @@ class Store:
             self.sync()
 
     def sync(self) -> None:
-        """Have the disk keep what was appended."""
+        """Sync what was appended to disk."""
         os.fsync(self._file)
         self._synced = self._clock()
 
@@ -149,25 +152,18 @@ class Store:
                 os.close(self._file)
                 self._file = -1
 
-    def _put(self, line: bytes) -> None:
-        written = 0
-        while written < len(line):
-            written += os.write(self._file, line[written:])
-
     def _lock(self) -> None:
         try:
             import fcntl
-        except ImportError:  # only where there is no flock, that is on Windows: one run at a time is up to the user
+        except ImportError:  # Windows has no flock: there the user must see to one run at a time
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(
-                f"another run writes to {self.path}; wait for it, or give this one another folder"
-            ) from error
+            raise ValueError(f"another run writes to {self.path}; wait for it, or use another folder") from error
 
     def _read(self) -> int:
-        """Read all lines; return where the last whole one ends."""
+        """Read all lines; return the end of the last whole one."""
         end = good = 0
         with open(os.dup(self._file), "rb") as file:
             for line in file:
@@ -185,8 +181,8 @@ class Store:
         return good
 
     def _note(self, row: Mapping[str, Any], start: int, length: int) -> None:
-        self._places[row["key"]] = (start, length)
-        self._schemas[row.get("schema") or ""] = self._schemas.get(row.get("schema") or "", 0) + 1
+        self._offsets[row["key"]] = (start, length)
+        self._schemas[row.get("schema") or ""] += 1
         self.spent += row.get("cost") or 0.0
 
 

@@ -1,4 +1,4 @@
-"""How hard a server may be pressed: pace, retries with backoff, a circuit breaker, a limit on calls in flight."""
+"""Calls to one server within its limits: token buckets, retries with backoff, a circuit breaker."""
 
 import asyncio
 import logging
@@ -8,22 +8,29 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-Clock = Callable[[], float]
-Sleep = Callable[[float], Awaitable[None]]
+
+class Timing(NamedTuple):
+    """A clock in seconds, and what waits some seconds."""
+
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+REAL_TIME = Timing()
 
 
 class CallFailed(ConnectionError):
-    """One attempt brought no answer.
+    """One attempt failed.
 
     Attributes:
-        status: HTTP status, None when there was no response at all.
+        status: HTTP status, None if there was no response.
         retry: Whether the same call may succeed later.
-        retry_after: Seconds the server asks to wait, None when it says nothing.
+        retry_after: Seconds the server asks to wait, None if it does not.
     """
 
     def __init__(
@@ -35,8 +42,8 @@ class CallFailed(ConnectionError):
         self.retry_after = retry_after
 
 
-class ServerGone(ConnectionError):
-    """The server does not answer any more, or asks for a longer wait than a run waits; a later run continues."""
+class ServerUnavailable(ConnectionError):
+    """The server has stopped answering, or asks for a longer wait than a run waits; a later run continues."""
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
@@ -44,10 +51,10 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
 
     Args:
         value: Seconds (``"2"``, ``"0.5"``) or an HTTP date.
-        now: Time that the date is compared with; None takes the clock.
+        now: Time that the date is compared with; None: now.
 
     Returns:
-        Seconds from 0 up, None for what is neither.
+        Seconds, at least 0; None if it is neither.
     """
     if value is None:
         return None
@@ -63,82 +70,66 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
     return max(0.0, seconds) if seconds == seconds and seconds != float("inf") else None
 
 
-class Pace:
-    """A token bucket: lets amounts through at a rate, in the order they came.
+class TokenBucket:
+    """Lets amounts through at a rate, in the order they came.
 
-    It keeps the moment at which the bucket will be level again instead of a fill that must be topped up; the two
-    are the same. An amount larger than the bucket passes and is paid for by those behind it.
+    It stores the moment at which the bucket will be full again, which is equivalent to its level. An amount larger
+    than the bucket passes, and those behind it wait for it.
 
     Args:
-        per_minute: Amount a minute; None lets everything through.
-        burst: Seconds' worth of the rate that may pass at once after a rest.
-        clock: Seconds, such as `time.monotonic`.
-        sleep: Waits some seconds.
+        per_minute: Amount a minute; None: no limit.
+        burst: Seconds' worth of the rate that may pass at once after a pause.
+        timing: Clock and sleep.
 
     Raises:
-        ValueError: If the rate or burst is not positive.
+        ValueError: If the rate is not positive or the burst negative.
     """
 
-    def __init__(
-        self,
-        per_minute: float | None,
-        *,
-        burst: float = 1.0,
-        clock: Clock = time.monotonic,
-        sleep: Sleep = asyncio.sleep,
-    ) -> None:
+    def __init__(self, per_minute: float | None, *, burst: float = 1.0, timing: Timing = REAL_TIME) -> None:
         if (per_minute is not None and not per_minute > 0) or not burst >= 0:
             raise ValueError(f"a rate must be positive and a burst not negative, got {per_minute} and {burst}")
         self._each = 60 / per_minute if per_minute else 0.0
         self._burst = burst
-        self._clock, self._sleep = clock, sleep
-        self._level = clock() - burst
+        self._clock, self._sleep = timing
+        self._full = self._clock() - burst
 
     async def take(self, amount: float) -> None:
-        """Wait for the turn of `amount`."""
+        """Wait until `amount` may pass."""
         now = self._clock()
-        start = max(self._level, now - self._burst)
-        self._level = start + amount * self._each
+        start = max(self._full, now - self._burst)
+        self._full = start + amount * self._each
         if start > now:
             await self._sleep(start - now)
 
     def settle(self, amount: float) -> None:
-        """Correct by what a call turned out to need beyond what it took (negative: it needed less)."""
-        self._level += amount * self._each
+        """Correct by what a call needed beyond what it took (negative: it needed less)."""
+        self._full += amount * self._each
 
     def pause(self, seconds: float) -> None:
-        """Let nothing more pass for some seconds."""
-        self._level = max(self._level, self._clock() + seconds)
+        """Let nothing pass for some seconds."""
+        self._full = max(self._full, self._clock() + seconds)
 
 
 class Breaker:
-    """Stops sending to a server that fails again and again.
+    """Circuit breaker: stops sending to a server that fails again and again.
 
-    After `threshold` failures in a row it opens: everybody waits for `cooldown` seconds, then one call tries. If that
-    one succeeds, all go on; if not, the next wait begins, and after `openings` of them in a row the server counts as
-    gone.
+    After `threshold` failures in a row it opens: all calls wait for `cooldown` seconds, then one is let through as a
+    trial. If it succeeds, all go on; if not, the next wait begins, and after `openings` of them in a row the server is
+    given up.
 
     Args:
         threshold: Failures in a row.
         cooldown: Seconds of each wait.
         openings: How many waits in a row.
-        clock: Seconds.
-        sleep: Waits some seconds.
+        timing: Clock and sleep.
     """
 
     def __init__(
-        self,
-        threshold: int = 10,
-        cooldown: float = 15.0,
-        openings: int = 4,
-        *,
-        clock: Clock = time.monotonic,
-        sleep: Sleep = asyncio.sleep,
+        self, threshold: int = 10, cooldown: float = 15.0, openings: int = 4, *, timing: Timing = REAL_TIME
     ) -> None:
         self.threshold, self.cooldown, self.openings = threshold, cooldown, openings
-        self._clock, self._sleep = clock, sleep
-        self._failures = 0
-        self._opened = 0
+        self._clock, self._sleep = timing
+        self._failures = self._opened = 0
         self._until = 0.0
         self._trying = False
 
@@ -151,28 +142,28 @@ class Breaker:
         """Wait until a call may go out.
 
         Returns:
-            Whether this call is the one that tries; `leave` wants to know.
+            Whether this call is the trial, for `leave`.
 
         Raises:
-            ServerGone: After `openings` waits in a row in which nothing changed.
+            ServerUnavailable: After `openings` waits in a row in which every trial failed.
         """
         while self.is_open:
             if self._opened > self.openings:
-                raise ServerGone(f"no answer after {self._opened - 1} waits of {self.cooldown:g} s")
+                raise ServerUnavailable(f"no answer after {self._opened - 1} waits of {self.cooldown:g} s")
             left = self._until - self._clock()
             if left <= 0 and not self._trying:
                 self._trying = True
                 return True
-            # behind the one that tries, look again now and then
+            # while a trial is out, look again from time to time
             await self._sleep(max(left, self.cooldown / 20))
         return False
 
     def leave(self, trial: bool, failed: bool | None) -> None:
-        """Say how a call went.
+        """Report how a call went.
 
         Args:
             trial: What `enter` returned for it.
-            failed: None if it was given up and says nothing about the server.
+            failed: None if it was cancelled and reveals nothing about the server.
         """
         if trial:
             self._trying = False
@@ -189,8 +180,8 @@ class Breaker:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What one server is asked to bear.
+class RateLimits:
+    """Limits of the calls to one server.
 
     Attributes:
         concurrency: Calls in flight.
@@ -199,7 +190,7 @@ class Limits:
         timeout: Seconds one attempt may take from sending to the last byte.
         attempts: How often one call is tried before it counts as failed.
         backoff: Seconds; the n-th retry waits a uniformly random time up to ``backoff * 2 ** n``.
-        longest_wait: Seconds; the top of that, and the longest Retry-After that a run sits out.
+        longest_wait: Seconds; the upper bound of that, and the longest Retry-After that a run accepts.
 
     Raises:
         ValueError: If a number is out of range; the message names it.
@@ -214,61 +205,52 @@ class Limits:
     longest_wait: float = 300.0
 
     def __post_init__(self) -> None:
-        """Check every number."""
         for name in ("concurrency", "attempts"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
-                raise ValueError(f"{name} must be a whole number from 1 up, got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be a whole number, at least 1, got {getattr(self, name)!r}")
         for name in ("requests_per_minute", "tokens_per_minute", "timeout", "backoff", "longest_wait"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
-class Gate:
-    """Lets calls to one server out within its limits, and tries them again.
+class Throttle:
+    """Sends calls to one server within its limits, and retries them.
 
     Args:
         limits: The limits.
-        clock: Seconds.
-        sleep: Waits some seconds.
+        timing: Clock and sleep.
         rng: Draws the jitter.
     """
 
-    def __init__(
-        self,
-        limits: Limits,
-        *,
-        clock: Clock = time.monotonic,
-        sleep: Sleep = asyncio.sleep,
-        rng: random.Random | None = None,
-    ) -> None:
+    def __init__(self, limits: RateLimits, *, timing: Timing = REAL_TIME, rng: random.Random | None = None) -> None:
         self.limits = limits
-        self.breaker = Breaker(clock=clock, sleep=sleep)
+        self.breaker = Breaker(timing=timing)
         self.retries = 0
-        self._sleep = sleep
+        self._sleep = timing.sleep
         self._rng = rng or random.Random()
-        self._requests = Pace(limits.requests_per_minute, clock=clock, sleep=sleep)
-        self._tokens = Pace(limits.tokens_per_minute, clock=clock, sleep=sleep)
-        self._seats = asyncio.Semaphore(limits.concurrency)
+        self._requests = TokenBucket(limits.requests_per_minute, timing=timing)
+        self._tokens = TokenBucket(limits.tokens_per_minute, timing=timing)
+        self._slots = asyncio.Semaphore(limits.concurrency)
 
     async def call(self, attempt: Callable[[], Awaitable[_T]], tokens: float = 0.0) -> _T:
-        """Run `attempt`, again while it fails in a way that may pass.
+        """Run `attempt`, again while its failure may be temporary.
 
-        A failure without a response, a 5xx or a timeout counts for the breaker; 429 does not, it is the server's way
-        to say that it is there. Retry-After holds back every call to the server, not only this one.
+        A failure without a response, a 5xx or a timeout counts for the breaker; 429 does not, because it proves that
+        the server is up. Retry-After delays every call to the server, not only this one.
 
         Args:
-            attempt: One try; raises `CallFailed`.
+            attempt: One attempt; raises `CallFailed`.
             tokens: How many tokens it will probably need.
 
         Returns:
             What `attempt` returned.
 
         Raises:
-            CallFailed: The last failure, once the attempts are used up or trying again is of no use.
-            ServerGone: The server is gone, or asks for a longer wait than `Limits.longest_wait`.
+            CallFailed: The last failure, once the attempts are used up or a retry is useless.
+            ServerUnavailable: The server is down, or asks for a longer wait than `RateLimits.longest_wait`.
         """
-        async with self._seats:
+        async with self._slots:
             for number in range(self.limits.attempts):
                 await self._requests.take(1)
                 await self._tokens.take(tokens)
@@ -295,15 +277,17 @@ class Gate:
         raise AssertionError("unreachable: a call has at least one attempt")
 
     def settle(self, tokens: float) -> None:
-        """Correct the pace by the tokens a call needed beyond its estimate."""
+        """Correct the rate by the tokens a call needed beyond its estimate."""
         self._tokens.settle(tokens)
 
     async def _wait(self, number: int, asked: float | None) -> None:
         longest = self.limits.longest_wait
         if asked is not None:
             if asked > longest:
-                raise ServerGone(f"the server asks to wait {asked:.0f} s, longer than the {longest:g} s a run waits")
+                raise ServerUnavailable(
+                    f"the server asks to wait {asked:.0f} s, longer than the {longest:g} s a run waits"
+                )
             self._requests.pause(asked)
             await self._sleep(asked)
-            longest = self.limits.backoff  # jitter, so that not all come back in one moment
+            longest = self.limits.backoff  # jitter, so that not all come back at once
         await self._sleep(self._rng.uniform(0, min(longest, self.limits.backoff * 2**number)))

@@ -1,11 +1,11 @@
-"""The nine sentences of a vehicle's caption: how they are written, and how published ones are read back."""
+"""The nine sentences of a vehicle's caption: how they are written, and how published ones are parsed."""
 
 import re
 from collections.abc import Mapping
 
-from .person_grammar import Reading, Slots, sentence, words
-from .phrasing import Wording
-from .text import with_article
+from .person_grammar import Reading, Slots
+from .phrasing import Phrasing
+from .text import sentence, with_article, words
 
 SENTENCES = {
     "vehicle": ("color", "branding", "vehicle_type", "view", "illumination", "capture_time", "target_clarity"),
@@ -24,38 +24,38 @@ SENTENCES = {
     "rack": ("roof_rack",),
     "exhaust": ("exhaust_type",),
 }
-"""Sentences in their order, with the fields that they tell."""
+"""Sentences in their order, with the fields that they state."""
 LEANING: Mapping[str, str] = {}
-"""Fields that are told only beside another one."""
+"""Fields that are stated only beside another one."""
 
 _ROOF = ("roof_condition", "roof_type")
 _STATES = {"mirrors": "Side mirrors are", "plate": "License plate is", "spoiler": "Spoiler is", "rack": "Roof rack is"}
 
 
-def write(name: str, slots: Slots, wording: Wording) -> str:
-    """Write one sentence of `SENTENCES`; ``""`` if it has nothing to tell.
+def write(name: str, slots: Slots, phrasing: Phrasing) -> str:
+    """Write one sentence of `SENTENCES`; ``""`` if it has no value.
 
     Args:
-        name: Of the sentence.
+        name: Name of the sentence.
         slots: Clean values by field; absent or ``""`` leaves a slot out.
-        wording: Which phrases to use.
+        phrasing: Which phrases to use.
     """
     if name in _STATES:
         state = next((slots[field] for field in SENTENCES[name] if slots.get(field)), "")
-        return _state(f"{_STATES[name]} {state}", wording) if state else ""
+        return _state(f"{_STATES[name]} {state}", phrasing) if state else ""
     if name == "exhaust":
         pipes = slots.get("exhaust_type")
-        ending = "pipe" if pipes == "single" and wording.definite == "the" else "pipes"
+        ending = "pipe" if pipes == "single" and phrasing.definite == "the" else "pipes"
         article = "a " if ending == "pipe" else ""
-        return _state(f"Exhaust system features {article}{pipes} {ending}", wording) if pipes else ""
-    return {"vehicle": _vehicle, "body": _body, "lights": _lights, "roof": _roof}[name](slots, wording)
+        return _state(f"Exhaust system features {article}{pipes} {ending}", phrasing) if pipes else ""
+    return {"vehicle": _vehicle, "body": _body, "lights": _lights, "roof": _roof}[name](slots, phrasing)
 
 
-def _state(text: str, wording: Wording) -> str:
-    return f"The {text[0].lower()}{text[1:]}." if wording.definite == "the" else f"{text}."
+def _state(text: str, phrasing: Phrasing) -> str:
+    return f"The {text[0].lower()}{text[1:]}." if phrasing.definite == "the" else f"{text}."
 
 
-def _vehicle(slots: Slots, wording: Wording) -> str:
+def _vehicle(slots: Slots, phrasing: Phrasing) -> str:
     what = words(slots, "color", "branding", "vehicle_type")
     view, light = slots.get("view"), words(slots, "illumination", "capture_time")
     clarity = slots.get("target_clarity")
@@ -63,21 +63,21 @@ def _vehicle(slots: Slots, wording: Wording) -> str:
         return ""
     if not slots.get("vehicle_type"):
         what = f"{what} vehicle".strip()
-    text = f"a {what}" if wording.article == "a" else with_article(what)
-    text += f" {wording.seen} from the {view}" if view else f" {wording.seen}" if light else ""
+    text = f"a {what}" if phrasing.article == "a" else with_article(what)
+    text += f" {phrasing.seen} from the {view}" if view else f" {phrasing.seen}" if light else ""
     text += f" in {light} light" if light else ""
     text += f" (image appears {clarity})" if clarity else ""
     return sentence(text)
 
 
-def _body(slots: Slots, wording: Wording) -> str:
+def _body(slots: Slots, phrasing: Phrasing) -> str:
     wear, windows = slots.get("exterior_condition"), words(slots, "window_condition", "window_style")
     shown = [f"{wear} wear" if wear else "", f"{windows} windows" if windows else ""]
-    told = " with ".join(part for part in shown if part)
-    return f"The vehicle shows {told}." if told else ""
+    text = " with ".join(part for part in shown if part)
+    return f"The vehicle shows {text}." if text else ""
 
 
-def _lights(slots: Slots, wording: Wording) -> str:
+def _lights(slots: Slots, phrasing: Phrasing) -> str:
     head = words(slots, "headlights_condition", "headlights_shape")
     lights = [
         f"{head} headlights" if head else "",
@@ -85,26 +85,26 @@ def _lights(slots: Slots, wording: Wording) -> str:
     ]
     shape, edges = slots.get("front_grille_shape"), slots.get("front_grille_edges")
     grille = f"{shape} grille" if shape else "grille"
-    grille = f"a {grille}" if wording.article == "a" else with_article(grille)
+    grille = f"a {grille}" if phrasing.article == "a" else with_article(grille)
     grille += f" with {edges} edges" if edges else ""
-    told = [light for light in lights if light]
-    text = " and ".join(told)
-    if _runs_on(slots, wording):
-        link = "roof above" if wording.roof == "above" else f"roof {wording.roof} above"
+    lit = [light for light in lights if light]
+    text = " and ".join(lit)
+    if _runs_on(slots, phrasing):
+        link = "roof above" if phrasing.roof == "above" else f"roof {phrasing.roof} above"
         text += f", complemented by {with_article(words(slots, *_ROOF))} {link} {_below(slots)}"
     elif shape or edges:
-        if not told:
+        if not lit:
             text = grille
-        elif wording.grille == "and":
-            text = f"{', '.join(told)}{',' if len(told) > 1 else ''} and {grille}"
+        elif phrasing.grille == "and":
+            text = f"{', '.join(lit)}{',' if len(lit) > 1 else ''} and {grille}"
         else:
             text += f", complemented by {grille}"
     return f"It features {text}." if text else ""
 
 
-def _roof(slots: Slots, wording: Wording) -> str:
+def _roof(slots: Slots, phrasing: Phrasing) -> str:
     roof, below = words(slots, *_ROOF), _below(slots)
-    if _runs_on(slots, wording):
+    if _runs_on(slots, phrasing):
         return ""
     if roof and below:
         return f"The {roof} roof sits above {below}."
@@ -113,11 +113,11 @@ def _roof(slots: Slots, wording: Wording) -> str:
     return f"The vehicle has {below}." if below else ""
 
 
-def _runs_on(slots: Slots, wording: Wording) -> bool:
-    """Whether the roof is told in the sentence on the lights, where the grille would be."""
+def _runs_on(slots: Slots, phrasing: Phrasing) -> bool:
+    """Whether the roof is described in the sentence on the lights, where the grille would be."""
     lights = words(slots, "headlights_condition", "headlights_shape", "taillights_shape")
     grille = words(slots, "front_grille_shape", "front_grille_edges")
-    return bool(wording.roof != "own" and lights and not grille and words(slots, *_ROOF) and _below(slots))
+    return bool(phrasing.roof != "separate" and lights and not grille and words(slots, *_ROOF) and _below(slots))
 
 
 def _below(slots: Slots) -> str:
@@ -167,15 +167,15 @@ _CONDITIONS = {
 }
 
 
-def read(text: str, menus: Mapping[str, tuple[str, ...]]) -> tuple[str, Reading] | None:
-    """Read one sentence.
+def read(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[str, Reading] | None:
+    """Parse one sentence.
 
     Args:
         text: The sentence.
-        menus: Known words of ``color`` and ``vehicle_type``, longest first.
+        known: Words of ``color`` and ``vehicle_type``, longest first.
 
     Returns:
-        The sentence's name with values and choices; None if it fits no frame.
+        The sentence's name with values and choices; None if it matches no frame.
     """
     if match := _STATE.fullmatch(text):
         name = _NAMES[match["thing"].lower()]
@@ -184,39 +184,44 @@ def read(text: str, menus: Mapping[str, tuple[str, ...]]) -> tuple[str, Reading]
     if match := _EXHAUST.fullmatch(text):
         return "exhaust", ({"exhaust_type": match["exhaust_type"]}, {"definite": "the"} if match["the"] else {})
     if (match := _BODY.fullmatch(text)) and (match["exterior_condition"] or match["windows"]):
-        values = _kept(match, "exterior_condition")
-        condition, style = _split_condition("windows", match["windows"])
-        return "body", (_filled(values, window_condition=condition, window_style=style), {})
+        wear, (condition, style) = match["exterior_condition"], _split_condition("windows", match["windows"])
+        return "body", (_filled(exterior_condition=wear, window_condition=condition, window_style=style), {})
     if match := _RUN_ON.fullmatch(text):
-        lights, roof = read(f"{match[1]}.", menus), read(f"The {match[2]} roof sits above {match[4]}.", menus)
+        lights, roof = read(f"{match[1]}.", known), read(f"The {match[2]} roof sits above {match[4]}.", known)
         return lights and roof and ("lights", (lights[1][0] | roof[1][0], {"roof": match[3]}))
     if match := _LIGHTS.fullmatch(text):
         return _read_lights(match)
     if match := _ROOFED.fullmatch(text) or _ROOF_ALONE.fullmatch(text):
         return "roof", _read_roof(match)
     if (match := _VEHICLE.fullmatch(text)) and match["what"] and not text.startswith("The "):
-        vehicle = _read_vehicle(match, menus)
-        # "A cat sat." has the frame of a bare brand: something must tell that it is a vehicle
-        known = "vehicle_type" in vehicle[0] or len(vehicle[0]) > 1 or match["what"].endswith("vehicle")
-        return ("vehicle", vehicle) if known else None
+        vehicle = _read_vehicle(match, known)
+        # "A cat sat." has the frame of a bare brand: something must show that it is a vehicle
+        sure = "vehicle_type" in vehicle[0] or len(vehicle[0]) > 1 or match["what"].endswith("vehicle")
+        return ("vehicle", vehicle) if sure else None
     return None
 
 
-def _read_vehicle(match: re.Match[str], menus: Mapping[str, tuple[str, ...]]) -> Reading:
-    values = _kept(match, "view", "target_clarity")
+def _read_vehicle(match: re.Match[str], known: Mapping[str, tuple[str, ...]]) -> Reading:
     what = match["what"]
     lower = what.lower()
-    color = next((c for c in menus["color"] if lower == c.lower() or lower.startswith(f"{c.lower()} ")), "")
+    color = next((c for c in known["color"] if lower == c.lower() or lower.startswith(f"{c.lower()} ")), "")
     rest = what[len(color) :].strip()
-    kind = next((t for t in menus["vehicle_type"] if f" {rest.lower()}".endswith(f" {t.lower()}")), "")
+    kind = next((t for t in known["vehicle_type"] if f" {rest.lower()}".endswith(f" {t.lower()}")), "")
     kind = rest[len(rest) - len(kind) :] if kind else ""
     brand = rest[: len(rest) - len(kind)].strip() if kind else rest
     brand = re.sub(r" vehicle$|^vehicle$", "", brand)
     light, _, time = (match["light"] or "").rpartition(" ")
     if time and not light and not time.endswith("time"):
         light, time = time, ""
-    named = {"vehicle_type": kind, "branding": brand, "color": what[: len(color)]}
-    values = _filled(values, **named, illumination=light, capture_time=time)
+    values = _filled(
+        color=what[: len(color)],
+        branding=brand,
+        vehicle_type=kind,
+        view=match["view"],
+        illumination=light,
+        capture_time=time,
+        target_clarity=match["target_clarity"],
+    )
     choices = {"seen": "seen"} if match["seen"] == "seen" else {}
     if match["article"].lower() != with_article(what).split()[0]:
         choices["article"] = "a"
@@ -228,16 +233,17 @@ def _read_lights(match: re.Match[str]) -> tuple[str, Reading] | None:
         return None
     state, shape = _split_condition("head", match["head"])
     values = _filled(
-        _kept(match, "front_grille_shape", "front_grille_edges"),
         headlights_condition=state,
         headlights_shape=shape,
-        taillights_shape=match["tail"] or "",
+        taillights_shape=match["tail"],
+        front_grille_shape=match["front_grille_shape"],
+        front_grille_edges=match["front_grille_edges"],
     )
     choices = {}
     if match["join"] and "and" in match["join"] and "complemented" not in match["join"]:
         choices["grille"] = "and"
-    said = (match["article"] or "").strip()
-    if said and said != with_article(match["front_grille_shape"] or "grille").split()[0]:
+    article = (match["article"] or "").strip()
+    if article and article != with_article(match["front_grille_shape"] or "grille").split()[0]:
         choices["article"] = "a"
     return "lights", (values, choices)
 
@@ -248,26 +254,21 @@ def _read_roof(match: re.Match[str]) -> Reading:
     state, rest = _split_condition("tires", found.get("tires"))
     size, tires = _split_condition("size", rest)
     values = _filled(
-        {},
         roof_condition=condition,
         roof_type=kind,
         tires_condition=state,
         tire_size=size,
         tires_type=tires,
-        bumper_condition=found.get("bumper_condition") or "",
+        bumper_condition=found.get("bumper_condition"),
     )
     return values, {}
 
 
 def _split_condition(name: str, phrase: str | None) -> tuple[str, str]:
-    """Split "tinted curved" into its state and the rest, each of which may be missing."""
+    """Split "tinted curved" into its condition and the rest, each of which may be empty."""
     first, _, rest = (phrase or "").partition(" ")
     return (first, rest) if first in _CONDITIONS[name] else ("", phrase or "")
 
 
-def _kept(match: re.Match[str], *names: str) -> dict[str, str]:
-    return {name: match[name] for name in names if match[name]}
-
-
-def _filled(values: dict[str, str], **more: str) -> dict[str, str]:
-    return values | {name: value for name, value in more.items() if value}
+def _filled(**values: str | None) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value}

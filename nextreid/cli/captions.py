@@ -1,11 +1,15 @@
 """``nextreid captions``: have images described by models, merge, compose, export, audit."""
 
 import argparse
+import collections
+import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from .arguments import pairs
 
@@ -19,8 +23,9 @@ examples:
   nextreid captions run my/images --server http://127.0.0.1:8000 --schema person --out captions
   nextreid captions run rgbnt201 --root data --server http://127.0.0.1:8000 --out captions --dry-run
 
-Keys are read from the environment only. The answers are in OUT/calls.jsonl; the same command goes on where it
-stopped. exit status: 0 all is described, 1 some calls are left (run again), 2 a mistake that the message explains"""
+Keys are read from the environment only. The answers are in OUT/calls.jsonl; the same command continues where it
+stopped. exit status: 0 everything is described, 1 some calls are left (run again), 2 an error that the message
+explains"""
 
 
 def add(command: Any) -> None:
@@ -28,67 +33,73 @@ def add(command: Any) -> None:
     captions = command.group("captions", "Have images described by models, and audit captions.")
     run = captions("run", run_run, "Ask models about every image and write captions.", epilog=_HELP)
     run.add_argument("source", metavar="SOURCE", help="folder, manifest or name of a dataset, see below")
-    run.add_argument("--root", type=Path, default=None, help="folder of a named dataset, or the one that holds it")
+    run.add_argument("--root", type=Path, default=None, help="folder of a named dataset, or the one that contains it")
     run.add_argument(
-        "--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="of a named set"
+        "--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="of a named dataset"
     )
     run.add_argument("--out", type=Path, required=True, help="folder of answers and captions")
     run.add_argument("--schema", default=None, help="person, vehicle or a JSON file (default: the dataset's)")
-    whom = run.add_argument_group("whom to ask")
-    whom.add_argument("--server", default="http://127.0.0.1:8000", metavar="URL", help="(default: %(default)s)")
-    whom.add_argument(
+    models = run.add_argument_group("models and servers")
+    models.add_argument("--server", default="http://127.0.0.1:8000", metavar="URL", help="(default: %(default)s)")
+    models.add_argument(
         "--model", action="append", default=[], metavar="NAME[@URL]", help="repeat for several (default: the only one)"
     )
-    whom.add_argument("--compose-model", default=None, metavar="NAME[@URL]", help="language model that writes captions")
-    whom.add_argument(
-        "--key-env", action="append", default=[], metavar="[HOST=]NAME", help="environment variable that holds the key"
+    models.add_argument(
+        "--compose-model", default=None, metavar="NAME[@URL]", help="language model that writes captions"
     )
-    whom.add_argument(
+    models.add_argument(
+        "--key-env", action="append", default=[], metavar="[HOST=]NAME", help="environment variable that has the key"
+    )
+    models.add_argument(
         "--send-images-to-host", action="store_true", help="let images leave this machine for the servers named"
     )
-    whom.add_argument("--structured", choices=("json_schema", "structured_outputs", "none"), default="json_schema")
-    whom.add_argument("--samples", type=int, default=1, help="answers of each model to an image (default: 1)")
-    whom.add_argument("--temperature", type=float, default=0.0, help="(default: %(default)s)")
-    whom.add_argument("--max-tokens", type=int, default=1500, help="of one answer (default: %(default)s)")
-    means = run.add_argument_group("at what pace and price")
-    means.add_argument("--in-flight", type=int, default=8, help="calls at the same time (default: %(default)s)")
-    means.add_argument("--rpm", type=float, default=None, help="requests a minute (default: no limit)")
-    means.add_argument("--tpm", type=float, default=None, help="tokens a minute (default: no limit)")
-    means.add_argument("--timeout", type=float, default=120.0, help="seconds for one answer (default: %(default)s)")
-    means.add_argument(
-        "--price", action="append", default=[], metavar="[MODEL=]IN,OUT", help="money for a million tokens in and out"
+    models.add_argument("--structured", choices=("json_schema", "structured_outputs", "none"), default="json_schema")
+    models.add_argument("--samples", type=int, default=1, help="answers of each model to an image (default: 1)")
+    models.add_argument("--temperature", type=float, default=0.0, help="(default: %(default)s)")
+    models.add_argument("--max-tokens", type=int, default=1500, help="of one answer (default: %(default)s)")
+    limits = run.add_argument_group("rate limits and budget")
+    limits.add_argument("--in-flight", type=int, default=8, help="calls at the same time (default: %(default)s)")
+    limits.add_argument("--rpm", type=float, default=None, help="requests a minute (default: no limit)")
+    limits.add_argument("--tpm", type=float, default=None, help="tokens a minute (default: no limit)")
+    limits.add_argument("--timeout", type=float, default=120.0, help="seconds for one answer (default: %(default)s)")
+    limits.add_argument(
+        "--price", action="append", default=[], metavar="[MODEL=]IN,OUT", help="cost of a million tokens in and out"
     )
-    means.add_argument("--budget", type=float, default=None, help="money that OUT may cost in all")
-    means.add_argument("--max-calls", type=int, default=None, help="calls that this run may make")
-    means.add_argument("--dry-run", action="store_true", help="say what is missing and what it would cost; ask nothing")
+    limits.add_argument("--budget", type=float, default=None, help="most that OUT may cost in all")
+    limits.add_argument("--max-calls", type=int, default=None, help="most calls of this run")
+    limits.add_argument("--dry-run", action="store_true", help="print what is missing and its cost; ask nothing")
     run.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="images that cannot be read")
-    run.add_argument("--no-probe", action="store_true", help="do not see first whether the model can see")
+    run.add_argument("--no-probe", action="store_true", help="do not check first whether the model can see")
     _merge_arguments(run)
 
-    export = captions("export", run_export, "Merge the answers of a run anew and write captions; asks nothing.")
+    export = captions("export", run_export, "Merge the answers of a run again and write captions; asks nothing.")
     export.add_argument("folder", type=Path, metavar="OUT", help="folder of 'nextreid captions run'")
     export.add_argument("--to", type=Path, default=None, help="folder to write (default: the same)")
     _merge_arguments(export)
 
-    compose = captions("compose", run_compose, "Write captions anew from a table of attributes.")
+    compose = captions("compose", run_compose, "Write captions again from a table of attributes.")
     compose.add_argument("table", type=Path, help="attributes.parquet of a run")
     compose.add_argument("--out", type=Path, required=True, help="folder to write")
-    compose.add_argument("--compact", action="store_true", help="fit CLIP's window, telling fields first")
+    _compact_argument(compose)
 
-    audit = captions("audit", run_audit, "Say how good captions are: coverage, lengths, damage, agreement, retrieval.")
+    audit = captions("audit", run_audit, "Assess captions: coverage, lengths, defects, agreement, retrieval.")
     audit.add_argument("files", nargs="+", type=Path, metavar="FILES", help="{split}_{RGB,NI,TI}.json, or their folder")
-    audit.add_argument("--schema", default=None, help="person or vehicle (default: the one that reads most)")
-    audit.add_argument("--protocol", default=None, help="rule of the text-only retrieval, such as rgbnt201")
+    audit.add_argument("--schema", default=None, help="person or vehicle (default: the one that parses most)")
+    audit.add_argument("--protocol", default=None, help="protocol of the text-only retrieval, such as rgbnt201")
     audit.add_argument("--out", type=Path, default=None, help="folder for tables (CSV) and a page (HTML)")
 
 
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("merging and composing")
-    group.add_argument("--rule", choices=("confidence", "agreement"), default="confidence", help="whose answer is kept")
+    group.add_argument("--rule", choices=("confidence", "agreement"), default="confidence", help="which answer is kept")
     group.add_argument(
         "--complement", nargs="*", default=None, metavar="FIELD", help="fields merged over modalities; none: no merging"
     )
-    group.add_argument("--compact", action="store_true", help="fit CLIP's window, telling fields first")
+    _compact_argument(group)
+
+
+def _compact_argument(parser: Any) -> None:
+    parser.add_argument("--compact", action="store_true", help="fit CLIP's window, the most distinctive fields first")
 
 
 def run_run(args: argparse.Namespace) -> int:
@@ -103,23 +114,22 @@ def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nextreid.captioning.export import write_run
-    from nextreid.captioning.requests import Progress
-    from nextreid.captioning.run import Sampling, caption_jobs, estimate, look_at, run_jobs
+    from nextreid.captioning.pipeline import Sampling, caption_jobs, estimate, index_images, run_jobs
+    from nextreid.captioning.runner import Progress
     from nextreid.captioning.store import Store
-    from nextreid.captioning.throttle import Limits
+    from nextreid.captioning.throttle import RateLimits
 
     sampling = Sampling(args.samples, args.temperature, args.max_tokens)
-    limits = Limits(args.in_flight, args.rpm, args.tpm, args.timeout)
+    limits = RateLimits(args.in_flight, args.rpm, args.tpm, args.timeout)
     servers = [_server(args, name) for name in args.model or [_only_model(args)]]
     writer = _server(args, args.compose_model) if args.compose_model else None
-    work, object_type = _work(args)
+    requests, object_type = _requests(args)
     schema = _schema(args.schema or object_type)
-    images, readable = look_at(work, on_error=args.on_error)
+    images, readable = index_images(requests, on_error=args.on_error)
     jobs = caption_jobs(images, readable, schema, servers, sampling)
     path = args.out / _STORE
     if args.dry_run:
-        store = Store(path) if path.is_file() else None
-        print(_estimate_line(estimate(jobs, images, store), args.budget))
+        print(_estimate_line(estimate(jobs, images, Store(path) if path.is_file() else None), args.budget))
         return 0
     hosts = sorted({s.host for s in [*servers, *([writer] if writer else [])] if s.send_images})
     if hosts:
@@ -144,8 +154,9 @@ def _run(args: argparse.Namespace) -> int:
         print(_done_line(done))
         descriptions, counts = _described(args, schema, [s.model for s in servers], sampling, images, store)
         if writer is not None and not left:
-            descriptions, written = _narrate(descriptions, schema, writer, store, settings, args.max_calls, done.calls)
-            left += written.jobs - written.done
+            max_calls = None if args.max_calls is None else max(0, args.max_calls - done.calls)
+            descriptions, done = _rewritten(descriptions, schema, writer, store, {**settings, "max_calls": max_calls})
+            left = done.jobs - done.done
         _write(args.out, descriptions, schema, counts)
     return 1 if left else 0
 
@@ -163,71 +174,82 @@ def run_export(args: argparse.Namespace) -> None:
 
 def run_compose(args: argparse.Namespace) -> None:
     """Run ``nextreid captions compose``."""
-    import dataclasses
-
-    from nextreid.captioning.compose import compose
+    from nextreid.captioning import compose
     from nextreid.captioning.export import read_table
 
     rows, schema = read_table(args.table)
-    told = [
+    descriptions = [
         dataclasses.replace(
             row, sentences=compose(row.answers, schema, row.modality, compact=args.compact), composed_by="template"
         )
         for row in rows
     ]
-    _write(args.out, told, schema, {})
+    _write(args.out, descriptions, schema, {})
 
 
 def run_audit(args: argparse.Namespace) -> None:
     """Run ``nextreid captions audit``."""
-    from nextreid.captioning.audit import audit_captions
+    from nextreid._files import write_csv
+    from nextreid.captioning import audit_captions
+    from nextreid.viz import Table, write_report
 
     audit = audit_captions(args.files, schema=args.schema, protocol=args.protocol)
-    print(audit.text())
+    tables = [
+        Table(title, columns, [list(map(_cell, row, columns)) for row in rows], note)
+        for title, columns, rows, note in audit.tables.values()
+    ]
+    print("\n\n".join([*(table.text() for table in tables), *audit.notes]))
     if args.out is not None:
-        from nextreid.captioning.audit_report import write_audit
+        for name, table in audit.tables.items():
+            raw = ([None if isinstance(c, float) and math.isnan(c) else c for c in row] for row in table.rows)
+            write_csv(args.out / f"{name}.csv", table.columns, raw)
+            print(args.out / f"{name}.csv")
+        print(write_report(args.out / "audit.html", title="Captions", intro="\n\n".join(audit.notes), tables=tables))
 
-        for path in write_audit(audit, args.out):
-            print(path)
+
+def _cell(value: str | int | float, column: str) -> str | int | None:
+    """Return an audit's cell as it is printed: shares in percent, kappa with two digits, nothing for nan."""
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
+        return None
+    return f"{value:.2f}" if column == "kappa" else f"{100 * value:.1f} %"
 
 
-def _work(args: argparse.Namespace) -> tuple[list[Any], str | None]:
-    """Return the images of SOURCE as work, and what they show where that is known."""
-    from functools import partial
-
-    from nextreid.captioning.run import Work
+def _requests(args: argparse.Namespace) -> tuple[list[Any], str | None]:
+    """Return the images of SOURCE as caption requests, and the type of object if it is known."""
+    from nextreid.captioning.pipeline import CaptionRequest
     from nextreid.data import MODALITIES, list_datasets, load_dataset, read_folder, read_manifest
-    from nextreid.data.image import open_image
 
-    place, kind = Path(args.source).expanduser(), None
-    if args.source in list_datasets() and not place.exists():
+    path, object_type = Path(args.source).expanduser(), None
+    if args.source in list_datasets() and not path.exists():
         options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions"))
         dataset = load_dataset(args.source, args.root, **options)
-        modalities, kind = dataset.modalities, dataset.object_type
+        modalities, object_type = dataset.modalities, dataset.object_type
         test = {sample.key: sample for sample in (*dataset.query, *dataset.gallery)}
         splits: dict[str, Sequence[Any]] = {"train": dataset.train, "test": list(test.values())}
-    elif place.is_file() or place.is_dir():
+    elif path.is_file() or path.is_dir():
         modalities = MODALITIES
-        splits = {"all": read_manifest(place, modalities) if place.is_file() else read_folder(place)}
+        splits = {"all": read_manifest(path, modalities) if path.is_file() else read_folder(path)}
     else:
         raise ValueError(
-            f"no folder or file {place}, and no dataset of that name; there are {', '.join(list_datasets())}"
+            f"no folder or file {path}, and no dataset of that name; there are {', '.join(list_datasets())}"
         )
-    work = [
-        Work(sample.key, modality, partial(open_image, image, sample.key, modality), split)
+    requests = [
+        CaptionRequest(sample.key, modality, image, split)
         for split, samples in splits.items()
         for sample in samples
         for modality, image in zip(modalities, sample.images, strict=True)
         if image is not None
     ]
-    return work, kind
+    return requests, object_type
 
 
 def _schema(name: str | None) -> Any:
     from nextreid.captioning import Schema, get_schema
 
     if name is None:
-        raise ValueError("say what the images show: --schema person, --schema vehicle, or a JSON file of your own")
+        raise ValueError("what do the images show? add --schema person, --schema vehicle, or a JSON file of a schema")
     if name.endswith(".json"):
         try:
             return Schema.from_dict(json.loads(Path(name).read_text(encoding="utf-8")))
@@ -237,21 +259,16 @@ def _schema(name: str | None) -> Any:
 
 
 def _server(args: argparse.Namespace, name: str) -> Any:
-    from urllib.parse import urlsplit
-
     from nextreid.captioning.client import DEFAULT_KEY, Server, is_loopback, read_key
 
-    model, _, url = name.partition("@http")
-    url = f"http{url}" if url else args.server
-    local = is_loopback(url)
+    model, url = _split_model(name, args.server)
     host = urlsplit(url).hostname
-    variables = dict(entry.split("=", 1) if "=" in entry else ("", entry) for entry in args.key_env)
-    others = {urlsplit(f"http{u}").hostname for _, at, u in (m.partition("@http") for m in args.model) if at}
-    if "" in variables and others - {host}:
-        raise ValueError("several servers: say whose key it is, --key-env HOST=NAME, so that no other one gets it")
-    # a key goes to the host it is meant for: OPENAI_API_KEY by default to nobody else
-    variable = variables.get(host or "") or variables.get("") or (DEFAULT_KEY if host == "api.openai.com" else None)
-    prices = dict(entry.split("=", 1) if "=" in entry else ("", entry) for entry in args.price)
+    keys, prices = _assignments(args.key_env), _assignments(args.price)
+    others = {urlsplit(_split_model(one, url)[1]).hostname for one in args.model}
+    if "" in keys and others - {host}:
+        raise ValueError("several servers: name the key's host, --key-env HOST=NAME, so that no other one gets it")
+    # a key goes to the host it is meant for: OPENAI_API_KEY by default to no other one
+    variable = keys.get(host or "") or keys.get("") or (DEFAULT_KEY if host == "api.openai.com" else None)
     price = prices.get(model, prices.get(""))
     return Server(
         url=url,
@@ -259,8 +276,20 @@ def _server(args: argparse.Namespace, name: str) -> Any:
         key=read_key(variable) if variable else None,
         structured=args.structured,
         price=_price(price) if price is not None else None,
-        send_images=args.send_images_to_host and not local,
+        send_images=args.send_images_to_host and not is_loopback(url),
     )
+
+
+def _split_model(name: str, default: str) -> tuple[str, str]:
+    """Split NAME[@URL]."""
+    model, _, url = name.partition("@http")
+    return model, f"http{url}" if url else default
+
+
+def _assignments(entries: Sequence[str]) -> dict[str, str]:
+    """Return the values of [NAME=]VALUE by name, ``""`` for the one without."""
+    parts = (entry.rpartition("=") for entry in entries)
+    return {name: value for name, _, value in parts}
 
 
 def _price(text: str) -> tuple[float, float]:
@@ -269,7 +298,7 @@ def _price(text: str) -> tuple[float, float]:
     except ValueError:
         raise ValueError(f"--price takes IN,OUT for a million tokens, such as 0.15,0.60, got {text!r}") from None
     if not (0 <= into < 1e9 and 0 <= out < 1e9):
-        raise ValueError(f"--price takes numbers from 0 up, got {text!r}")
+        raise ValueError(f"--price takes numbers of at least 0, got {text!r}")
     return into, out
 
 
@@ -284,57 +313,51 @@ def _only_model(args: argparse.Namespace) -> str:
 
     models = asyncio.run(ask())
     if len(models) != 1:
-        there = f"it has {', '.join(models)}" if models else "it does not say what it has, or is not there"
-        raise ValueError(f"which model of {args.server}? say --model NAME; {there}")
+        there = f"it has {', '.join(models)}" if models else "it does not list its models, or is not there"
+        raise ValueError(f"which model of {args.server}? add --model NAME; {there}")
     return models[0]
 
 
 def _described(
     args: argparse.Namespace, schema: Any, models: Sequence[str], sampling: Any, images: Sequence[Any], store: Any
 ) -> tuple[list[Any], dict[str, int]]:
-    """Merge and compose what the store holds about the images, in their order."""
-    from nextreid.captioning.compose import compose
+    """Merge and compose the stored answers about the images, in their order."""
+    from nextreid.captioning import compose
     from nextreid.captioning.export import describe
-    from nextreid.captioning.run import collect, merge_sample
+    from nextreid.captioning.pipeline import collect, merge_sample
 
     found = collect(images, schema, models, store, sampling)
     merged = {
-        sample: merge_sample(said, schema, rule=args.rule, fields=args.complement)
-        for sample, said in found.answers.items()
+        sample: merge_sample(annotations, schema, rule=args.rule, fields=args.complement)
+        for sample, annotations in found.answers.items()
     }
     descriptions = []
     for image in images:
-        best = merged[image.split, image.key].get(image.modality)
-        if best is not None:
-            told = compose(best.answers, schema, image.modality, compact=args.compact)
-            descriptions.append(describe(best, told, image))
-    return descriptions, found.counts | {"without": len(images) - len(descriptions)}
+        if best := merged[image.split, image.key].get(image.modality):
+            sentences = compose(best.answers, schema, image.modality, compact=args.compact)
+            descriptions.append(describe(best, sentences, image))
+    return descriptions, {**found.counts, "without": len(images) - len(descriptions)}
 
 
-def _narrate(
-    descriptions: Sequence[Any], schema: Any, writer: Any, store: Any, settings: Any, most: int | None, made: int
+def _rewritten(
+    descriptions: Sequence[Any], schema: Any, writer: Any, store: Any, settings: Any
 ) -> tuple[list[Any], Any]:
-    """Let a language model write the captions; where it writes nothing of use the template's stay."""
-    import collections
-    import dataclasses
+    """Let a language model write the captions; the template's stay where its own are not usable."""
+    from nextreid.captioning.pipeline import run_jobs
+    from nextreid.captioning.rewriting import read_rewrite, rewrite_job
 
-    from nextreid.captioning.rewriting import narrated, narration_job
-    from nextreid.captioning.run import run_jobs
-
-    jobs = [narration_job(schema, one.modality, one.answers, one.sentences, writer) for one in descriptions]
+    jobs = [rewrite_job(schema, one.modality, one.answers, one.sentences, writer) for one in descriptions]
     unique = {job.row_head()["key"]: job for job in jobs}
-    left = None if most is None else max(0, most - made)
-    done = run_jobs(list(unique.values()), store, max_calls=left, **settings)
+    done = run_jobs(list(unique.values()), store, **settings)
     print(_done_line(done))
-    told, kept = [], collections.Counter[str]()
+    written, kept = [], collections.Counter[str]()
     for one, job in zip(descriptions, jobs, strict=True):
-        sentences, why = narrated(job, schema, one.sentences, store)
-        kept[why] += 1
-        by = "template" if why else writer.model
-        told.append(dataclasses.replace(one, sentences=sentences, composed_by=by))
-    if refused := {why: count for why, count in kept.items() if why}:
-        print("template kept: " + ", ".join(f"{why} {count}" for why, count in refused.items()))
-    return told, done
+        sentences, why = read_rewrite(job, schema, one.sentences, store)
+        kept.update([why] if why else [])
+        written.append(dataclasses.replace(one, sentences=sentences, composed_by="template" if why else writer.model))
+    if kept:
+        print("template kept: " + ", ".join(f"{why} {count}" for why, count in kept.items()))
+    return written, done
 
 
 def _write(folder: Path, descriptions: Sequence[Any], schema: Any, counts: dict[str, int]) -> None:
@@ -348,9 +371,9 @@ def _write(folder: Path, descriptions: Sequence[Any], schema: Any, counts: dict[
 
 def _postfix(progress: Any) -> str:
     projected = progress.projected_cost
-    money = f", spent {progress.spent:.2f}" if progress.spent else ""
-    money += f" of about {progress.spent - progress.cost + projected:.2f}" if projected else ""
-    return f"{progress.prompt_tokens + progress.completion_tokens} tokens{money}, {progress.failed} failed"
+    cost = f", spent {progress.spent:.2f}" if progress.spent else ""
+    cost += f" of about {progress.spent - progress.cost + projected:.2f}" if projected else ""
+    return f"{progress.prompt_tokens + progress.completion_tokens} tokens{cost}, {progress.failed} failed"
 
 
 def _done_line(done: Any) -> str:
@@ -359,21 +382,22 @@ def _done_line(done: Any) -> str:
         f"{done.completion_tokens} tokens, cost {done.cost:.2f}, in all {done.spent:.2f}"
     )
     if done.jobs > done.done:
-        why = {"budget": "the budget is used up", "max-calls": "--max-calls is reached"}.get(done.stopped, "")
-        line += f"\n{done.jobs - done.done} calls are left" + (f": {why}" if why else "") + "; run again to go on"
+        why = {"budget": ": the budget is used up", "max-calls": ": --max-calls is reached"}.get(done.stopped, "")
+        line += f"\n{done.jobs - done.done} calls are left{why}; run again to continue"
         line += "".join(f"\n  {message}" for message in done.failures)
     return line
 
 
-def _estimate_line(seen: Any, budget: float | None) -> str:
-    basis = f"measured on {seen.measured} calls" if seen.measured else "assumed; --max-calls 20 first measures it"
-    money = "no price is known (--price)" if seen.cost is None else f"{seen.cost:.2f}"
+def _estimate_line(estimate: Any, budget: float | None) -> str:
+    measured = f"measured on {estimate.measured} calls"
+    basis = measured if estimate.measured else "assumed; measure it with --max-calls 20"
+    cost = "no price is known (--price)" if estimate.cost is None else f"{estimate.cost:.2f}"
     line = (
-        f"{seen.images} images, {seen.stored} calls are stored, {seen.calls} are missing\n"
-        f"tokens: {seen.prompt_tokens} in, {seen.completion_tokens} out ({basis})\n"
-        f"cost: {money}; so far {seen.spent:.2f}"
+        f"{estimate.images} images, {estimate.stored} calls are stored, {estimate.calls} are missing\n"
+        f"tokens: {estimate.prompt_tokens} in, {estimate.completion_tokens} out ({basis})\n"
+        f"cost: {cost}; so far {estimate.spent:.2f}"
     )
-    if budget is not None and seen.cost is not None:
-        fits = "is enough" if seen.spent + seen.cost <= budget else "is not enough; the run will stop at it"
-        line += f"\nbudget {budget:.2f} {fits}"
+    if budget is not None and estimate.cost is not None:
+        enough = estimate.spent + estimate.cost <= budget
+        line += f"\nbudget {budget:.2f} {'is enough' if enough else 'is not enough; the run will stop at it'}"
     return line

@@ -1,13 +1,231 @@
-"""Captions in training: random subsets of the sentences, and captions of a lower quality."""
+"""Caption text: files read and joined to samples, split into sentences, drawn at random in training."""
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ..captioning import read_captions, split_sentences
 from .rng import seeded_rng
+from .sample import Sample
 
-__all__ = ["draw_captions", "draw_sentences", "keep_quality", "read_captions", "split_sentences"]
+MODALITY_CODES = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
+"""How the published files name a modality."""
+
+TABLE_FORMAT = 1
+"""Of the parquet tables that a captioning run writes."""
+
+UNKNOWN = re.compile(
+    r"(?<![a-z])(?:un(?:known|knowable|clear|determined|determinable|identifiable|identified|specified|certain|sure|"
+    r"defined|distinguishable|discernible|recognizable|available|mentioned)|undiscernable|indiscernible|"
+    r"indeterminate|indeterminable|indistinguishable|indistinct|n/a|not (?:specified|determined|identifiable|available|"
+    r"applicable|clear|sure|known|discernible|determinable|mentioned|provided))(?![a-z])",
+    re.IGNORECASE,
+)
+"""Words that stand where a value should be. They tell nothing about the image, so they never enter a caption."""
+
+UNFILLED_SLOT = re.compile(r"\[\w+\]")
+"""A slot of a template that was never filled, as in "[age]"."""
+
+LISTED_CHOICES = re.compile(r"\|")
+"""The mark between choices of which none was made, as in "short | medium"."""
+
+# "(" does not open a sentence: in the published captions it carries on the one before
+_BOUNDARY = re.compile(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.) (?=[A-Z0-9\[\"*-])")
+
+
+def read_captions(path: str | Path) -> dict[str, str]:
+    """Read one published caption file: a JSON list of ``{"item": file name, "description": caption}``.
+
+    Args:
+        path: The file, as NEXT (``lsh-ahu/NEXT-ReID``) and IDEA (``924973292/IDEA``) publish it.
+
+    Returns:
+        Caption by file name, in the order of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not such a list, or names an item twice; names the file and the entry.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no caption file {path}")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f'{path} holds a {type(entries).__name__}, expected a list of {{"item", "description"}}')
+    captions: dict[str, str] = {}
+    for number, entry in enumerate(entries):
+        item, text = (entry.get("item"), entry.get("description")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(item, str) or not isinstance(text, str):
+            shown = json.dumps(entry, ensure_ascii=False)[:120]
+            raise ValueError(f'{path}: entry {number} needs strings "item" and "description", it is {shown}')
+        if item in captions:
+            raise ValueError(f"{path}: entry {number} names {item!r} a second time; keep one caption per image")
+        captions[item] = text
+    return captions
+
+
+def split_sentences(caption: str) -> tuple[str, ...]:
+    """Split a caption into sentences; nothing is lost.
+
+    A sentence ends at ``.``, ``!`` or ``?`` followed by white space and a capital, digit, ``[``, ``"`` or list mark
+    (``*``, ``-``), but not after "e.g." or "i.e.". White space of any kind and length counts as one space.
+
+    Args:
+        caption: Any text.
+
+    Returns:
+        The sentences, with ``" ".join(split_sentences(c)) == " ".join(c.split())``; ``()`` for blank text.
+    """
+    text = " ".join(caption.split())
+    return tuple(_BOUNDARY.split(text)) if text else ()
+
+
+def read_caption_table(path: Path, columns: Sequence[str] | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Read a parquet table as ``nextreid captions run`` writes it (see `nextreid.captioning.export.write_table`).
+
+    Args:
+        path: The file.
+        columns: Columns to read, such as ``("split", "item", "modality", "description")``; None: all.
+
+    Returns:
+        Rows as plain values by column, and the table's metadata.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such table, or of another format.
+        ImportError: If pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("tables of captions need pyarrow: pip install 'nextreid[data]'") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"no table {path}")
+    try:
+        table = pyarrow.parquet.read_table(path, columns=columns)
+        metadata = json.loads((table.schema.metadata or {})[b"nextreid"])
+    except (pyarrow.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no table of captions ({error})") from error
+    if metadata["format"] != TABLE_FORMAT:
+        raise ValueError(f"{path} has format {metadata['format']}, this nextreid reads {TABLE_FORMAT}: update it")
+    return table.to_pylist(), metadata
+
+
+def caption_file_name(split: str, modality: str) -> str:
+    """Return the published name of a caption file, such as ``"train_NI.json"``."""
+    return f"{split}_{MODALITY_CODES.get(modality, modality.upper())}.json"
+
+
+def caption_home(
+    folder: str | Path | None,
+    names: Sequence[str],
+    modalities: Sequence[str],
+    splits: Sequence[str] = ("train", "test"),
+) -> Path | None:
+    """Return the folder that holds ``{train,test}_{RGB,NI,TI}.json``, None if `folder` is None.
+
+    A file ``*.parquet``, as ``nextreid captions run`` writes, is returned unchanged. Otherwise it is `folder`, its
+    subfolder ``text``, or a subfolder with a name of the dataset (NEXT publishes ``201/``, IDEA ``RGBNT201/text/``) or
+    the ``text`` in it: the first that has at least one of the files.
+
+    Args:
+        folder: As the user gave it.
+        names: Names that the dataset's folder may have.
+        modalities: Modalities that are read.
+        splits: What the files' names begin with.
+
+    Raises:
+        FileNotFoundError: If none of the files is in any of the folders.
+    """
+    if folder is None:
+        return None
+    folder = Path(folder).expanduser()
+    if folder.suffix == ".parquet" and folder.is_file():
+        return folder
+    files = [caption_file_name(split, modality) for split in splits for modality in modalities]
+    candidates = [home / text for home in (folder, *(folder / name for name in names)) for text in ("", "text")]
+    for candidate in candidates:
+        if any((candidate / file).is_file() for file in files):
+            return candidate
+    codes = ",".join(MODALITY_CODES.get(m, m.upper()) for m in modalities)
+    raise FileNotFoundError(
+        f"no caption file in captions={str(folder)!r}"
+        + ("" if folder.is_dir() else " (there is no such folder)")
+        + f": expected {{{','.join(splits)}}}_{{{codes}}}.json in it or in one of {', '.join(('text', *names))}"
+    )
+
+
+def add_captions(
+    samples: Sequence[Sample], home: Path | None, split: str, modalities: Sequence[str], notes: list[str]
+) -> list[Sample]:
+    """Return the samples with the sentences of ``{split}_{RGB,NI,TI}.json`` or of a table, joined by key.
+
+    A caption goes to the image of its own modality only. Without its file, a modality has no captions.
+
+    Args:
+        samples: Samples whose key is the ``item`` of their captions.
+        home: What `caption_home` returned.
+        split: "train" or "test".
+        modalities: Order of the images.
+        notes: Extended by the captions without an image and the images without a caption.
+
+    Raises:
+        ValueError: If a file cannot be read, or none of its items names an image.
+    """
+    if home is None:
+        return list(samples)
+    columns: list[dict[str, tuple[str, ...]]] = []
+    for index, modality in enumerate(modalities):
+        # a sample of query and gallery is one image
+        names = list(dict.fromkeys(sample.key for sample in samples if sample.images[index] is not None))
+        path = home if home.is_file() else home / caption_file_name(split, modality)
+        columns.append(_read_column(path, names, split, modality, notes))
+    if not any(columns):
+        return list(samples)
+    return [replace(s, captions=tuple(column.get(s.key, ()) for column in columns)) for s in samples]
+
+
+def _read_column(
+    path: Path, names: Sequence[str], split: str, modality: str, notes: list[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the sentences of the named images of one modality, and note captions and images without a match."""
+    if not path.is_file():
+        notes.append(f"{split}: no caption file {path.name}, so 0 of {len(names)} {modality} images have a caption")
+        return {}
+    if path.suffix == ".parquet":
+        rows, _ = read_caption_table(path, ("split", "item", "modality", "description"))
+        captions = {
+            row["item"]: row["description"] for row in rows if (row["split"], row["modality"]) == (split, modality)
+        }
+    else:
+        captions = read_captions(path)
+    joined = {name: split_sentences(captions[name]) for name in names if name in captions}
+    if captions and names and not joined:
+        raise ValueError(
+            f"{path}: none of its {len(captions)} items names a {modality} image of the {split} split; items "
+            f"are {_examples(captions)}, images are {_examples(names)}: choose the caption folder of this dataset"
+        )
+    for count, what in (
+        (len(captions) - len(joined), f"captions in {path.name} name no {modality} image"),
+        (len(names) - len(joined), f"{modality} images have no caption in {path.name}"),
+        (sum(not sentences for sentences in joined.values()), f"captions in {path.name} are blank"),
+    ):
+        if count:
+            notes.append(f"{split}: {count} {what}")
+    return joined
+
+
+def _examples(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (", …" if len(ordered) > 3 else "")
 
 
 def draw_sentences(
@@ -65,7 +283,7 @@ def draw_captions(
     seed: int,
     keep_ratio: float | None = None,
 ) -> list[list[tuple[str, ...]]]:
-    """Draw a caption of its own for every sample, expert and modality (NEXT, Eq. 4).
+    """Draw one caption for every sample, expert and modality (NEXT, Eq. 4).
 
     Each draw is a pure function of (seed, epoch, slot, sample key, expert, modality index): it does not depend on
     what else is in the batch, nor on the order.

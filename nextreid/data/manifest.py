@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..captioning import split_sentences
+from .captions import split_sentences
 from .image import Window, check_windows, image_path, through_window
 from .sample import MODALITIES, Sample
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from nextreid.captioning import Parsed, parse, read_captions
+from nextreid.captioning import Parsed, parse
+from nextreid.data import read_captions
 
 PUBLISHED = {"RGBNT201": "person", "MSVR310": "vehicle"}
 MODALITIES = {"RGB": "rgb", "NI": "nir", "TI": "tir"}

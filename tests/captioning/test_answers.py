@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.speed.caption_server import REPLIES, spoiled
 from nextreid.captioning import Answer, get_schema
-from nextreid.captioning.answers import read_confidence, read_reply
+from nextreid.captioning.answers import parse_reply, read_confidence
 
 SCHEMA = get_schema("person")
 SAID = {f.name: (f.values[0], 0.4 + 0.02 * i) for i, f in enumerate(SCHEMA.for_modality("rgb"))}
@@ -17,7 +17,7 @@ FULL = {name: Answer(value, confidence) for name, (value, confidence) in SAID.it
 
 
 def read(text, modality="rgb", **more):
-    return read_reply(text, SCHEMA, modality, **more)
+    return parse_reply(text, SCHEMA, modality, **more)
 
 
 def values(reading):
@@ -63,7 +63,7 @@ def test_forms_are_forgiven_and_flagged(form):
     [
         ("empty", "unusable", "empty"), ("garbage", "unusable", "no-json"), ("refusal", "refused", None),
         ("refusal-text", "refused", None), ("truncated", "ok", "truncated"), ("nulls", "ok", None),
-        ("out-of-menu", "ok", None),
+        ("out-of-choices", "ok", None),
     ],
 )  # fmt: skip
 def test_what_cannot_be_mended_is_recorded(form, status, flag):
@@ -83,7 +83,7 @@ def test_what_cannot_be_mended_is_recorded(form, status, flag):
 
 
 def test_every_malformation_of_the_server_is_covered():
-    assert set(WHOLE) | {"empty", "garbage", "refusal", "refusal-text", "truncated", "nulls", "out-of-menu"} == set(
+    assert set(WHOLE) | {"empty", "garbage", "refusal", "refusal-text", "truncated", "nulls", "out-of-choices"} == set(
         REPLIES
     ) - {"filtered"}
     assert read(None, finish="content_filter").status == "refused"

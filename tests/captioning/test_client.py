@@ -1,4 +1,4 @@
-"""The client and the probe against a server on the loopback: fallbacks, failures, and what never leaves."""
+"""The client and the probe against a local server: fallbacks, failures, and what never leaves this machine."""
 
 import asyncio
 import base64
@@ -15,7 +15,8 @@ from PIL import Image
 
 from benchmarks.speed.caption_server import Behaviour, CaptionServer
 from nextreid.captioning.client import Client, Key, Server, is_loopback, read_key
-from nextreid.captioning.image import data_url, image_digest, open_upright, prepare
+from nextreid.captioning.image import data_url, image_digest, prepare
+from nextreid.captioning.pipeline import CaptionRequest
 from nextreid.captioning.probe import probe
 from nextreid.captioning.throttle import CallFailed
 
@@ -53,14 +54,18 @@ def see(url, **settings):
 def test_an_answer_with_all_that_is_kept(server):
     reply, again = talk(server, 2)
     assert json.loads(reply.text)["age"]["value"] in ("adult", "child")
-    assert (reply.model, reply.finish, reply.prompt_tokens) == ("m-0613", "stop", 900) and reply.completion_tokens > 0
+    assert (reply.reported_model, reply.finish, reply.prompt_tokens) == (
+        "m-0613",
+        "stop",
+        900,
+    ) and reply.completion_tokens > 0
     assert reply.request != again.request and reply.text == again.text and reply.date.endswith("+00:00")
     assert server.headers[0]["x-request-id"] == reply.request
     body = server.bodies[0]
     assert body["response_format"]["json_schema"]["schema"] == SCHEMA and body["temperature"] == 0
 
 
-def test_how_structure_is_asked_for(server):
+def test_how_structured_output_is_requested(server):
     talk(server, structured="structured_outputs")
     talk(server, structured="none")
     first, second = server.bodies
@@ -105,7 +110,7 @@ def test_complaints_about_options(server, monkeypatch, complaint, before, after)
     ("fault", "retry", "status"),
     [("429", True, 429), ("500", True, 500), ("reset", True, None), ("cut", True, None), ("html", True, 502)],
 )
-def test_failures_say_whether_to_try_again(server, fault, retry, status):
+def test_failures_tell_whether_to_retry(server, fault, retry, status):
     server.behaviour.script, server.behaviour.wait = [fault], 7
     with pytest.raises(CallFailed) as caught:
         talk(server)
@@ -149,7 +154,7 @@ def test_keys_of_other_programs_stay_here(server, monkeypatch):
     assert SECRET not in json.dumps(server.headers)
 
 
-def test_images_stay_on_this_machine_without_leave():
+def test_images_stay_on_this_machine_without_permission():
     with pytest.raises(ValueError, match=r"sent to api\.example\.com:8443, another machine.*--send-images-to-host"):
         Server("https://api.example.com:8443/v1", "m")
     assert Server("https://api.example.com", "m", send_images=True).url == "https://api.example.com/v1"
@@ -165,7 +170,7 @@ def test_images_stay_on_this_machine_without_leave():
             Server(url, "m")
 
 
-def test_no_redirection_carries_a_image_away(server, monkeypatch):
+def test_no_redirection_takes_an_image_elsewhere(server, monkeypatch):
     import benchmarks.speed.caption_server as module
 
     with CaptionServer().running() as other:
@@ -182,25 +187,25 @@ def test_no_redirection_carries_a_image_away(server, monkeypatch):
         assert not other.bodies
 
 
-def test_probe_passes_a_model_that_sees(server):
+def test_probe_accepts_a_model_that_sees(server):
     server.behaviour.key = "k"
     see(server.url, key=Key("k", "K"))
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "says"),
+    ("settings", "error", "message"),
     [
-        ({"blind": "Green."}, ValueError, "cannot see: of a red image it said 'Green.'"),
-        ({"blind": "It is red."}, ValueError, "cannot see: of a blue image it said 'It is red.'"),
-        ({"text_only": True}, ValueError, "cannot see, the server takes no images"),
+        ({"blind": "Green."}, ValueError, "cannot see: for a red image it answered 'Green.'"),
+        ({"blind": "It is red."}, ValueError, "cannot see: for a blue image it answered 'It is red.'"),
+        ({"text_only": True}, ValueError, "cannot see, the server accepts no images"),
         ({"models": ["a", "b"]}, ValueError, "does not know the model 'm'; it has a, b"),
-        ({"key": "k"}, PermissionError, "it wants a key: say --key-env"),
+        ({"key": "k"}, PermissionError, "it requires a key: add --key-env"),
     ],
 )
-def test_probe_says_what_is_wrong(server, settings, error, says):
+def test_probe_explains_what_is_wrong(server, settings, error, message):
     for name, value in settings.items():
         setattr(server.behaviour, name, value)
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         see(server.url)
 
 
@@ -218,28 +223,30 @@ def _closed_port():
         return f"http://127.0.0.1:{free.getsockname()[1]}"
 
 
-def test_images_are_small_upright_and_bare(tmp_path):
+def test_images_are_small_upright_and_without_metadata(tmp_path):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 255, (300, 900, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "secret place"
     path = tmp_path / "identity_0042.jpg"
     image.save(path, exif=exif, comment=b"secret comment")
-    sent = prepare(open_upright(path))
+    request = CaptionRequest("k", "rgb", path)
+    sent = request.prepared()
     assert sent.size == (171, 512) and sent.mode == "RGB"
     raw = base64.b64decode(data_url(sent).partition(",")[2])
     assert b"secret" not in raw and b"Exif" not in raw and not Image.open(io.BytesIO(raw)).getexif()
-    assert data_url(prepare(open_upright(path))) == data_url(sent)
+    assert data_url(request.prepared()) == data_url(sent)
     bare = tmp_path / "other.png"
     sent.save(bare)
-    assert image_digest(prepare(open_upright(bare))) == image_digest(sent)
+    assert image_digest(CaptionRequest("k", "rgb", bare).prepared()) == image_digest(sent)
     assert image_digest(sent.transpose(Image.Transpose.ROTATE_90)) != image_digest(sent)
     assert prepare(Image.new("L", (40, 20), 7)).tobytes() == b"\x07" * 2400  # small ones stay as they are
     assert prepare(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    Image.new("I;16", (4, 4)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match="more than 8 bits"):
-        prepare(Image.new("I;16", (4, 4)))
+        CaptionRequest("k", "tir", tmp_path / "deep.png").prepared()
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"identity_0042\.jpg cannot be read"):
-        open_upright(path)
-    with pytest.raises(FileNotFoundError, match="no image"):
-        open_upright(tmp_path / "none.jpg")
+    with pytest.raises(ValueError, match=r"cannot read .*identity_0042\.jpg, the rgb image of sample 'k'"):
+        request.prepared()
+    with pytest.raises(ValueError, match=r"cannot read .*none\.jpg"):
+        CaptionRequest("k", "rgb", tmp_path / "none.jpg").prepared()

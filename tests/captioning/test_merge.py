@@ -18,20 +18,20 @@ def weight(answer: Answer) -> float:
 
 
 @given(VOICES)
-def test_highest_confidence_wins(said: list[Answer]) -> None:
-    merged = best_of({f"m{i}": {"f": answer} for i, answer in enumerate(said)})
-    kept, known = merged.answers["f"], [a for a in said if a.value is not None]
+def test_highest_confidence_wins(answers: list[Answer]) -> None:
+    merged = best_of({f"m{i}": {"f": answer} for i, answer in enumerate(answers)})
+    kept, known = merged.answers["f"], [a for a in answers if a.value is not None]
     if not known:
         assert kept.value is None and kept.confidence == 0 and merged.trail[0].winner is None
     else:
         best = sorted(known, key=lambda a: -weight(a))[0]  # sorted is stable: the earlier of two equals
-        assert kept == best and merged.trail[0].winner == f"m{next(i for i, a in enumerate(said) if a is best)}"
+        assert kept == best and merged.trail[0].winner == f"m{next(i for i, a in enumerate(answers) if a is best)}"
 
 
 @given(VOICES)
-def test_agreement_is_the_written_formula(said: list[Answer]) -> None:
-    kept = best_of({f"m{i}": {"f": answer} for i, answer in enumerate(said)}, rule="agreement").answers["f"]
-    known = [a for a in said if a.value is not None]
+def test_agreement_is_the_written_formula(answers: list[Answer]) -> None:
+    kept = best_of({f"m{i}": {"f": answer} for i, answer in enumerate(answers)}, rule="agreement").answers["f"]
+    known = [a for a in answers if a.value is not None]
     if len(known) < 2:
         assert kept == (known[0] if known else Answer(None, 0.0))
         return
@@ -43,9 +43,9 @@ def test_agreement_is_the_written_formula(said: list[Answer]) -> None:
 
 
 def test_agreement_examples_of_the_docstring() -> None:
-    def confidence(*said: tuple[str, float]) -> float:
-        voices = {str(i): {"f": Answer(v, c)} for i, (v, c) in enumerate(said)}
-        return best_of(voices, rule="agreement").answers["f"].confidence
+    def confidence(*answers: tuple[str, float]) -> float:
+        annotators = {str(i): {"f": Answer(v, c)} for i, (v, c) in enumerate(answers)}
+        return best_of(annotators, rule="agreement").answers["f"].confidence
 
     assert confidence(("x", 0.6)) == 0.6
     assert confidence(("x", 0.6), ("x", 0.6)) == pytest.approx(0.84)
@@ -84,7 +84,7 @@ def test_the_list_of_fields_is_a_choice_and_colours_stay_where_they_can_be_seen(
         complement(IMAGES, "person", fields=["wings"])
 
 
-def test_the_trail_tells_who_said_what_and_why() -> None:
+def test_the_trail_records_every_vote_and_the_reason() -> None:
     models = {"big": {"backpack": Answer("no", 0.4)}, "small": {"backpack": Answer("yes", 0.2)}}
     rgb = best_of(models)
     merged = complement({"rgb": rgb, "tir": Merged({"backpack": Answer("yes", 0.9)}, ())}, "person")["rgb"]
@@ -93,8 +93,8 @@ def test_the_trail_tells_who_said_what_and_why() -> None:
         "field": "backpack",
         "step": "models",
         "votes": [
-            {"voice": "big", "value": "no", "confidence": 0.4},
-            {"voice": "small", "value": "yes", "confidence": 0.2},
+            {"annotator": "big", "value": "no", "confidence": 0.4},
+            {"annotator": "small", "value": "yes", "confidence": 0.2},
         ],
         "winner": "big",
         "value": "no",

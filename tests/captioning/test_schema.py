@@ -46,8 +46,8 @@ def test_vocabularies_are_closed_and_their_words_lead_to_one_value() -> None:
         for field in schema.fields:
             assert len(set(field.values)) == len(field.values) >= 2 and field.question
             for alias, value in field.aliases.items():
-                said = schema.normalise(field.name, alias)
-                assert said[0] == value and said[1] in ("alias", None), (field.name, alias)
+                found = schema.normalise(field.name, alias)
+                assert found[0] == value and found[1] in ("alias", None), (field.name, alias)
 
 
 @given(st.sampled_from(VALUES), st.sampled_from([str, str.upper, str.title, "a {}.".format, " {} (likely)".format]))
@@ -198,9 +198,9 @@ def test_typed_answers() -> None:
     pydantic = pytest.importorskip("pydantic")
     model = PERSON.pydantic_model("tir")
     assert list(model.model_fields) == [f.name for f in PERSON.for_modality("tir")]
-    said = model.model_validate({"gender": {"value": "Man", "confidence": 0.4}, "view": {"value": "upside down"}})
-    assert (said.gender.value, said.gender.confidence) == ("male", 0.4)
-    assert said.view.value is None and said.view.confidence is None and said.age is None
+    found = model.model_validate({"gender": {"value": "Man", "confidence": 0.4}, "view": {"value": "upside down"}})
+    assert (found.gender.value, found.gender.confidence) == ("male", 0.4)
+    assert found.view.value is None and found.view.confidence is None and found.age is None
     for bad in ({"gender": {"value": "male", "confidence": 1.5}}, {"upper_clothing_color": {"value": "red"}}):
         with pytest.raises(pydantic.ValidationError):
             model.model_validate(bad)

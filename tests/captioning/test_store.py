@@ -127,11 +127,11 @@ def test_what_was_appended_survives_a_kill(tmp_path):
         assert len(store) == 50
 
 
-def test_the_disk_is_told_once_in_a_while(tmp_path, monkeypatch):
-    told, now = [], [0.0]
-    monkeypatch.setattr(os, "fsync", lambda file: told.append(now[0]))
+def test_the_disk_is_synced_once_a_second(tmp_path, monkeypatch):
+    synced, now = [], [0.0]
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(now[0]))
     with Store(tmp_path / "c", write=True, clock=lambda: now[0]) as store:
         for n in range(10):
             now[0] = n * 0.4
             store.append(row(n))
-    assert told == [1.2000000000000002, 2.4000000000000004, 3.6, 3.6]
+    assert synced == [1.2000000000000002, 2.4000000000000004, 3.6, 3.6]

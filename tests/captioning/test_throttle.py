@@ -1,4 +1,4 @@
-"""Pace, breaker, gate and Retry-After, on a clock of their own: nobody waits."""
+"""Token bucket, breaker, throttle and Retry-After, on a simulated clock: no test waits."""
 
 import asyncio
 import itertools
@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextreid.captioning.throttle import Breaker, CallFailed, Gate, Limits, Pace, ServerGone, retry_after
+from nextreid.captioning.throttle import (
+    Breaker,
+    CallFailed,
+    RateLimits,
+    ServerUnavailable,
+    Throttle,
+    Timing,
+    TokenBucket,
+    retry_after,
+)
 
 
 class Clock:
@@ -30,8 +39,8 @@ class Clock:
         await asyncio.sleep(0)
 
 
-def gate(clock, **limits):
-    return Gate(Limits(**limits), clock=clock, sleep=clock.sleep, rng=random.Random(0))
+def throttled(clock, **limits):
+    return Throttle(RateLimits(**limits), timing=Timing(clock, clock.sleep), rng=random.Random(0))
 
 
 @pytest.mark.parametrize(
@@ -50,15 +59,15 @@ def test_retry_after(value, seconds):
     st.floats(10, 600),
     st.floats(0, 3),
 )
-def test_pace_never_lets_more_through_than_the_rate(calls, per_minute, burst):
+def test_token_bucket_never_lets_more_through_than_the_rate(calls, per_minute, burst):
     """In any window of T seconds: at most rate x (T + burst), besides the one call that ends it."""
     clock = Clock()
 
     async def run():
-        pace, passed = Pace(per_minute, burst=burst, clock=clock, sleep=clock.sleep), []
+        bucket, passed = TokenBucket(per_minute, burst=burst, timing=Timing(clock, clock.sleep)), []
         for pause, amount in calls:
             clock.now += pause
-            await pace.take(amount)
+            await bucket.take(amount)
             passed.append((clock.now, amount))
         return passed
 
@@ -70,27 +79,27 @@ def test_pace_never_lets_more_through_than_the_rate(calls, per_minute, burst):
             assert before <= per_minute / 60 * (span + burst) + 1e-6
 
 
-def test_pace_holds_the_rate_and_settles():
+def test_token_bucket_keeps_the_rate_and_settles():
     clock = Clock()
 
     async def run():
-        pace = Pace(60, burst=0, clock=clock, sleep=clock.sleep)
+        bucket = TokenBucket(60, burst=0, timing=Timing(clock, clock.sleep))
         for _ in range(5):
-            await pace.take(1)
+            await bucket.take(1)
         assert clock.now == pytest.approx(104)
-        pace.settle(10)
-        await pace.take(1)
+        bucket.settle(10)
+        await bucket.take(1)
         assert clock.now == pytest.approx(115)
-        pace.pause(30)
-        await pace.take(1)
+        bucket.pause(30)
+        await bucket.take(1)
         assert clock.now == pytest.approx(145)
-        await Pace(None, clock=clock, sleep=clock.sleep).take(1e9)
+        await TokenBucket(None, timing=Timing(clock, clock.sleep)).take(1e9)
         assert clock.now == pytest.approx(145)
 
     asyncio.run(run())
 
 
-def test_gate_tries_again_with_full_jitter():
+def test_throttle_tries_again_with_full_jitter():
     clock, tried = Clock(), []
 
     async def attempt():
@@ -99,14 +108,14 @@ def test_gate_tries_again_with_full_jitter():
             raise CallFailed("reset", retry=True)
         return "answer"
 
-    assert asyncio.run(gate(clock, backoff=1.0, longest_wait=4).call(attempt)) == "answer"
+    assert asyncio.run(throttled(clock, backoff=1.0, longest_wait=4).call(attempt)) == "answer"
     waits = [b - a for a, b in itertools.pairwise(tried)]
     assert all(wait <= top for wait, top in zip(waits, (1, 2, 4, 4, 4), strict=True))
     assert len({round(wait, 6) for wait in waits}) == 5 and max(waits) > 1
 
 
 @pytest.mark.parametrize(("attempts", "retry", "tries"), [(3, True, 3), (3, False, 1), (1, True, 1)])
-def test_gate_gives_up(attempts, retry, tries):
+def test_throttle_gives_up(attempts, retry, tries):
     clock, tried = Clock(), []
 
     async def attempt():
@@ -114,7 +123,7 @@ def test_gate_gives_up(attempts, retry, tries):
         raise CallFailed("no", status=500, retry=retry)
 
     with pytest.raises(CallFailed, match="no"):
-        asyncio.run(gate(clock, attempts=attempts).call(attempt))
+        asyncio.run(throttled(clock, attempts=attempts).call(attempt))
     assert len(tried) == tries
 
 
@@ -122,7 +131,7 @@ def test_retry_after_holds_back_every_call():
     clock, started = Clock(), []
 
     async def run():
-        pressed = gate(clock, concurrency=1)
+        throttle = throttled(clock, concurrency=1)
 
         async def first():
             started.append(clock.now)
@@ -132,12 +141,12 @@ def test_retry_after_holds_back_every_call():
         async def second():
             started.append(clock.now)
 
-        await asyncio.gather(pressed.call(first), pressed.call(second))
+        await asyncio.gather(throttle.call(first), throttle.call(second))
 
     asyncio.run(run())
     assert started[1] - started[0] >= 40 and started[2] >= started[1]
-    with pytest.raises(ServerGone, match="7200 s"):
-        asyncio.run(_failing(gate(clock), CallFailed("wait", status=429, retry=True, retry_after=7200)))
+    with pytest.raises(ServerUnavailable, match="7200 s"):
+        asyncio.run(_failing(throttled(clock), CallFailed("wait", status=429, retry=True, retry_after=7200)))
 
 
 def test_retry_after_holds_back_calls_that_were_not_asked_to_wait():
@@ -145,7 +154,7 @@ def test_retry_after_holds_back_calls_that_were_not_asked_to_wait():
 
     async def run():
         loop, started = asyncio.get_running_loop(), []
-        pressed = Gate(Limits(concurrency=2, backoff=0.001))
+        throttle = Throttle(RateLimits(concurrency=2, backoff=0.001))
 
         async def first():
             started.append(loop.time())
@@ -154,12 +163,12 @@ def test_retry_after_holds_back_calls_that_were_not_asked_to_wait():
 
         async def second():
             await asyncio.sleep(0.02)
-            await pressed.call(later)
+            await throttle.call(later)
 
         async def later():
             started.append(loop.time())
 
-        await asyncio.gather(pressed.call(first), second())
+        await asyncio.gather(throttle.call(first), second())
         assert all(moment - started[0] > 0.19 for moment in started[1:]) and len(started) == 3
 
     asyncio.run(run())
@@ -167,22 +176,22 @@ def test_retry_after_holds_back_calls_that_were_not_asked_to_wait():
 
 def test_429_is_no_sign_of_a_server_that_is_gone():
     clock = Clock()
-    pressed = gate(clock, attempts=30)
+    throttle = throttled(clock, attempts=30)
     with pytest.raises(CallFailed, match="slow"):
-        asyncio.run(_failing(pressed, CallFailed("slow down", status=429, retry=True, retry_after=0)))
-    assert not pressed.breaker.is_open and pressed.retries == 29
+        asyncio.run(_failing(throttle, CallFailed("slow down", status=429, retry=True, retry_after=0)))
+    assert not throttle.breaker.is_open and throttle.retries == 29
 
 
-async def _failing(pressed, error):
+async def _failing(throttle, error):
     async def attempt():
         raise error
 
-    return await pressed.call(attempt)
+    return await throttle.call(attempt)
 
 
-def test_gate_keeps_to_the_seats_and_the_deadline():
+def test_throttle_keeps_to_the_seats_and_the_deadline():
     async def run():
-        pressed, inside, most = Gate(Limits(concurrency=3, timeout=0.02, attempts=1)), 0, 0
+        throttle, inside, most = Throttle(RateLimits(concurrency=3, timeout=0.02, attempts=1)), 0, 0
 
         async def attempt():
             nonlocal inside, most
@@ -191,10 +200,10 @@ def test_gate_keeps_to_the_seats_and_the_deadline():
             await asyncio.sleep(0.002)
             inside -= 1
 
-        await asyncio.gather(*(pressed.call(attempt) for _ in range(12)))
+        await asyncio.gather(*(throttle.call(attempt) for _ in range(12)))
         assert most == 3
         with pytest.raises(CallFailed, match=r"within 0\.02 s"):
-            await pressed.call(lambda: asyncio.sleep(5))
+            await throttle.call(lambda: asyncio.sleep(5))
 
     asyncio.run(run())
 
@@ -203,7 +212,7 @@ def test_breaker_opens_tries_one_and_closes():
     clock = Clock()
 
     async def run():
-        breaker = Breaker(3, 10, clock=clock, sleep=clock.sleep)
+        breaker = Breaker(3, 10, timing=Timing(clock, clock.sleep))
         for _ in range(2):
             breaker.leave(await breaker.enter(), True)
         breaker.leave(await breaker.enter(), False)  # a success in between starts the count anew
@@ -230,15 +239,15 @@ def test_breaker_ends_it_after_some_waits():
     clock = Clock()
 
     async def run():
-        breaker = Breaker(2, 10, openings=3, clock=clock, sleep=clock.sleep)
+        breaker = Breaker(2, 10, openings=3, timing=Timing(clock, clock.sleep))
         for _ in range(2):
             breaker.leave(await breaker.enter(), True)
         for _ in range(3):
             breaker.leave(await breaker.enter(), True)
-        with pytest.raises(ServerGone, match="3 waits of 10 s"):
+        with pytest.raises(ServerUnavailable, match="3 waits of 10 s"):
             await breaker.enter()
         assert clock.now == pytest.approx(130)
-        given_up = Breaker(1, 10, clock=clock, sleep=clock.sleep)
+        given_up = Breaker(1, 10, timing=Timing(clock, clock.sleep))
         given_up.leave(await given_up.enter(), True)
         given_up.leave(await given_up.enter(), None)  # cancelled while trying: the next one may try
         assert await given_up.enter() is True
@@ -252,4 +261,4 @@ def test_breaker_ends_it_after_some_waits():
 )
 def test_limits_name_what_is_wrong(name, value):
     with pytest.raises(ValueError, match=name):
-        Limits(**{name: value})
+        RateLimits(**{name: value})

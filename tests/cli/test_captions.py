@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.speed.caption_server import Behaviour, CaptionServer
-from nextreid.captioning import read_captions
 from nextreid.cli import main
+from nextreid.data import read_captions
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def run(folder, server, *more):
 def test_from_a_folder_to_captions_that_train(folder, server, capsys):
     out = folder / "out"
     assert run(folder, server, "--dry-run") == 0
-    said = capsys.readouterr().out
-    assert "8 images, 0 calls are stored, 8 are missing" in said and "assumed" in said and not server.paid
+    output = capsys.readouterr().out
+    assert "8 images, 0 calls are stored, 8 are missing" in output and "assumed" in output and not server.paid
     assert not out.exists()
     assert run(folder, server, "--max-calls", "3", "--price", "0.15,0.60") == 1
     assert "5 calls are left: --max-calls is reached; run again" in capsys.readouterr().out
     assert run(folder, server, "--dry-run", "--price", "0.15,0.60", "--budget", "0.0001") == 0
-    assert "measured on 3 calls" in (said := capsys.readouterr().out) and "is not enough" in said
+    assert "measured on 3 calls" in (output := capsys.readouterr().out) and "is not enough" in output
     assert run(folder, server) == 0
     assert "5 calls in" in capsys.readouterr().out and set(server.paid.values()) == {1}
     names = sorted(f.name for f in out.iterdir())
@@ -75,24 +75,24 @@ def test_several_models_and_a_writer(folder, server, capsys):
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("more", "message"),
     [
         (["--server", "https://models.example.com", "--model", "m"], "sent to models.example.com"),
         (["--key-env", "NO_SUCH_VARIABLE"], "set the environment variable NO_SUCH_VARIABLE"),
         (["--server", "http://127.0.0.1:9", "--model", "m"], "no server answers at http://127.0.0.1:9/v1"),
-        (["--server", "http://127.0.0.1:9"], "say --model NAME"),
-        (["--budget", "3", "--model", "m"], "say --price IN,OUT"),
+        (["--server", "http://127.0.0.1:9"], "add --model NAME"),
+        (["--budget", "3", "--model", "m"], "add --price IN,OUT"),
         (["--price", "3", "--model", "m"], "--price takes IN,OUT"),
         (["--schema", "tree", "--model", "m"], "unknown schema 'tree'"),
         (["--in-flight", "0", "--model", "m"], "concurrency"),
     ],
 )
-def test_mistakes_are_explained(folder, server, capsys, monkeypatch, more, says):
+def test_errors_are_explained(folder, server, capsys, monkeypatch, more, message):
     import nextreid.captioning.probe as probe
 
-    monkeypatch.setattr(probe, "_TRIES", 1)
+    monkeypatch.setattr(probe, "_ATTEMPTS", 1)
     assert run(folder, server, *more) == 2
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_key_goes_to_its_own_host_only(folder, server, capsys, monkeypatch):
@@ -104,18 +104,18 @@ def test_a_key_goes_to_its_own_host_only(folder, server, capsys, monkeypatch):
     assert run(folder, server, "--model", "n", "--key-env", "127.0.0.1=MINE") == 0
     remote = ["--model", "m", "--model", "n@https://models.example.com", "--send-images-to-host", "--key-env", "MINE"]
     assert run(folder, server, *remote) == 2
-    assert "say whose key it is" in capsys.readouterr().err
+    assert "name the key's host" in capsys.readouterr().err
     kept = b"".join(f.read_bytes() for f in (folder / "out").iterdir())
     assert b"sk-" not in kept
 
 
-def test_an_own_schema_and_what_is_unreadable(folder, server, capsys):
+def test_custom_schema_and_unreadable_images(folder, server, capsys):
     schema = {"name": "dog", "version": "1", "fields": [{"name": "breed", "values": ["pug", "poodle"]}]}
     (folder / "dog.json").write_text(json.dumps(schema))
     (folder / "images" / "rgb" / "0001_cam1_0_00.png").write_bytes(b"nothing")
-    own = ["--schema", str(folder / "dog.json"), "--model", "m"]
-    assert run(folder, server, *own) == 2
+    custom = ["--schema", str(folder / "dog.json"), "--model", "m"]
+    assert run(folder, server, *custom) == 2
     assert "1 images cannot be read" in capsys.readouterr().err and not server.paid
-    assert run(folder, server, *own, "--on-error", "skip") == 0
+    assert run(folder, server, *custom, "--on-error", "skip") == 0
     captions = read_captions(folder / "out" / "all_RGB.json")
     assert len(captions) == 2 and all("breed is" in text for text in captions.values())

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +19,63 @@ from nextreid.data import (
 from nextreid.towers import pack_sentences
 
 FIVE = ("A.", "B.", "C.", "D.", "E.")
+TEXT = st.text(st.sampled_from('aBc1 .!?("[*-é长\n\t,eg'), max_size=80) | st.text(max_size=40)
+
+
+def test_read_captions(tmp_path: Path) -> None:
+    path = tmp_path / "train_RGB.json"
+    entries = [{"item": "b.jpg", "description": "A Citroën. 长安."}, {"item": "a.jpg", "description": ""}]
+    path.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    assert list(read_captions(path).items()) == [("b.jpg", "A Citroën. 长安."), ("a.jpg", "")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ('{"item": "a"}', "holds a dict"),
+        ('[{"item": "a"}]', 'entry 0 needs strings "item" and "description"'),
+        ('[{"item": "a", "description": "x"}, ["b"]]', "entry 1 needs"),
+        ('[{"item": "a", "description": 3}]', "entry 0 needs"),
+        ('[{"item": "a", "description": "x"}, {"item": "a", "description": "y"}]', "entry 1 names 'a' a second time"),
+    ],
+)
+def test_bad_caption_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "train_RGB.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as error:
+        read_captions(path)
+    assert "train_RGB.json" in str(error.value)
+
+
+def test_binary_and_missing_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'["\xff\xfe\xfa"]')
+    with pytest.raises(ValueError, match=r"a\.json is not JSON in UTF-8"):
+        read_captions(tmp_path / "a.json")
+    with pytest.raises(FileNotFoundError, match=r"b\.json"):
+        read_captions(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    ("caption", "sentences"),
+    [
+        ("", ()),
+        (" \r\n ", ()),
+        ("A man.", ("A man.",)),
+        ("A man.  He runs!\r\n\r\nIs it? 3 bags.", ("A man.", "He runs!", "Is it?", "3 bags.")),
+        ("Shoes, e.g. Nike or i.e. Adidas. [view] rear.", ("Shoes, e.g. Nike or i.e. Adidas.", "[view] rear.")),
+        ("At 3.5 m. it stands (blurry). (Maybe.)", ("At 3.5 m. it stands (blurry). (Maybe.)",)),
+    ],
+)
+def test_split_sentences(caption: str, sentences: tuple[str, ...]) -> None:
+    assert split_sentences(caption) == sentences
+
+
+@given(TEXT)
+def test_splitting_loses_nothing(caption: str) -> None:
+    sentences = split_sentences(caption)
+    assert " ".join(sentences) == " ".join(caption.split())
+    assert all(sentence and sentence == sentence.strip() for sentence in sentences)
 
 
 @given(st.integers(0, 7), st.integers(0, 999), st.sampled_from([None, 0.0, 0.3, 1.0]))
@@ -83,7 +141,7 @@ def test_experts_modalities_slots_epochs_and_seeds_draw_differently() -> None:
     assert len(set(drawn)) == len(drawn) == 20
 
 
-def test_bad_draws_are_refused() -> None:
+def test_bad_draws_are_rejected() -> None:
     with pytest.raises(ValueError, match="num_experts"):
         draw_captions([[FIVE]], ["a"], [(0, 0)], 0, seed=0)
     with pytest.raises(ValueError, match="differ in length: 1, 2, 1"):

@@ -401,7 +401,7 @@ CAPTIONS = {
     ),
     "blank": (lambda d: tail(d, " ...", "-"), {("warning", "blank-caption", 1)}),
     "open slot": (lambda d: tail(d, "A [age] man."), {("warning", "open-slot", 1)}),
-    "menu": (lambda d: tail(d, "Short | medium hair."), {("warning", "menu", 1)}),
+    "choices": (lambda d: tail(d, "Short | medium hair."), {("warning", "choices", 1)}),
     "unknown": (lambda d: tail(d, "His shoes are unclear.", "The bag is Unknown."), {("note", "unknown-word", 1)}),
     "long caption": (lambda d: tail(d, *["He walks on."] * 30), {("note", "long-caption", 1)}),
     "just fits": (lambda d: tail(d, *["He walks on."] * 25), set()),
@@ -435,7 +435,7 @@ PUBLISHED = {
     ("IDEA", "rgbnt201", "train"): ((2.2, 3.9, 5.1), (45.5, 54.4, 47.0)),
     ("IDEA", "rgbnt201", "test"): ((3.7, 2.6, 6.1), (43.4, 61.0, 45.7)),
 }
-DAMAGED = {("NEXT", "rgbnt201"): {"open-slot": 2, "menu": 17}, ("NEXT", "msvr310"): {}}
+DAMAGED = {("NEXT", "rgbnt201"): {"open-slot": 2, "choices": 17}, ("NEXT", "msvr310"): {}}
 
 
 def published(home, source, name):
@@ -475,7 +475,7 @@ def test_published_captions(published_captions, source, name, tolerance):
                 given = float(stated.get(f"{split} {modality}", "0%").rstrip("%"))
                 exact = 0.051 if code == "long-caption" else tolerance
                 assert given == pytest.approx(share, abs=exact), (code, split, modality)
-    for code in ("open-slot", "menu") if (source, name) in DAMAGED else ():
+    for code in ("open-slot", "choices") if (source, name) in DAMAGED else ():
         assert (by_code[code].count if code in by_code else 0) == DAMAGED[source, name].get(code, 0)
 
 

@@ -1,27 +1,20 @@
-"""Captions that are missing, stray, damaged, or longer than the text tower's window."""
+"""Captions that are missing, defective, longer than the text tower's window, or belong to no image."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
-from ...captioning.defects import DAMAGE
-from ...captioning.text import UNKNOWN
+from ..captions import LISTED_CHOICES, UNFILLED_SLOT, UNKNOWN
 from ..sample import ReIDDataset
 from .findings import Finding, Level, each_sample, found, tally
 
-# level, code, its name among the damages, what to show an example of, what is so, what to do
-_DAMAGES: tuple[tuple[Level, str, str, re.Pattern[str], str, str], ...] = (
-    (
-        "warning",
-        "open-slot",
-        "unfilled slot",
-        re.compile(r"\["),
-        "with a slot that was never filled",
-        "caption them again",
-    ),
-    ("warning", "menu", "menu left in", re.compile(r"\|"), "that list choices instead of one", "keep one choice"),
-    ("note", "unknown-word", "unknown", UNKNOWN, "that say something is unknown", "better leave such parts out"),
+# level, code, pattern, what is wrong, what to do
+_DEFECTS: tuple[tuple[Level, str, re.Pattern[str], str, str], ...] = (
+    ("warning", "open-slot", UNFILLED_SLOT, "with a slot that was never filled", "caption them again"),
+    ("warning", "choices", LISTED_CHOICES, "that list choices instead of one", "keep one choice"),
+    ("note", "unknown-word", UNKNOWN, "that say something is unknown", "better leave such parts out"),
 )
 
 
@@ -42,14 +35,14 @@ def check_captions(
     """Return the findings about captions.
 
     Args:
-        dataset: A set with captions; of one without any, nothing is said.
+        dataset: A dataset with captions; one without any has no findings.
         count_tokens: Number of tokens of a text with the start and end marks; None leaves lengths unchecked.
         window: Most tokens that the text tower reads at once.
     """
     captions = list(_each_caption(dataset))
     if not captions:
         return []
-    findings = [*_presence(dataset, captions), *_damage(captions)]
+    findings = [*_presence(dataset, captions), *_defects(captions)]
     return findings if count_tokens is None else [*findings, *_lengths(captions, count_tokens, window)]
 
 
@@ -72,64 +65,52 @@ def _presence(dataset: ReIDDataset, captions: list[_Caption]) -> list[Finding]:
                 stray.append((place, sample.key))
     blank = [(c.place, c.key) for c in captions if not any(char.isalpha() for char in c.text)]
     return [
-        *_places("warning", "no-caption", "images without caption", "caption them, or do without captions", missing),
-        *_places("warning", "stray-caption", "captions whose image is missing", "check the paths", stray),
-        *_places("warning", "blank-caption", "captions without a word", "caption these images again", blank),
+        found("warning", code, f"{what}: {len(pairs):,} ({tally(p for p, _ in pairs)})", hint, map(" ".join, pairs))
+        for code, what, hint, pairs in (
+            ("no-caption", "images without caption", "caption them, or do without captions", missing),
+            ("stray-caption", "captions whose image is missing", "check the paths", stray),
+            ("blank-caption", "captions without a word", "caption these images again", blank),
+        )
+        if pairs
     ]
 
 
-def _damage(captions: list[_Caption]) -> list[Finding]:
+def _defects(captions: list[_Caption]) -> list[Finding]:
     total = Counter(caption.place for caption in captions)
     findings = []
-    for level, code, damage, mark, what, remedy in _DAMAGES:
-        hits = [c for c in captions if DAMAGE[damage](c.text)]
-        if hits:
-            places = [c.place for c in hits]
+    for level, code, pattern, what, hint in _DEFECTS:
+        if hits := [(c, match) for c in captions if (match := pattern.search(c.text))]:
+            places = [c.place for c, _ in hits]
             where = _shares(places, total) if level == "note" else tally(places)
-            names = (f"{c.place} {c.key}: {_around(c.text, mark)}" for c in hits)
-            findings.append(found(level, code, f"captions {what}: {len(hits):,} ({where})", remedy, names))
+            names = (f"{c.place} {c.key}: {_excerpt(match)}" for c, match in hits)
+            findings.append(found(level, code, f"captions {what}: {len(hits):,} ({where})", hint, names))
     return findings
 
 
 def _lengths(captions: list[_Caption], count_tokens: Callable[[str], int], window: int) -> list[Finding]:
-    known: dict[str, int] = {}
-
-    def tokens(text: str) -> int:
-        if text not in known:
-            known[text] = count_tokens(text)
-        return known[text]
-
+    tokens = cache(count_tokens)
     findings = []
-    runs = [(c, s) for c in captions for s in c.sentences if tokens(s) > window]
-    if runs:
-        names = [f"{c.place} {c.key}: {tokens(s)} tokens: {s[:60]}…" for c, s in runs]
-        places = tally(c.place for c, _ in runs)
-        message = f"sentences longer than the text tower's window of {window} tokens: {len(runs):,} ({places})"
-        remedy = "they are read in pieces that are cut between words: split them into sentences"
-        findings.append(found("warning", "long-sentence", message, remedy, names))
+    sentences = [(c, s) for c in captions for s in c.sentences if tokens(s) > window]
+    if sentences:
+        names = [f"{c.place} {c.key}: {tokens(s)} tokens: {s[:60]}…" for c, s in sentences]
+        places = tally(c.place for c, _ in sentences)
+        message = f"sentences longer than the text tower's window of {window} tokens: {len(sentences):,} ({places})"
+        hint = "they are read in pieces that are cut between words: split them into sentences"
+        findings.append(found("warning", "long-sentence", message, hint, names))
     long = [c for c in captions if tokens(c.text) > window]
     if long:
         shares = _shares((c.place for c in long), Counter(c.place for c in captions))
         names = [f"{c.place} {c.key}: {tokens(c.text)} tokens" for c in long]
         message = f"captions longer than the text tower's window of {window} tokens: {len(long):,} ({shares})"
-        remedy = "nothing is cut: their sentences are packed into several windows; models that cut lose the end"
-        findings.append(found("note", "long-caption", message, remedy, names))
+        hint = "nothing is cut: their sentences are packed into several windows; models that cut lose the end"
+        findings.append(found("note", "long-caption", message, hint, names))
     return findings
 
 
-def _around(text: str, mark: re.Pattern[str], width: int = 30) -> str:
-    match = mark.search(text)
-    assert match is not None
-    start, end = max(0, match.start() - width), min(len(text), match.end() + width)
+def _excerpt(match: re.Match[str], width: int = 30) -> str:
+    text, start, end = match.string, max(0, match.start() - width), match.end() + width
     return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")
 
 
 def _shares(places: Iterable[str], total: Counter[str]) -> str:
     return ", ".join(f"{place} {count / total[place]:.1%}" for place, count in Counter(places).items())
-
-
-def _places(level: Level, code: str, what: str, remedy: str, pairs: list[tuple[str, str]]) -> list[Finding]:
-    if not pairs:
-        return []
-    message = f"{what}: {len(pairs):,} ({tally(place for place, _ in pairs)})"
-    return [found(level, code, message, remedy, map(" ".join, pairs))]

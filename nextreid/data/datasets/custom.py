@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...retrieval import get_protocol
+from ..captions import add_captions, caption_home
 from ..image import Window
 from ..manifest import manifest_splits
 from ..pattern import PATTERN, pattern_splits
 from ..sample import ReIDDataset, Sample
 from ..split import Rule, split_identities
-from .captions import add_captions, caption_home
 from .folder_layout import note_shared_identities
 from .registry import register_dataset
 

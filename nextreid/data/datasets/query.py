@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..captions import add_captions
 from ..sample import Sample
 from ..split import with_match
-from .captions import add_captions
 
 
 def query_and_gallery(

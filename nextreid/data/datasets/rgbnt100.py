@@ -4,9 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..captions import add_captions, caption_home
 from ..image import ImageFile
 from ..sample import MODALITIES, ReIDDataset, Sample
-from .captions import add_captions, caption_home
 from .folder_layout import choose_modalities, find_home, note_shared_identities, note_unknown, nothing_of_form
 from .query import note_difference, query_and_gallery, rebuild_query
 from .registry import register_dataset

@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..captions import add_captions, caption_home
 from ..sample import MODALITIES, ReIDDataset, Sample
-from .captions import add_captions, caption_home
 from .folder_layout import Name, choose_modalities, find_home, identity_folders, note_shared_identities, pair_by_name
 from .query import query_and_gallery, rebuild_query
 from .registry import register_dataset

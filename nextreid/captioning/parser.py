@@ -1,14 +1,15 @@
-"""Caption to attributes: published captions are read back into the fields that they were made from."""
+"""Caption to attributes: published captions are parsed back into the fields that they were made from."""
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..data.captions import split_sentences
 from . import person_grammar, vehicle_grammar
 from .person_grammar import Reading
-from .phrasing import Wording
+from .phrasing import Phrasing
 from .schema import Schema, get_schema
-from .text import DOUBLED, plain_value, split_sentences
+from .text import DOUBLED, plain_value
 
 _SPLIT_WORDS = {
     "person": ("upper_clothing", "lower_clothing", "footwear"),
@@ -19,78 +20,73 @@ _SPLIT_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a caption says.
+    """The content of a caption.
 
     Attributes:
         values: Text by field, as written; `Schema.normalise` brings it into the vocabulary.
-        wording: The phrases it uses; ``compose(values, ..., wording=wording)`` writes it again.
-        sentences: Name of each sentence's frame; ``""`` where none fits.
-        leftover: The sentences that fit no frame, or repeat one.
+        phrasing: The phrases it uses; ``compose(values, ..., phrasing=phrasing)`` writes it again.
+        sentences: Name of each sentence's frame; ``""`` where none matches.
+        leftover: The sentences that match no frame, or repeat one.
     """
 
     values: Mapping[str, str]
-    wording: Wording = field(default_factory=Wording)
+    phrasing: Phrasing = field(default_factory=Phrasing)
     sentences: tuple[str, ...] = ()
     leftover: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
-        """Whether every sentence was read."""
+        """Whether every sentence was parsed."""
         return not self.leftover
 
 
-def readable(schema: Schema) -> bool:
-    """Whether captions of this schema can be read back."""
+def parsable(schema: Schema) -> bool:
+    """Whether captions of this schema can be parsed."""
     return schema.template in _SPLIT_WORDS
 
 
 def parse(caption: str, schema: str | Schema) -> Parsed:
-    """Read a caption of the fixed grammar.
+    """Parse a caption of the fixed grammar.
 
     Args:
         caption: The text, such as one of `read_captions`.
         schema: ``"person"`` or ``"vehicle"``, or a schema that uses one of their templates.
 
     Returns:
-        Values, wording and what was left over; any text at all can be given.
+        Values, phrasing and what was left over; any text is accepted.
 
     Raises:
-        ValueError: If the schema's template has no grammar to read.
+        ValueError: If the schema's template has no grammar.
     """
     schema = get_schema(schema)
-    if not readable(schema):
+    if not parsable(schema):
         raise ValueError(
-            f"template {schema.template!r} of schema {schema.name!r} cannot be read back; "
+            f"template {schema.template!r} of schema {schema.name!r} cannot be parsed; "
             f"these can: {', '.join(_SPLIT_WORDS)}"
         )
     values: dict[str, str] = {}
     choices: dict[str, str] = {}
-    names, leftover = [], []
+    names: list[str] = []
+    leftover = []
     for text in split_sentences(caption):
         found = _read(schema, text)
         if found is None or found[0] in names:
             leftover.append(text)
             names.append("")
-            continue
-        name, (told, chosen) = found
-        names.append(name)
-        values |= told
-        choices |= chosen
-    damaged = any(plain_value(value) != value for value in values.values())
-    if damaged or _dressed_twice(values) or DOUBLED.search(caption):
+        else:
+            names.append(found[0])
+            values |= found[1][0]
+            choices |= found[1][1]
+    defective = any(plain_value(value) != value for value in values.values()) or DOUBLED.search(caption)
+    if defective or values.get("upper_clothing") == values.get("lower_clothing") == "dress":
         choices["values"] = "verbatim"
-    return Parsed(values, Wording(**choices), tuple(names), tuple(leftover))
-
-
-def _dressed_twice(values: Mapping[str, str]) -> bool:
-    return values.get("upper_clothing") == values.get("lower_clothing") == "dress"
+    return Parsed(values, Phrasing(**choices), tuple(names), tuple(leftover))
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _read(schema: Schema, text: str) -> tuple[str, Reading] | None:
-    if schema.template == "person":
-        return person_grammar.read(text, _known_words(schema))
-    return vehicle_grammar.read(text, _known_words(schema))
+    grammar = person_grammar if schema.template == "person" else vehicle_grammar
+    return grammar.read(text, _known_words(schema))
 
 
 @functools.cache

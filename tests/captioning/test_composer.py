@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextreid.captioning import Answer, Schema, Wording, compose, get_schema, parse, wording_of
+from nextreid.captioning import Answer, Phrasing, Schema, compose, get_schema, parse, phrasing_of
 from nextreid.captioning.text import clip_token_counter
 
 PERSON = {
@@ -170,20 +170,20 @@ def test_answers_are_as_good_as_words_and_nothing_gives_nothing() -> None:
 
 @st.composite
 def tellings(draw):
-    """Any part of what the vocabularies allow, with any correct wording."""
+    """Any part of what the vocabularies allow, with any correct phrasing."""
     schema = get_schema(draw(st.sampled_from(["person", "vehicle"])))
     modality = draw(st.sampled_from(["rgb", "nir", "tir"]))
-    told = draw(st.sets(st.sampled_from([f.name for f in schema.fields])))
-    values = {name: draw(st.sampled_from(schema[name].values)) for name in sorted(told)}
+    chosen = draw(st.sets(st.sampled_from([f.name for f in schema.fields])))
+    values = {name: draw(st.sampled_from(schema[name].values)) for name in sorted(chosen)}
     if "upper_clothing" not in values and values.get("lower_clothing") == "dress":
         del values["lower_clothing"]  # "wearing a dress" alone reads as the upper garment
-    return schema, modality, values, wording_of(str(draw(st.integers(0, 10**6))))
+    return schema, modality, values, phrasing_of(str(draw(st.integers(0, 10**6))))
 
 
 @given(tellings())
-def test_whatever_is_told_the_sentences_are_whole(case) -> None:
-    schema, modality, values, wording = case
-    for text in compose(values, schema, modality, wording=wording):
+def test_whatever_is_stated_the_sentences_are_whole(case) -> None:
+    schema, modality, values, phrasing = case
+    for text in compose(values, schema, modality, phrasing=phrasing):
         assert re.fullmatch(r"[A-Z][^.|\[\]]*[\w)]\.", text)
         assert not re.search(r"  | ,|,,|\( | \)|\b(\w+ \w+) \1\b|\b(with|and|from|in|is|a|an|by|above)[.,)]", text), (
             text
@@ -194,8 +194,8 @@ def test_whatever_is_told_the_sentences_are_whole(case) -> None:
 
 @given(tellings())
 def test_what_is_written_can_be_read_back(case) -> None:
-    schema, modality, values, wording = case
-    caption = compose(values, schema, modality, wording=wording)
+    schema, modality, values, phrasing = case
+    caption = compose(values, schema, modality, phrasing=phrasing)
     read = parse(" ".join(caption), schema)
     assert read.complete
     shown = {f.name for f in schema.for_modality(modality)}
@@ -203,19 +203,19 @@ def test_what_is_written_can_be_read_back(case) -> None:
     for name, value in read.values.items():
         if name not in actions:
             assert name in shown and values[name] == schema.normalise(name, value)[0]
-    assert compose(read.values, schema, modality, wording=read.wording) == caption
+    assert compose(read.values, schema, modality, phrasing=read.phrasing) == caption
 
 
 def test_wordings_belong_to_keys_and_are_all_used() -> None:
-    drawn = [wording_of(f"0/0/{i}.jpg") for i in range(400)]
-    assert drawn == [wording_of(f"0/0/{i}.jpg") for i in range(400)]
-    variants = {s.name: {getattr(w, s.name) for w in drawn} for s in settings(Wording)}
+    drawn = [phrasing_of(f"0/0/{i}.jpg") for i in range(400)]
+    assert drawn == [phrasing_of(f"0/0/{i}.jpg") for i in range(400)]
+    variants = {s.name: {getattr(w, s.name) for w in drawn} for s in settings(Phrasing)}
     assert variants["glasses"] == {"clause", "short"} and variants["definite"] == {"plain", "the"}
     assert variants["article"] == {"grammar"} and variants["values"] == {"clean"}, "slips are never drawn"
-    texts = {compose(VEHICLE, "vehicle", "rgb", wording=w) for w in drawn}
+    texts = {compose(VEHICLE, "vehicle", "rgb", phrasing=w) for w in drawn}
     assert len(texts) == 2**3
     with pytest.raises(ValueError, match=r"glasses must be one of .*'dark'"):
-        Wording(glasses="dark")
+        Phrasing(glasses="dark")
 
 
 @pytest.mark.parametrize("schema", ["person", "vehicle"])
@@ -243,11 +243,11 @@ def test_compact_orders_by_rank_and_takes_any_counter() -> None:
     # a colour is worth nothing without its garment, so the garment stays as long as the colour does
     few = compose(PERSON, "person", "rgb", compact=True, max_tokens=8, count_tokens=lambda t: len(t.split()))
     assert few == ("The person is wearing an orange jacket.",)
-    with pytest.raises(ValueError, match="max_tokens=2 holds not even"):
+    with pytest.raises(ValueError, match="max_tokens=2 is too small even for"):
         compose(PERSON, "person", "rgb", compact=True, max_tokens=2)
 
 
-def test_objects_of_ones_own_have_plain_sentences() -> None:
+def test_custom_objects_have_plain_sentences() -> None:
     box = Schema.from_dict(
         {"name": "parcel", "version": "1", "fields": [{"name": "box_size", "values": ["big"]}, {"name": "tape"}]}
     )
@@ -255,5 +255,5 @@ def test_objects_of_ones_own_have_plain_sentences() -> None:
         "The box size is big.",
         "The tape is brown.",
     )
-    with pytest.raises(ValueError, match="cannot be read back"):
+    with pytest.raises(ValueError, match="cannot be parsed"):
         parse("The tape is brown.", box)

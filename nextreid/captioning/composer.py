@@ -1,0 +1,100 @@
+"""Attributes to caption: sentences by a fixed grammar, the same on every machine."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import person_grammar, vehicle_grammar
+from .phrasing import Phrasing
+from .schema import Answer, Schema, get_schema
+from .text import DOUBLED, clip_token_counter, plain_value, sentence
+
+_GRAMMARS: Mapping[str, Any] = {"person": person_grammar, "vehicle": vehicle_grammar}
+
+
+def compose(
+    values: Mapping[str, str | Answer | None],
+    schema: str | Schema,
+    modality: str,
+    *,
+    phrasing: Phrasing | None = None,
+    compact: bool = False,
+    max_tokens: int = 77,
+    count_tokens: Callable[[str], int] | None = None,
+) -> tuple[str, ...]:
+    """Write the caption of one image.
+
+    What is unknown, empty, or cannot be seen in the modality is left out, together with the words around it, and so is
+    a sentence without any value. Parentheses, unfilled slots and choices ("short | medium") never get into the text.
+
+    Args:
+        values: Value or answer by field.
+        schema: ``"person"``, ``"vehicle"``, or a custom schema.
+        modality: Such as ``"rgb"``; fields that it cannot show are left out.
+        phrasing: Which phrases to use, such as `phrasing_of(key)`; None: the commonest ones.
+        compact: Whether to fit `max_tokens`: the fields that tell identities apart least are dropped first, and the
+            sentences after the first are ordered by how well they tell identities apart.
+        max_tokens: The text encoder's window, start and end tokens included; used with `compact` only.
+        count_tokens: Tokens of a text, start and end included; None: CLIP's tokenizer.
+
+    Returns:
+        The sentences in order; joined by a space they are the caption.
+
+    Raises:
+        ValueError: If the schema is unknown, or `max_tokens` too small for a single field.
+    """
+    schema, phrasing = get_schema(schema), phrasing or Phrasing()
+    slots = {}
+    for field in schema.for_modality(modality):
+        value = values.get(field.name)
+        text = value.value if isinstance(value, Answer) else value
+        if text and phrasing.values == "clean" and text not in field.values:
+            text = plain_value(text)
+        if text:
+            slots[field.name] = text
+    if not compact:
+        return tuple(_write(schema, slots, phrasing).values())
+    return _fit(schema, slots, phrasing, max_tokens, count_tokens or clip_token_counter())
+
+
+def _fit(
+    schema: Schema, slots: dict[str, str], phrasing: Phrasing, max_tokens: int, count: Callable[[str], int]
+) -> tuple[str, ...]:
+    leaning = _GRAMMARS[schema.template].LEANING if schema.template in _GRAMMARS else {}
+
+    def strength_of(name: str) -> tuple[float, bool]:
+        """Return what is lost with a field: also what depends on it, which goes first."""
+        leans = [schema[other].rank for other, support in leaning.items() if support == name and other in slots]
+        return max(schema[name].rank, *leans, 0.0), bool(leans)
+
+    weakest_first = sorted(slots, key=strength_of)
+    written = _write(schema, slots, phrasing)
+    while written and count(" ".join(written.values())) > max_tokens:
+        if len(slots) == 1:
+            raise ValueError(f"max_tokens={max_tokens} is too small even for {' '.join(written.values())!r}")
+        del slots[weakest_first.pop(0)]
+        written = _write(schema, slots, phrasing)
+    fields_of = _sentences(schema)
+    first, *others = written or [""]
+    others.sort(key=lambda name: -max((schema[f].rank for f in fields_of[name] if f in slots), default=0.0))
+    return tuple(written[name] for name in (first, *others) if written)
+
+
+def _sentences(schema: Schema) -> Mapping[str, tuple[str, ...]]:
+    """Return the fields of each sentence of a template, by the sentence's name."""
+    if schema.template in _GRAMMARS:
+        return _GRAMMARS[schema.template].SENTENCES
+    return {field.name: (field.name,) for field in schema.fields}
+
+
+def _write(schema: Schema, slots: Mapping[str, str], phrasing: Phrasing) -> dict[str, str]:
+    """Return the text of every sentence that has a value, by its name."""
+    grammar = _GRAMMARS.get(schema.template)
+    written = {}
+    for name in _sentences(schema):
+        if grammar is not None:
+            text = grammar.write(name, slots, phrasing)
+        else:
+            text = sentence(f"the {name.replace('_', ' ')} is {slots[name]}") if name in slots else ""
+        if text:
+            written[name] = text if phrasing.values == "verbatim" else DOUBLED.sub(r"\1", text)
+    return written

@@ -1,0 +1,353 @@
+"""From images to stored answers, and from stored answers to merged ones."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image as PILImage
+
+from ..data.image import Image, open_image
+from .answers import ParsedReply, parse_reply
+from .client import Server
+from .image import data_url, image_digest, prepare
+from .merge import Merged, Rule, best_of, complement
+from .runner import Job, Progress, ask
+from .schema import Answers, Schema, get_schema
+from .store import Store
+
+_logger = logging.getLogger(__name__)
+
+_HINT = "\nYour last answer to this could not be read as JSON. Answer with the JSON object alone, complete and short."
+_ASSUMED = {"prompt_tokens": 1100, "completion_tokens": 300}  # of a call, before any was measured
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRequest:
+    """One image to be captioned.
+
+    Attributes:
+        key: Name of the sample, the same for its images in all modalities; it never leaves this machine.
+        modality: Such as ``"rgb"``.
+        image: A file, a part of one, or an array, as `nextreid.data.open_image` accepts it.
+        split: Such as ``"train"``; captions are written for each split.
+    """
+
+    key: str
+    modality: str
+    image: Image
+    split: str = "all"
+
+    def prepared(self) -> PILImage.Image:
+        """Open the image and convert it to what is sent.
+
+        Raises:
+            ValueError: If it cannot be read; names file, sample and modality.
+        """
+        return prepare(open_image(self.image, self.key, self.modality))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedImage:
+    """An image that was opened and is known by its content.
+
+    Attributes:
+        key: As in `CaptionRequest`.
+        modality: Likewise.
+        split: Likewise.
+        digest: Digest of the pixels that are sent.
+    """
+
+    key: str
+    modality: str
+    split: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a model is sampled.
+
+    Attributes:
+        samples: Answers to one image.
+        temperature: 0 for its most likely answer.
+        max_tokens: Most tokens of an answer.
+
+    Raises:
+        ValueError: If a number is out of range, or several samples would all be the same.
+    """
+
+    samples: int = 1
+    temperature: float = 0.0
+    max_tokens: int = 1500
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.max_tokens < 1 or not 0 <= self.temperature <= 2:
+            raise ValueError(f"samples and max_tokens start at 1 and temperature lies in [0, 2], got {self}")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(f"{self.samples} samples at temperature 0 are all the same; set a temperature")
+
+    def options(self, sample: int) -> dict[str, Any]:
+        """Return the options of the n-th sample's call."""
+        options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature}
+        return options | ({"seed": sample} if self.samples > 1 else {})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would need.
+
+    Attributes:
+        images: Images that can be read.
+        stored: Calls whose answers are in the store.
+        calls: Calls that are missing.
+        prompt_tokens: Prompt tokens that these would need.
+        completion_tokens: Answer tokens that these would need.
+        cost: Their cost; None if a price is unknown.
+        measured: Stored calls that the estimate is based on; 0: an assumption.
+        spent: Cost of what is in the store.
+    """
+
+    images: int
+    stored: int
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    measured: int
+    spent: float
+
+
+@dataclass
+class Collected:
+    """Answers from the store.
+
+    Attributes:
+        answers: By sample ``(split, key)`` and modality, the answers of each annotator: a model, or ``model#n`` for its
+            n-th sample.
+        counts: How many replies were ok, refused, unusable or missing, and how often each flag occurs.
+    """
+
+    answers: dict[tuple[str, str], dict[str, dict[str, Answers]]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def index_images(
+    requests: Sequence[CaptionRequest], *, on_error: Literal["raise", "skip"] = "raise", threads: int = 4
+) -> tuple[list[IndexedImage], list[CaptionRequest]]:
+    """Open every image once, before anything is paid for.
+
+    Args:
+        requests: The images.
+        on_error: ``"raise"`` an error if an image cannot be read, or ``"skip"`` it.
+        threads: Threads that open them.
+
+    Returns:
+        The images that can be read, and their requests.
+
+    Raises:
+        ValueError: If images cannot be read; names the first few and counts them. Also if one sample has two images of
+            one modality.
+    """
+    counts = Counter((one.split, one.key, one.modality) for one in requests)
+    if double := next((place for place, count in counts.items() if count > 1), None):
+        raise ValueError(f"sample {double[1]!r} of split {double[0]!r} has two {double[2]} images; keys must be unique")
+
+    def index(one: CaptionRequest) -> IndexedImage | ValueError:
+        try:
+            return IndexedImage(one.key, one.modality, one.split, image_digest(one.prepared()))
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        results = list(pool.map(index, requests))
+    bad = [str(result) for result in results if isinstance(result, ValueError)]
+    if bad and on_error == "raise":
+        more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise ValueError(f"{len(bad)} images cannot be read: {'; '.join(bad[:3])}{more}. --on-error skip leaves them")
+    for message in bad:
+        _logger.warning("left out: %s", message)
+    good = [(image, one) for image, one in zip(results, requests, strict=True) if isinstance(image, IndexedImage)]
+    return [image for image, _ in good], [one for _, one in good]
+
+
+def caption_jobs(
+    images: Sequence[IndexedImage],
+    requests: Sequence[CaptionRequest] | None,
+    schema: str | Schema,
+    servers: Sequence[Server],
+    sampling: Sampling,
+) -> list[Job]:
+    """Return one job for every image content, model and sample; equal images share theirs.
+
+    Args:
+        images: As `index_images` returns them.
+        requests: Where to open them again; None if nothing will be asked.
+        schema: The fields to ask for.
+        servers: The models to ask.
+        sampling: How to sample them.
+    """
+    schema = get_schema(schema)
+    digest, name = schema.digest(), f"{schema.name} {schema.version}"
+    questions = {m: (schema.instructions(m), schema.json_schema(m)) for m in {image.modality for image in images}}
+    jobs: dict[tuple[str, ...], Job] = {}
+    for index, image in enumerate(images):
+        for server in servers:
+            for sample in range(sampling.samples):
+                place = (image.digest, image.modality, server.model, str(sample))
+                if place in jobs:
+                    continue
+                prompt, json_schema = questions[image.modality]
+                parts = {"image": image.digest, "modality": image.modality, "sample": sample}
+                jobs[place] = Job(
+                    server=server,
+                    parts={"schema": digest, "schema_name": name, **parts},
+                    prompt=prompt,
+                    image=partial(_encoded, requests[index]) if requests is not None else None,
+                    json_schema=json_schema,
+                    options=sampling.options(sample),
+                    judge=partial(_judge, schema, image.modality),
+                )
+    return list(jobs.values())
+
+
+def estimate(jobs: Sequence[Job], images: Sequence[IndexedImage], store: Store | None) -> Estimate:
+    """Estimate what the jobs that are not in the store would need, from the calls in the store if there are some."""
+    missing = [job for job in jobs if store is None or not job.is_done(store)]
+    models = {job.server.model for job in jobs}
+    measured = [row for row in (store.rows() if store else ()) if row["model"] in models and row["prompt_tokens"]]
+    totals, cost = dict.fromkeys(_ASSUMED, 0.0), 0.0
+    for model in models:
+        rows = [row for row in measured if row["model"] == model] or measured or [_ASSUMED]
+        calls = [job for job in missing if job.server.model == model]
+        for n, column in enumerate(totals):
+            mean = sum(row[column] for row in rows) / len(rows)
+            totals[column] += mean * len(calls)
+            cost += sum((job.server.price or (0.0, 0.0))[n] * mean / 1e6 for job in calls)
+    known = all(job.server.price is not None for job in missing)
+    return Estimate(
+        images=len(images),
+        stored=len(jobs) - len(missing),
+        calls=len(missing),
+        cost=cost if known else None,
+        measured=len(measured),
+        spent=store.spent if store else 0.0,
+        **{column: round(total) for column, total in totals.items()},
+    )
+
+
+def run_captions(
+    requests: Sequence[CaptionRequest],
+    schema: str | Schema,
+    servers: Sequence[Server],
+    store: str | Path,
+    *,
+    sampling: Sampling | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    **settings: Any,
+) -> Progress:
+    """Ask every model about every image; answers in the store are not asked for again.
+
+    Args:
+        requests: The images. Only their pixels are sent.
+        schema: ``"person"``, ``"vehicle"`` or a custom schema.
+        servers: The models.
+        store: File of the answers; created, or continued if it exists.
+        sampling: How to sample the models.
+        on_error: What to do about images that cannot be read, see `index_images`.
+        **settings: ``limits``, ``budget``, ``max_calls``, ``probing`` and ``report`` of `runner.ask`.
+
+    Returns:
+        The outcome; `Progress.stopped` says why it ended early.
+
+    Raises:
+        ValueError: A setting, image or model cannot be used; the message names it.
+        ConnectionError: A server is not there or stops answering.
+        PermissionError: A key is missing or not accepted.
+        OSError: The disk is full. Whatever was answered is in the store.
+    """
+    images, readable = index_images(requests, on_error=on_error)
+    jobs = caption_jobs(images, readable, schema, servers, sampling or Sampling())
+    with Store(Path(store), write=True) as rows:
+        if others := rows.count_other_schemas(get_schema(schema).digest()):
+            _logger.warning("%s: %d answers belong to another version of the schema; kept, not used", store, others)
+        return run_jobs(jobs, rows, **settings)
+
+
+def run_jobs(jobs: Sequence[Job], store: Store, **settings: Any) -> Progress:
+    """Run `ask` to its end, in another thread if an event loop is already running (as in a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(ask(jobs, store, **settings))
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(ask(jobs, store, **settings))).result()
+
+
+def collect(
+    images: Sequence[IndexedImage],
+    schema: str | Schema,
+    models: Sequence[str],
+    store: Store,
+    sampling: Sampling | None = None,
+) -> Collected:
+    """Read the answers of some models to these images from the store; nothing is asked."""
+    schema, sampling = get_schema(schema), sampling or Sampling()
+    # the address of a server is no part of a call's key, so any will do
+    jobs = caption_jobs(images, None, schema, [Server("http://127.0.0.1", model) for model in models], sampling)
+    found = Collected()
+    answers: dict[tuple[str, str], dict[str, Answers]] = {}
+    for job in jobs:
+        image, modality, sample = (job.parts[name] for name in ("image", "modality", "sample"))
+        replies = [_parsed(schema, modality, row) for row in job.stored(store)]
+        best = max(replies, key=lambda reply: len(reply.answers), default=None)
+        if best is None:
+            found.counts["missing"] += 1
+            continue
+        found.counts.update([best.status, *best.flags, *(flag for a in best.answers.values() for flag in a.flags)])
+        if best.status == "ok":
+            annotator = f"{job.server.model}#{sample}" if sampling.samples > 1 else job.server.model
+            answers.setdefault((image, modality), {})[annotator] = best.answers
+    for one in images:
+        by_modality = found.answers.setdefault((one.split, one.key), {})
+        by_modality[one.modality] = dict(answers.get((one.digest, one.modality), {}))
+    return found
+
+
+def merge_sample(
+    annotations: Mapping[str, Mapping[str, Answers]],
+    schema: str | Schema,
+    *,
+    rule: Rule = "confidence",
+    fields: Sequence[str] | None = None,
+) -> dict[str, Merged]:
+    """Merge the answers about one sample: the best of the annotators in each modality, then over the modalities.
+
+    Args:
+        annotations: Answers by modality and annotator.
+        schema: Schema of the answers.
+        rule: See `best_of`.
+        fields: Fields that the modalities complement, see `complement`; ``()`` for none.
+
+    Returns:
+        By modality; a modality without any answer is absent.
+    """
+    best = {modality: best_of(annotators, rule=rule) for modality, annotators in annotations.items() if annotators}
+    return complement(best, schema, fields=fields, rule=rule)
+
+
+def _encoded(request: CaptionRequest) -> str:
+    return data_url(request.prepared())
+
+
+def _parsed(schema: Schema, modality: str, row: Mapping[str, Any]) -> ParsedReply:
+    return parse_reply(row["text"], schema, modality, finish=row["finish"], refusal=row["refusal"])
+
+
+def _judge(schema: Schema, modality: str, row: Mapping[str, Any]) -> str | None:
+    return _HINT if _parsed(schema, modality, row).needs_repair else None

@@ -1,0 +1,295 @@
+"""Many calls to few servers: stored answers are not asked for again, every answer is stored, the budget is kept."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .client import Client, Server
+from .probe import probe
+from .store import Store, call_key
+from .throttle import CallFailed, RateLimits, Throttle
+
+_MOST_FAILURES = 20  # calls in a row that fail before a run gives up
+_GRACE = 20.0  # seconds for calls in flight to finish after Ctrl-C
+_ANSWER_TOKENS = 400  # of a typical answer, for the token rate
+
+
+@dataclass(frozen=True)
+class Job:
+    """One question to one model.
+
+    Attributes:
+        server: The model and its server.
+        parts: JSON values on which the answer depends besides the prompt; stored with it.
+        prompt: The instructions.
+        image: Makes the data URL when the call goes out; None for text alone.
+        json_schema: Schema of the answer.
+        options: Sampling: max_tokens, temperature, seed.
+        judge: Checks a stored row; returns a hint to ask once more with, None if the answer is usable.
+    """
+
+    server: Server
+    parts: Mapping[str, Any]
+    prompt: str
+    image: Callable[[], str] | None = None
+    json_schema: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    judge: Callable[[Mapping[str, Any]], str | None] = lambda row: None
+
+    def row_head(self, hint: str = "") -> dict[str, Any]:
+        """Return the parts of the stored row that are known before the call."""
+        prompt = hashlib.sha256((self.prompt + hint).encode()).hexdigest()[:16]
+        parts = {**self.parts, "prompt": prompt, "model": self.server.model, "sampling": dict(self.options)}
+        return {"key": call_key(**parts), **parts, "repair": bool(hint)}
+
+    def stored(self, store: Store) -> list[dict[str, Any]]:
+        """Return the rows that answer this job: none, one, or two if it was asked once more."""
+        first = store.get(self.row_head()["key"])
+        if first is None:
+            return []
+        hint = self.judge(first)
+        second = store.get(self.row_head(hint)["key"]) if hint else None
+        return [first] if second is None else [first, second]
+
+    def is_done(self, store: Store) -> bool:
+        """Tell whether nothing is left to ask."""
+        rows = self.stored(store)
+        return len(rows) == 2 or (len(rows) == 1 and not self.judge(rows[0]))
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        jobs: Jobs of this run that were not yet in the store.
+        done: Those that have been answered.
+        failed: Those that were given up; the next run asks them again.
+        calls: Calls that were answered, repairs included.
+        retries: Attempts that failed and were repeated.
+        prompt_tokens: Prompt tokens of the calls.
+        completion_tokens: Answer tokens of the calls.
+        cost: Cost of the calls, as far as prices are known.
+        spent: Cost of everything in the store.
+        seconds: Seconds since the start.
+        failures: The first few messages.
+        stopped: Why the run ended early: ``"budget"``, ``"max-calls"``, ``"interrupted"`` or ``""``.
+    """
+
+    jobs: int
+    done: int = 0
+    failed: int = 0
+    calls: int = 0
+    retries: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+    spent: float = 0.0
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+    stopped: str = ""
+
+    @property
+    def projected_cost(self) -> float | None:
+        """Projected cost of the whole run, from the calls so far; None before 20 of them."""
+        return self.cost / self.done * self.jobs if self.done >= 20 else None
+
+
+class _Budget:
+    """Keeps the cost and the number of calls within their limits, calls in flight included."""
+
+    def __init__(self, spent: float, limit: float | None, max_calls: int | None) -> None:
+        self.spent, self._calls = spent, 0
+        self._limit = float("inf") if limit is None else limit
+        self._max_calls = float("inf") if max_calls is None else max_calls
+        self._reserved = 0.0
+        self._in_flight = 0
+        self._changed = asyncio.Condition()
+
+    async def reserve(self, bound: float) -> str:
+        """Reserve the cost of one call, waiting for calls in flight if these may leave enough.
+
+        Returns:
+            ``""``, or why no further call may go out.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._in_flight or not self._exceeded(bound))
+            if not (reason := self._exceeded(bound)):
+                self._reserved += bound
+                self._in_flight += 1
+            return reason
+
+    def _exceeded(self, bound: float) -> str:
+        if self._calls + self._in_flight >= self._max_calls:
+            return "max-calls"
+        return "budget" if self.spent + self._reserved + bound > self._limit else ""
+
+    async def settle(self, bound: float, cost: float | None) -> None:
+        """Replace a reservation by the cost of the call; None: there was no answer to pay for."""
+        async with self._changed:
+            self._reserved = max(0.0, self._reserved - bound)
+            self._in_flight -= 1
+            if cost is not None:
+                self.spent += cost
+                self._calls += 1
+            self._changed.notify_all()
+
+
+class _Run:
+    def __init__(
+        self, jobs: Sequence[Job], store: Store, limits: RateLimits, budget: _Budget, report: Callable[[Progress], None]
+    ) -> None:
+        self.store, self.limits, self.budget, self.report = store, limits, budget, report
+        self.progress = Progress(jobs=len(jobs), spent=store.spent)
+        self.error: BaseException | None = None
+        self.failed_in_a_row = 0
+        self.most_prompt_tokens: dict[tuple[str, str], int] = {}
+        self.queues: dict[Server, list[Job]] = {}
+        self.started = time.monotonic()
+        for job in reversed(jobs):  # list.pop takes the last element first
+            self.queues.setdefault(job.server, []).append(job)
+
+    async def run(self, probing: bool) -> None:
+        clients = {server: Client(server) for server in self.queues}
+        throttles = {server: Throttle(self.limits) for server in self.queues}
+        try:
+            if probing:
+                for server, client in clients.items():
+                    if any(job.image for job in self.queues[server]):
+                        await probe(client, timeout=self.limits.timeout)
+            workers = [
+                asyncio.create_task(self.work(clients[server], throttles[server], queue))
+                for server, queue in self.queues.items()
+                for _ in range(min(self.limits.concurrency, len(queue)))
+            ]
+            try:
+                await asyncio.wait(workers)
+            except asyncio.CancelledError:
+                # calls in flight are paid for: let them finish
+                self.progress.stopped = "interrupted"
+                await asyncio.wait(workers, timeout=_GRACE)
+                raise
+            finally:
+                for worker in workers:
+                    worker.cancel()
+            for worker in workers:
+                worker.result()
+        finally:
+            self.progress.retries = sum(throttle.retries for throttle in throttles.values())
+            for client in clients.values():
+                await client.__aexit__()
+        if self.error is not None:
+            raise self.error
+
+    async def work(self, client: Client, throttle: Throttle, queue: list[Job]) -> None:
+        """Answer jobs until none is left, an error occurs, or the budget is used up."""
+        while queue and self.error is None and not self.progress.stopped:
+            job = queue.pop()
+            try:
+                finished = await self.answer(client, throttle, job)
+                self.progress.done += finished
+                self.failed_in_a_row = 0
+            except CallFailed as error:
+                self.note_failure(client.server, error)
+            except (OSError, ValueError) as error:
+                self.error = self.error or error
+            self.progress.seconds = time.monotonic() - self.started
+            self.progress.retries = throttle.retries
+            self.report(self.progress)
+
+    def note_failure(self, server: Server, error: CallFailed) -> None:
+        self.progress.failed += 1
+        self.failed_in_a_row += 1
+        if len(self.progress.failures) < 5:
+            self.progress.failures.append(str(error))
+        if error.status in (401, 402, 403):
+            key = f" (key in {server.key.origin})" if server.key else ""
+            self.error = self.error or PermissionError(f"{error}{key}")
+        elif self.failed_in_a_row >= _MOST_FAILURES:
+            self.error = self.error or ConnectionError(f"{_MOST_FAILURES} calls in a row failed, the last: {error}")
+
+    async def answer(self, client: Client, throttle: Throttle, job: Job) -> bool:
+        """Bring the job's answer into the store; return False if the budget is used up."""
+        head = job.row_head()
+        row = self.store.get(head["key"]) or await self.call(client, throttle, job, head, "")
+        if row and (hint := job.judge(row)):
+            row = await self.call(client, throttle, job, job.row_head(hint), hint)
+        return row is not None
+
+    async def call(
+        self, client: Client, throttle: Throttle, job: Job, head: dict[str, Any], hint: str
+    ) -> Mapping[str, Any] | None:
+        """Make one call and store its answer; None if the budget is used up."""
+        server, progress = job.server, self.progress
+        group = (server.model, str(head.get("modality")))
+        expected = self.most_prompt_tokens.get(group, len(job.prompt) // 3 + (1500 if job.image else 0))
+        bound = server.cost(expected, job.options.get("max_tokens", 1500)) or 0.0
+        if why := await self.budget.reserve(bound):
+            progress.stopped = progress.stopped or why
+            return None
+        cost: float | None = None
+        try:
+            image = await asyncio.to_thread(job.image) if job.image else None
+            reply = await throttle.call(
+                lambda: client.ask(job.prompt + hint, image, json_schema=job.json_schema, **job.options),
+                tokens=expected + _ANSWER_TOKENS,
+            )
+            cost = server.cost(reply.prompt_tokens, reply.completion_tokens) or 0.0
+            row = head | {"host": server.host, **asdict(reply), "cost": cost if server.price else None}
+            self.store.append(row)
+        finally:
+            await self.budget.settle(bound, cost)
+        if reply.prompt_tokens:
+            throttle.settle(reply.prompt_tokens + reply.completion_tokens - expected - _ANSWER_TOKENS)
+            self.most_prompt_tokens[group] = max(self.most_prompt_tokens.get(group, 0), reply.prompt_tokens)
+        progress.calls += 1
+        progress.prompt_tokens += reply.prompt_tokens
+        progress.completion_tokens += reply.completion_tokens
+        progress.cost += cost
+        progress.spent = self.budget.spent
+        return row
+
+
+async def ask(
+    jobs: Sequence[Job],
+    store: Store,
+    *,
+    limits: RateLimits | None = None,
+    budget: float | None = None,
+    max_calls: int | None = None,
+    probing: bool = True,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Answer the jobs that are not yet in the store.
+
+    Args:
+        jobs: Jobs whose answers should be in the store afterwards.
+        store: Opened to write.
+        limits: Of each server.
+        budget: Most that everything in the store together may cost; needs the servers' prices. It is never exceeded
+            as long as an image takes no more prompt tokens than the most expensive one before it: a call goes out only
+            if its highest possible price is still left.
+        max_calls: Most calls that may be answered in this run.
+        probing: Whether to check first that each model answers and can see.
+        report: Called after every job.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        ValueError: If there is a budget but no price, or a model cannot be used.
+        ConnectionError: If a server is not there or stops answering.
+        PermissionError: If a server does not accept the key.
+        OSError: If the disk is full. Whatever was answered before is in the store.
+    """
+    if budget is not None and (free := sorted({job.server.model for job in jobs if job.server.price is None})):
+        raise ValueError(f"a budget needs prices; there is none for {', '.join(free)} (add --price IN,OUT)")
+    missing = [job for job in jobs if not job.is_done(store)]
+    run = _Run(missing, store, limits or RateLimits(), _Budget(store.spent, budget, max_calls), report)
+    if missing:
+        await run.run(probing)
+        report(run.progress)
+    return run.progress
