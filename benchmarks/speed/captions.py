@@ -102,7 +102,7 @@ def _faults(folder: Path) -> Iterator[dict[str, Any]]:
     requests = _noise(1000)
     with server.running():
         done = _describe(requests, server.url, folder / "faults.jsonl", RateLimits(8, backoff=0.01))
-    images, _ = index_images(requests)
+    images = index_images(requests)
     with Store(folder / "faults.jsonl") as store:
         found = collect(images, "person", ["m"], store)
     setting = f"20 % of requests fail, {len(kinds)} kinds"
@@ -130,7 +130,7 @@ def _quality(folder: Path) -> Iterator[dict[str, Any]]:
     with server.running():
         for captioner in _CAPTIONERS:
             _describe(requests, server.url, folder / "quality.jsonl", RateLimits(8), captioner)
-    images, _ = index_images(requests)
+    images = index_images(requests)
     with Store(folder / "quality.jsonl") as store:
         found = collect(images, "person", _CAPTIONERS, store).answers
     results: dict[str, dict[tuple[str, str], Answers]] = {

@@ -4,6 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Agreement(NamedTuple):
     """Agreement of two annotators.
@@ -69,22 +71,15 @@ def identity_consistency(values: Sequence[Hashable | None], identities: Sequence
         ValueError: If the lengths differ.
     """
     of_identity: dict[int, Counter[Hashable]] = defaultdict(Counter)
+    overall: Counter[Hashable] = Counter()
     for value, pid in zip(values, identities, strict=True):
         if value is not None:
             of_identity[pid][value] += 1
-    overall: Counter[Hashable] = Counter()
-    same_pairs = same_agree = squares = members = 0
-    for counts in of_identity.values():
-        overall.update(counts)
-        size = sum(counts.values())
-        squares += sum(c * c for c in counts.values())
-        members += size * size
-        same_pairs += size * (size - 1)
-        same_agree += sum(c * (c - 1) for c in counts.values())
-    total = sum(overall.values())
-    other_pairs = total**2 - members
-    other_agree = sum(c * c for c in overall.values()) - squares
-    nan = float("nan")
-    return Consistency(
-        same_agree / same_pairs if same_pairs else nan, other_agree / other_pairs if other_pairs else nan
-    )
+            overall[value] += 1
+
+    def pairs(counts: Counter[Hashable]) -> np.ndarray:
+        return np.array([sum(c * (c - 1) for c in counts.values()), counts.total() * (counts.total() - 1)])
+
+    same = sum(map(pairs, of_identity.values()), np.zeros(2, dtype=np.int64))
+    shares = [float(agree / total) if total else float("nan") for agree, total in (same, pairs(overall) - same)]
+    return Consistency(*shares)

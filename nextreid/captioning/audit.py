@@ -3,7 +3,6 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +15,7 @@ from ..retrieval import Identities
 from .agreement import cohen_kappa, identity_consistency
 from .defects import DEFECTS, find_defects
 from .lexical import TextRetrieval, term_features, text_retrieval, word_features
-from .parser import Parsed, parsable, parse
+from .parser import parsable, parse
 from .schema import Schema, get_schema, list_schemas
 from .text import clip_token_counter
 
@@ -55,60 +54,35 @@ def label_of_name(item: str) -> Label | None:
     return Label(int(match[1]), int(camera[1]) if camera else -1, int(scene[1]) if scene else -1)
 
 
-@dataclass(frozen=True, slots=True)
-class CaptionFile:
-    """The captions of one split in one modality, and what an audit derives from them.
-
-    Attributes:
-        split: Such as ``"train"``.
-        modality: Such as ``"rgb"``.
-        captions: Caption by item.
-        labels: Labels of the items that have one.
-        parsed: Captions parsed by a grammar, by item.
-        values: Normalised values by item and field.
-    """
-
-    split: str
-    modality: str
-    captions: Captions
-    labels: Mapping[str, Label] = field(default_factory=dict)
-    parsed: Mapping[str, Parsed] = field(default_factory=dict)
-    values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Split and modality, for tables."""
-        return f"{self.split} {self.modality}".strip()
-
-
-def open_caption_files(paths: Iterable[str | Path]) -> list[CaptionFile]:
+def open_caption_files(paths: Iterable[str | Path]) -> dict[tuple[str, str], Captions]:
     """Read published caption files.
 
     Args:
         paths: Files named ``{split}_{modality}.json`` (``train_RGB.json``, ``test_NI.json``), or folders of such files.
 
     Returns:
-        The files, sorted by split (train first) and modality.
+        Captions by (split, modality), sorted by split (train first) and modality.
 
     Raises:
         FileNotFoundError: If a path does not exist, or a folder has no such file.
         ValueError: If a file is not of the published form, or two have one split and modality.
     """
-    files = []
+    files: dict[tuple[str, str], Captions] = {}
     for path in map(Path, paths):
         found = sorted(path.glob("*_*.json")) if path.is_dir() else [path]
         if not found:
             raise FileNotFoundError(f"no {{split}}_{{modality}}.json in {path}")
         for file in found:
-            split, _, modality = file.stem.rpartition("_")
-            files.append(CaptionFile(split, _MODALITIES.get(modality.lower(), modality.lower()), read_captions(file)))
-    names = Counter(file.name for file in files)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ValueError(f"two files hold the captions of {twice[0]!r}: audit one caption set at a time")
-    splits, modalities = ["train", "query", "test", "gallery"], ["rgb", "nir", "tir"]
-    return sorted(
-        files,
-        key=lambda f: ([*splits, f.split].index(f.split), [*modalities, f.modality].index(f.modality), f.modality),
+            split, _, code = file.stem.rpartition("_")
+            key = (split, _MODALITIES.get(code.lower(), code.lower()))
+            if key in files:
+                raise ValueError(f"two files hold the captions of {' '.join(key)!r}: audit one caption set at a time")
+            files[key] = read_captions(file)
+    orders = (("train", "query", "test", "gallery"), ("rgb", "nir", "tir"))
+    return dict(
+        sorted(
+            files.items(), key=lambda entry: [(*order, k).index(k) for order, k in zip(orders, entry[0], strict=True)]
+        )
     )
 
 
@@ -168,15 +142,12 @@ def audit_captions(
         FileNotFoundError: If a file is missing.
         ValueError: If a file cannot be read, there is no caption at all, or the schema has no grammar.
     """
-    if isinstance(source, Mapping):
-        files = [CaptionFile(split, modality, captions) for (split, modality), captions in source.items()]
-    else:
-        files = open_caption_files([source] if isinstance(source, str | Path) else source)
-    if not any(file.captions for file in files):
+    if not isinstance(source, Mapping):
+        source = open_caption_files([source] if isinstance(source, str | Path) else source)
+    if not any(source.values()):
         raise ValueError("there is no caption to audit")
-    chosen = get_schema(schema) if schema is not None else _guess_schema(files)
-    label_of = cache(labels)
-    files = [_derived(file, chosen, label_of) for file in files]
+    chosen = get_schema(schema) if schema is not None else _guess_schema(source.values())
+    files = [_File(*key, captions, labels, chosen) for key, captions in source.items()]
     count = count_tokens or clip_token_counter()
     # byte-pair merges never cross a space, so the tokens of sentences add up
     tokens = cache(lambda sentence: count(sentence) - 2)
@@ -195,8 +166,32 @@ def audit_captions(
     return Audit(chosen.name if chosen else None, {n: t for n, t in tables.items() if t.rows}, tuple(notes))
 
 
-def _guess_schema(files: Sequence[CaptionFile]) -> Schema | None:
-    some = [text for file in files for text in list(file.captions.values())[:40]]
+class _File:
+    """Captions of one split and modality, and what the tables derive from them, by item."""
+
+    def __init__(
+        self,
+        split: str,
+        modality: str,
+        captions: Captions,
+        label_of: Callable[[str], Label | None],
+        schema: Schema | None,
+    ) -> None:
+        self.split, self.modality, self.captions = split, modality, captions
+        self.name = f"{split} {modality}".strip()
+        self.labels = {item: label for item in captions if (label := label_of(item))}
+        self.parsed = {item: parse(text, schema) for item, text in captions.items()} if schema else {}
+        normalise = cache(schema.normalise) if schema else None
+        self.values = {
+            item: {
+                n: value for n, raw in one.values.items() if normalise and (value := normalise(n, raw)[0]) is not None
+            }
+            for item, one in self.parsed.items()
+        }
+
+
+def _guess_schema(files: Iterable[Captions]) -> Schema | None:
+    some = [text for captions in files for text in list(captions.values())[:40]]
     shares = {
         name: sum(parse(text, name).complete for text in some) / len(some)
         for name in list_schemas()
@@ -206,24 +201,11 @@ def _guess_schema(files: Sequence[CaptionFile]) -> Schema | None:
     return get_schema(best) if shares[best] >= 0.2 else None
 
 
-def _derived(file: CaptionFile, schema: Schema | None, label_of: Callable[[str], Label | None]) -> CaptionFile:
-    file = replace(file, labels={item: label for item in file.captions if (label := label_of(item))})
-    if schema is None:
-        return file
-    normalise = cache(schema.normalise)
-    parsed = {item: parse(text, schema) for item, text in file.captions.items()}
-    values = {
-        item: {name: value for name, raw in one.values.items() if (value := normalise(name, raw)[0]) is not None}
-        for item, one in parsed.items()
-    }
-    return replace(file, parsed=parsed, values=values)
-
-
 def _share(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
-def _files(files: Sequence[CaptionFile], tokens: Callable[[str], int], schema: Schema | None) -> AuditTable:
+def _files(files: Sequence[_File], tokens: Callable[[str], int], schema: Schema | None) -> AuditTable:
     rows: list[tuple[Cell, ...]] = []
     for file in files:
         texts = list(file.captions.values())
@@ -262,7 +244,7 @@ def _files(files: Sequence[CaptionFile], tokens: Callable[[str], int], schema: S
     return AuditTable("Files", columns, rows, note)
 
 
-def _defects(files: Sequence[CaptionFile]) -> AuditTable:
+def _defects(files: Sequence[_File]) -> AuditTable:
     found = [Counter(n for t in file.captions.values() for n in find_defects(t, file.modality)) for file in files]
     rows: list[tuple[Cell, ...]] = [
         (n, *(counts[n] for counts in found)) for n in (*DEFECTS, "color") if any(counts[n] for counts in found)
@@ -270,7 +252,7 @@ def _defects(files: Sequence[CaptionFile]) -> AuditTable:
     return AuditTable("Defects (number of captions)", ("defect", *(file.name for file in files)), rows)
 
 
-def _cut(files: Sequence[CaptionFile], tokens: Callable[[str], int]) -> AuditTable:
+def _cut(files: Sequence[_File], tokens: Callable[[str], int]) -> AuditTable:
     """Return how much of each sentence of the grammar is lost when captions are cut at the window."""
     uses: defaultdict[str, Counter[str]] = defaultdict(Counter)
     lost: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -293,7 +275,7 @@ def _cut(files: Sequence[CaptionFile], tokens: Callable[[str], int]) -> AuditTab
     return AuditTable("Cut by the text window", ("sentence", *(file.name for file in files)), rows, note)
 
 
-def _vocabulary(files: Sequence[CaptionFile], schema: Schema) -> AuditTable:
+def _vocabulary(files: Sequence[_File], schema: Schema) -> AuditTable:
     rows: list[tuple[Cell, ...]] = []
     for modality in dict.fromkeys(file.modality for file in files):
         parsed = [p for file in files if file.modality == modality for p in file.parsed.values()]
@@ -320,7 +302,7 @@ def _vocabulary(files: Sequence[CaptionFile], schema: Schema) -> AuditTable:
     return AuditTable("Vocabulary", columns, rows, "Coverage: share of the captions that mention the field.")
 
 
-def _consistency(files: Sequence[CaptionFile], schema: Schema) -> AuditTable:
+def _consistency(files: Sequence[_File], schema: Schema) -> AuditTable:
     rows: list[tuple[Cell, ...]] = []
     modalities = list(dict.fromkeys(file.modality for file in files))
     for entry in schema.fields:
@@ -340,7 +322,7 @@ def _consistency(files: Sequence[CaptionFile], schema: Schema) -> AuditTable:
     return AuditTable("Agreement within identities", columns, rows, note)
 
 
-def _modalities(files: Sequence[CaptionFile], schema: Schema) -> AuditTable:
+def _modalities(files: Sequence[_File], schema: Schema) -> AuditTable:
     values: defaultdict[str, dict[tuple[str, str], Mapping[str, str]]] = defaultdict(dict)
     for file in files:
         values[file.modality].update({(file.split, item): found for item, found in file.values.items()})
@@ -356,7 +338,7 @@ def _modalities(files: Sequence[CaptionFile], schema: Schema) -> AuditTable:
     return AuditTable("Agreement between modalities", columns, rows, note)
 
 
-def _retrieval(files: Sequence[CaptionFile], protocol: str | None, schema: Schema | None) -> AuditTable:
+def _retrieval(files: Sequence[_File], protocol: str | None, schema: Schema | None) -> AuditTable:
     splits = list(dict.fromkeys(file.split for file in files))
     split = "test" if "test" in splits else splits[-1]
     chosen = [file for file in files if file.split == split]

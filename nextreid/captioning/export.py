@@ -10,7 +10,7 @@ from typing import Any
 from .._files import write_text, write_whole
 from ..data.captions import TABLE_FORMAT, caption_file_name, read_caption_table
 from .merge import Merged
-from .pipeline import IndexedImage, Sampling
+from .pipeline import CaptionRequest, Sampling
 from .schema import Answer, Answers, Schema
 
 _RUN_FORMAT = 1
@@ -46,7 +46,7 @@ class Description:
         return " ".join(self.sentences)
 
 
-def describe(merged: Merged, sentences: Sequence[str], image: IndexedImage) -> Description:
+def describe(merged: Merged, sentences: Sequence[str], image: CaptionRequest) -> Description:
     """Combine image, merged answers and caption into the description of one image."""
     trail = tuple(decision.to_dict() for decision in merged.trail)
     return Description(image.split, image.key, image.modality, tuple(sentences), merged.answers, trail, image.digest)
@@ -147,7 +147,7 @@ def read_table(path: str | Path) -> tuple[list[Description], Schema]:
 
 
 def write_run(
-    path: str | Path, schema: Schema, models: Sequence[str], sampling: Sampling, images: Sequence[IndexedImage]
+    path: str | Path, schema: Schema, models: Sequence[str], sampling: Sampling, images: Sequence[CaptionRequest]
 ) -> None:
     """Record what a run asks, so that its answers can be read again without the images."""
     run = {
@@ -160,7 +160,7 @@ def write_run(
     write_text(Path(path), json.dumps(run) + "\n")
 
 
-def read_run(path: str | Path) -> tuple[Schema, list[str], Sampling, list[IndexedImage]]:
+def read_run(path: str | Path) -> tuple[Schema, list[str], Sampling, list[CaptionRequest]]:
     """Read what `write_run` recorded.
 
     Raises:
@@ -174,7 +174,7 @@ def read_run(path: str | Path) -> tuple[Schema, list[str], Sampling, list[Indexe
         run = json.loads(path.read_text(encoding="utf-8"))
         if run["format"] != _RUN_FORMAT:
             raise ValueError(f"format {run['format']}, this nextreid reads {_RUN_FORMAT}")
-        images = [IndexedImage(key, modality, split, digest) for split, key, modality, digest in run["images"]]
+        images = [CaptionRequest(key, modality, None, split, digest) for split, key, modality, digest in run["images"]]
         return Schema.from_dict(run["schema"]), list(run["models"]), Sampling(**run["sampling"]), images
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not describe a run ({error})") from error

@@ -5,10 +5,10 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from PIL import Image as PILImage
 
@@ -34,14 +34,17 @@ class CaptionRequest:
     Attributes:
         key: Name of the sample, the same for its images in all modalities; it never leaves this machine.
         modality: Such as ``"rgb"``.
-        image: A file, a part of one, or an array, as `nextreid.data.open_image` accepts it.
+        image: A file, a part of one, or an array, as `nextreid.data.open_image` accepts it; None if it is not needed,
+            because its answers are in the store.
         split: Such as ``"train"``; captions are written for each split.
+        digest: Digest of the pixels that are sent; `index_images` sets it.
     """
 
     key: str
     modality: str
-    image: Image
+    image: Image | None
     split: str = "all"
+    digest: str = ""
 
     def prepared(self) -> PILImage.Image:
         """Open the image and convert it to what is sent.
@@ -49,24 +52,9 @@ class CaptionRequest:
         Raises:
             ValueError: If it cannot be read; names file, sample and modality.
         """
+        if self.image is None:
+            raise ValueError(f"the {self.modality} image of sample {self.key!r} is not given")
         return prepare(open_image(self.image, self.key, self.modality))
-
-
-@dataclass(frozen=True, slots=True)
-class IndexedImage:
-    """An image that was opened and is known by its content.
-
-    Attributes:
-        key: As in `CaptionRequest`.
-        modality: Likewise.
-        split: Likewise.
-        digest: Digest of the pixels that are sent.
-    """
-
-    key: str
-    modality: str
-    split: str
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +86,10 @@ class Sampling:
         return options | ({"seed": sample} if self.samples > 1 else {})
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """What a run would need.
 
     Attributes:
-        images: Images that can be read.
         stored: Calls whose answers are in the store.
         calls: Calls that are missing.
         prompt_tokens: Prompt tokens that these would need.
@@ -113,7 +99,6 @@ class Estimate:
         spent: Cost of what is in the store.
     """
 
-    images: int
     stored: int
     calls: int
     prompt_tokens: int
@@ -123,8 +108,7 @@ class Estimate:
     spent: float
 
 
-@dataclass
-class Collected:
+class Collected(NamedTuple):
     """Answers from the store.
 
     Attributes:
@@ -133,13 +117,13 @@ class Collected:
         counts: How many replies were ok, refused, unusable or missing, and how often each flag occurs.
     """
 
-    answers: dict[tuple[str, str], dict[str, dict[str, Answers]]] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
+    answers: dict[tuple[str, str], dict[str, dict[str, Answers]]]
+    counts: Counter[str]
 
 
 def index_images(
     requests: Sequence[CaptionRequest], *, on_error: Literal["raise", "skip"] = "raise", threads: int = 4
-) -> tuple[list[IndexedImage], list[CaptionRequest]]:
+) -> list[CaptionRequest]:
     """Open every image once, before anything is paid for.
 
     Args:
@@ -148,7 +132,7 @@ def index_images(
         threads: Threads that open them.
 
     Returns:
-        The images that can be read, and their requests.
+        The requests whose images can be read, with their digests.
 
     Raises:
         ValueError: If images cannot be read; names the first few and counts them. Also if one sample has two images of
@@ -158,65 +142,61 @@ def index_images(
     if double := next((place for place, count in counts.items() if count > 1), None):
         raise ValueError(f"sample {double[1]!r} of split {double[0]!r} has two {double[2]} images; keys must be unique")
 
-    def index(one: CaptionRequest) -> IndexedImage | ValueError:
+    def index(one: CaptionRequest) -> CaptionRequest | str:
         try:
-            return IndexedImage(one.key, one.modality, one.split, image_digest(one.prepared()))
+            return replace(one, digest=image_digest(one.prepared()))
         except ValueError as error:
-            return error
+            return str(error)
 
     with ThreadPoolExecutor(threads) as pool:
         results = list(pool.map(index, requests))
-    bad = [str(result) for result in results if isinstance(result, ValueError)]
+    bad = [result for result in results if isinstance(result, str)]
     if bad and on_error == "raise":
         more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
         raise ValueError(f"{len(bad)} images cannot be read: {'; '.join(bad[:3])}{more}. --on-error skip leaves them")
     for message in bad:
         _logger.warning("left out: %s", message)
-    good = [(image, one) for image, one in zip(results, requests, strict=True) if isinstance(image, IndexedImage)]
-    return [image for image, _ in good], [one for _, one in good]
+    return [result for result in results if isinstance(result, CaptionRequest)]
 
 
 def caption_jobs(
-    images: Sequence[IndexedImage],
-    requests: Sequence[CaptionRequest] | None,
-    schema: str | Schema,
-    servers: Sequence[Server],
-    sampling: Sampling,
+    requests: Sequence[CaptionRequest], schema: str | Schema, servers: Sequence[Server], sampling: Sampling
 ) -> list[Job]:
     """Return one job for every image content, model and sample; equal images share theirs.
 
     Args:
-        images: As `index_images` returns them.
-        requests: Where to open them again; None if nothing will be asked.
+        requests: As `index_images` returns them.
         schema: The fields to ask for.
         servers: The models to ask.
         sampling: How to sample them.
     """
     schema = get_schema(schema)
     digest, name = schema.digest(), f"{schema.name} {schema.version}"
-    questions = {m: (schema.instructions(m), schema.json_schema(m)) for m in {image.modality for image in images}}
-    jobs: dict[tuple[str, ...], Job] = {}
-    for index, image in enumerate(images):
+    questions = {m: (schema.instructions(m), schema.json_schema(m)) for m in {one.modality for one in requests}}
+    unique: dict[tuple[str, str], CaptionRequest] = {}
+    for one in requests:
+        unique.setdefault((one.digest, one.modality), one)
+    jobs = []
+    for one in unique.values():
+        prompt, json_schema = questions[one.modality]
         for server in servers:
             for sample in range(sampling.samples):
-                place = (image.digest, image.modality, server.model, str(sample))
-                if place in jobs:
-                    continue
-                prompt, json_schema = questions[image.modality]
-                parts = {"image": image.digest, "modality": image.modality, "sample": sample}
-                jobs[place] = Job(
-                    server=server,
-                    parts={"schema": digest, "schema_name": name, **parts},
-                    prompt=prompt,
-                    image=partial(_encoded, requests[index]) if requests is not None else None,
-                    json_schema=json_schema,
-                    options=sampling.options(sample),
-                    judge=partial(_judge, schema, image.modality),
+                parts = {"image": one.digest, "modality": one.modality, "sample": sample}
+                jobs.append(
+                    Job(
+                        server=server,
+                        parts={"schema": digest, "schema_name": name, **parts},
+                        prompt=prompt,
+                        image=partial(_encoded, one) if one.image is not None else None,
+                        json_schema=json_schema,
+                        options=sampling.options(sample),
+                        judge=partial(_judge, schema, one.modality),
+                    )
                 )
-    return list(jobs.values())
+    return jobs
 
 
-def estimate(jobs: Sequence[Job], images: Sequence[IndexedImage], store: Store | None) -> Estimate:
+def estimate(jobs: Sequence[Job], store: Store | None) -> Estimate:
     """Estimate what the jobs that are not in the store would need, from the calls in the store if there are some."""
     missing = [job for job in jobs if store is None or not job.is_done(store)]
     models = {job.server.model for job in jobs}
@@ -229,12 +209,10 @@ def estimate(jobs: Sequence[Job], images: Sequence[IndexedImage], store: Store |
             mean = sum(row[column] for row in rows) / len(rows)
             totals[column] += mean * len(calls)
             cost += sum((job.server.price or (0.0, 0.0))[n] * mean / 1e6 for job in calls)
-    known = all(job.server.price is not None for job in missing)
     return Estimate(
-        images=len(images),
         stored=len(jobs) - len(missing),
         calls=len(missing),
-        cost=cost if known else None,
+        cost=cost if all(job.server.price is not None for job in missing) else None,
         measured=len(measured),
         spent=store.spent if store else 0.0,
         **{column: round(total) for column, total in totals.items()},
@@ -271,8 +249,7 @@ def run_captions(
         PermissionError: A key is missing or not accepted.
         OSError: The disk is full. Whatever was answered is in the store.
     """
-    images, readable = index_images(requests, on_error=on_error)
-    jobs = caption_jobs(images, readable, schema, servers, sampling or Sampling())
+    jobs = caption_jobs(index_images(requests, on_error=on_error), schema, servers, sampling or Sampling())
     with Store(Path(store), write=True) as rows:
         if others := rows.count_other_schemas(get_schema(schema).digest()):
             _logger.warning("%s: %d answers belong to another version of the schema; kept, not used", store, others)
@@ -290,33 +267,34 @@ def run_jobs(jobs: Sequence[Job], store: Store, **settings: Any) -> Progress:
 
 
 def collect(
-    images: Sequence[IndexedImage],
+    requests: Sequence[CaptionRequest],
     schema: str | Schema,
     models: Sequence[str],
     store: Store,
     sampling: Sampling | None = None,
 ) -> Collected:
-    """Read the answers of some models to these images from the store; nothing is asked."""
+    """Read the answers of some models to these (indexed) images from the store; nothing is asked."""
     schema, sampling = get_schema(schema), sampling or Sampling()
     # the address of a server is no part of a call's key, so any will do
-    jobs = caption_jobs(images, None, schema, [Server("http://127.0.0.1", model) for model in models], sampling)
-    found = Collected()
-    answers: dict[tuple[str, str], dict[str, Answers]] = {}
+    jobs = caption_jobs(requests, schema, [Server("http://127.0.0.1", model) for model in models], sampling)
+    counts: Counter[str] = Counter()
+    known: dict[tuple[str, str], dict[str, Answers]] = {}
     for job in jobs:
         image, modality, sample = (job.parts[name] for name in ("image", "modality", "sample"))
         replies = [_parsed(schema, modality, row) for row in job.stored(store)]
-        best = max(replies, key=lambda reply: len(reply.answers), default=None)
-        if best is None:
-            found.counts["missing"] += 1
+        if not replies:
+            counts["missing"] += 1
             continue
-        found.counts.update([best.status, *best.flags, *(flag for a in best.answers.values() for flag in a.flags)])
+        best = max(replies, key=lambda reply: len(reply.answers))
+        counts.update([best.status, *best.flags, *(flag for a in best.answers.values() for flag in a.flags)])
         if best.status == "ok":
             annotator = f"{job.server.model}#{sample}" if sampling.samples > 1 else job.server.model
-            answers.setdefault((image, modality), {})[annotator] = best.answers
-    for one in images:
-        by_modality = found.answers.setdefault((one.split, one.key), {})
-        by_modality[one.modality] = dict(answers.get((one.digest, one.modality), {}))
-    return found
+            known.setdefault((image, modality), {})[annotator] = best.answers
+    answers: dict[tuple[str, str], dict[str, dict[str, Answers]]] = {}
+    for one in requests:
+        annotations = known.get((one.digest, one.modality), {})
+        answers.setdefault((one.split, one.key), {})[one.modality] = dict(annotations)
+    return Collected(answers, counts)
 
 
 def merge_sample(

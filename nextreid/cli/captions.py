@@ -125,11 +125,14 @@ def _run(args: argparse.Namespace) -> int:
     writer = _server(args, args.compose_model) if args.compose_model else None
     requests, object_type = _requests(args)
     schema = _schema(args.schema or object_type)
-    images, readable = index_images(requests, on_error=args.on_error)
-    jobs = caption_jobs(images, readable, schema, servers, sampling)
+    images = index_images(requests, on_error=args.on_error)
+    jobs = caption_jobs(images, schema, servers, sampling)
     path = args.out / _STORE
     if args.dry_run:
-        print(_estimate_line(estimate(jobs, images, Store(path) if path.is_file() else None), args.budget))
+        print(
+            f"{len(images)} images, "
+            + _estimate_line(estimate(jobs, Store(path) if path.is_file() else None), args.budget)
+        )
         return 0
     hosts = sorted({s.host for s in [*servers, *([writer] if writer else [])] if s.send_images})
     if hosts:
@@ -393,7 +396,7 @@ def _estimate_line(estimate: Any, budget: float | None) -> str:
     basis = measured if estimate.measured else "assumed; measure it with --max-calls 20"
     cost = "no price is known (--price)" if estimate.cost is None else f"{estimate.cost:.2f}"
     line = (
-        f"{estimate.images} images, {estimate.stored} calls are stored, {estimate.calls} are missing\n"
+        f"{estimate.stored} calls are stored, {estimate.calls} are missing\n"
         f"tokens: {estimate.prompt_tokens} in, {estimate.completion_tokens} out ({basis})\n"
         f"cost: {cost}; so far {estimate.spent:.2f}"
     )

@@ -14,7 +14,7 @@ from nextreid.captioning.export import (
     write_table,
 )
 from nextreid.captioning.merge import best_of, complement
-from nextreid.captioning.pipeline import IndexedImage, Sampling
+from nextreid.captioning.pipeline import CaptionRequest, Sampling
 from nextreid.data.captions import caption_file_name, read_captions
 
 SCHEMA = get_schema("person")
@@ -32,7 +32,7 @@ def descriptions():
         for modality, merged in complement(annotators, SCHEMA).items():
             sentences = compose(merged.answers, SCHEMA, modality) if n or modality == "rgb" else ()
             described.append(
-                describe(merged, sentences, IndexedImage(f"{n:04d}_é.jpg", modality, split, f"d{n}{modality}"))
+                describe(merged, sentences, CaptionRequest(f"{n:04d}_é.jpg", modality, None, split, f"d{n}{modality}"))
             )
     return described
 
@@ -59,7 +59,7 @@ def test_the_table_holds_everything(tmp_path):
 
 
 def test_the_record_of_a_run_is_read_back(tmp_path):
-    run = (SCHEMA, ["a", "b"], Sampling(2, 0.5, 100), [IndexedImage("k", "rgb", "train", "d")])
+    run = (SCHEMA, ["a", "b"], Sampling(2, 0.5, 100), [CaptionRequest("k", "rgb", None, "train", "d")])
     write_run(tmp_path / "run.json", *run)
     assert read_run(tmp_path / "run.json") == run
 

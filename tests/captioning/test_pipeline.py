@@ -56,7 +56,7 @@ def go(requests, server, path, models=("m",), schema="person", price=None, **set
 
 
 def answered(requests, path, models=("m",), schema="person", sampling=None):
-    seen, _ = index_images(requests)
+    seen = index_images(requests)
     with Store(path) as store:
         return collect(seen, schema, models, store, sampling)
 
@@ -181,14 +181,14 @@ def test_max_calls(server, tmp_path):
 
 def test_estimates_are_measured_where_something_was(server, tmp_path):
     requests = images(10, ("rgb",))
-    seen, readable = index_images(requests)
-    jobs = caption_jobs(seen, readable, "person", [Server(server.url, "m", price=(1, 10))], Sampling())
-    guess = estimate(jobs, seen, None)
+    seen = index_images(requests)
+    jobs = caption_jobs(seen, "person", [Server(server.url, "m", price=(1, 10))], Sampling())
+    guess = estimate(jobs, None)
     assert (guess.calls, guess.measured, guess.prompt_tokens) == (10, 0, 11_000)
     assert guess.cost == pytest.approx(10 * (1100 + 3000) / 1e6)
     done = go(requests, server, tmp_path / "c", max_calls=4)
     with Store(tmp_path / "c") as store:
-        seen_now = estimate(jobs, seen, store)
+        seen_now = estimate(jobs, store)
     assert (seen_now.calls, seen_now.stored, seen_now.measured, seen_now.prompt_tokens) == (6, 4, 4, 5400)
     assert seen_now.completion_tokens == pytest.approx(6 * done.completion_tokens / 4, abs=1)
 
@@ -288,7 +288,7 @@ def test_ten_kills_repeat_and_lose_nothing_but_what_was_in_flight(server, tmp_pa
         runs = importlib.util.module_from_spec(spec); spec.loader.exec_module(runs)
         import os, types
         requests = runs.images(200)
-        jobs, readable = runs.index_images(requests)
+        runs.index_images(requests)
         while sys.stdin.readline():
             pid = os.fork()
             if pid == 0:
