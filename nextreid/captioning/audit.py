@@ -78,12 +78,9 @@ def open_caption_files(paths: Iterable[str | Path]) -> dict[tuple[str, str], Cap
             if key in files:
                 raise ValueError(f"two files hold the captions of {' '.join(key)!r}: audit one caption set at a time")
             files[key] = read_captions(file)
-    orders = (("train", "query", "test", "gallery"), ("rgb", "nir", "tir"))
-    return dict(
-        sorted(
-            files.items(), key=lambda entry: [(*order, k).index(k) for order, k in zip(orders, entry[0], strict=True)]
-        )
-    )
+    splits, modalities = ("train", "query", "test", "gallery"), ("rgb", "nir", "tir")
+    keys = sorted(files, key=lambda key: ((*splits, key[0]).index(key[0]), (*modalities, key[1]).index(key[1]), key))
+    return {key: files[key] for key in keys}
 
 
 class AuditTable(NamedTuple):
@@ -181,13 +178,12 @@ class _File:
         self.name = f"{split} {modality}".strip()
         self.labels = {item: label for item in captions if (label := label_of(item))}
         self.parsed = {item: parse(text, schema) for item, text in captions.items()} if schema else {}
-        normalise = cache(schema.normalise) if schema else None
-        self.values = {
-            item: {
-                n: value for n, raw in one.values.items() if normalise and (value := normalise(n, raw)[0]) is not None
-            }
-            for item, one in self.parsed.items()
-        }
+        self.values: dict[str, dict[str, str]] = {}
+        if schema:
+            value_of = cache(lambda name, raw: schema.normalise(name, raw)[0])
+            for item, one in self.parsed.items():
+                found = {name: value_of(name, raw) for name, raw in one.values.items()}
+                self.values[item] = {name: value for name, value in found.items() if value is not None}
 
 
 def _guess_schema(files: Iterable[Captions]) -> Schema | None:

@@ -275,22 +275,20 @@ class Client:
             )
         except openai.APIStatusError as error:
             if error.status_code in (400, 403, 422) and _FILTERED.search(str(error)):
-                return Reply(None, "content_filter", self._message(error), "", request, tuple(sorted(self._left_out)))
-            raise self._failure(error) from None
+                why = self._redact(str(error))[:500]
+                return Reply(None, "content_filter", why, "", request, tuple(sorted(self._left_out)))
+            raise self._status_error(error) from None
         except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise CallFailed(f"{self.server.host}: {self._redact(str(cause)) or 'no connection'}", retry=True) from None
+            raise self._failed(f": {error.__cause__ or error or 'no connection'}") from None
         except (openai.OpenAIError, ValueError) as error:
-            raise CallFailed(
-                f"{self.server.host} sent no chat completion: {self._message(error)}", retry=True
-            ) from None
+            raise self._failed(f" sent no chat completion: {error}") from None
         return self._reply(done, request)
 
     def _reply(self, done: Any, request: str) -> Reply:
         """Convert a completion; servers leave out or null almost anything."""
         choices = getattr(done, "choices", None)
         if not choices:
-            raise CallFailed(f"{self.server.host} sent no chat completion: {self._redact(str(done))[:200]}", retry=True)
+            raise self._failed(f" sent no chat completion: {done}")
         choice, usage = choices[0], getattr(done, "usage", None)
         message = getattr(choice, "message", None)
         text, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
@@ -305,22 +303,17 @@ class Client:
             completion_tokens=int(getattr(usage, "completion_tokens", None) or 0),
         )
 
-    def _failure(self, error: Any) -> CallFailed:
+    def _status_error(self, error: Any) -> CallFailed:
         status, headers = error.status_code, error.response.headers
         milliseconds = headers.get("retry-after-ms", "")
         wait = float(milliseconds) / 1000 if milliseconds.isdigit() else retry_after(headers.get("retry-after"))
         retry = status in (408, 409, 425, 429) or status >= 500
         if status == 429 and re.search(r"insufficient_quota|billing|credit", str(error), re.IGNORECASE):
             retry = False  # the account is empty, waiting does not help
-        return CallFailed(
-            f"{self.server.host} answered {status}: {self._message(error)}",
-            status=status,
-            retry=retry,
-            retry_after=wait,
-        )
+        return self._failed(f" answered {status}: {error}", status=status, retry=retry, retry_after=wait)
 
-    def _message(self, error: Exception) -> str:
-        return self._redact(str(error))[:500]
+    def _failed(self, what: str, *, retry: bool = True, **details: Any) -> CallFailed:
+        return CallFailed(self.server.host + self._redact(what)[:500], retry=retry, **details)
 
     def _redact(self, text: str) -> str:
         text = re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]*", "[image]", text)

@@ -14,6 +14,7 @@ from .pipeline import CaptionRequest, Sampling
 from .schema import Answer, Answers, Schema
 
 _RUN_FORMAT = 1
+_PLAIN = ("split", "modality", "sentences", "image", "composed_by")  # columns that are attributes of a `Description`
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +95,12 @@ def write_table(path: str | Path, descriptions: Iterable[Description], schema: S
     except ImportError as error:
         raise ImportError("tables of captions need pyarrow: pip install 'nextreid[captions]'") from error
     rows = [
-        {
-            "split": one.split,
+        {name: getattr(one, name) for name in _PLAIN}
+        | {
             "item": one.key,
-            "modality": one.modality,
             "description": one.caption,
-            "sentences": list(one.sentences),
-            "composed_by": one.composed_by,
-            "image": one.image,
             "attributes": [{"field": name, **asdict(answer)} for name, answer in one.answers.items()],
-            "trail": json.dumps(list(one.trail)),
+            "trail": json.dumps(one.trail),
         }
         for one in descriptions
     ]
@@ -129,17 +126,11 @@ def read_table(path: str | Path) -> tuple[list[Description], Schema]:
     rows, metadata = read_caption_table(Path(path))
     descriptions = [
         Description(
-            row["split"],
-            row["item"],
-            row["modality"],
-            tuple(row["sentences"]),
-            {
-                a["field"]: Answer(a["value"], a["confidence"], a["source"], tuple(a["flags"]))
-                for a in row["attributes"]
-            },
-            tuple(json.loads(row["trail"])),
-            row["image"],
-            row["composed_by"],
+            key=row["item"],
+            answers={a.pop("field"): Answer(**{**a, "flags": tuple(a["flags"])}) for a in row["attributes"]},
+            trail=tuple(json.loads(row["trail"])),
+            **{name: row[name] for name in _PLAIN if name != "sentences"},
+            sentences=tuple(row["sentences"]),
         )
         for row in rows
     ]

@@ -2,13 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from functools import partial
 
 from PIL import Image
 
-from .client import Client, Reply
+from .client import Client
 from .image import data_url
-from .throttle import CallFailed
+from .throttle import REAL_TIME, CallFailed, RateLimits, Throttle, Timing
 
 _COLOURS = {"red": (220, 20, 20), "blue": (20, 40, 220)}
 _QUESTION = "Which colour fills this image? Answer with one English word, the name of the colour."
@@ -16,17 +16,15 @@ _ATTEMPTS = 5
 _NO_IMAGES = re.compile(r"image|vision|multi-?modal|picture|content.*(?:type|string)|unknown variant", re.IGNORECASE)
 
 
-async def probe(
-    client: Client, *, timeout: float = 120.0, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-) -> None:
+async def probe(client: Client, *, timeout: float = 120.0, timing: Timing = REAL_TIME) -> None:
     """Show the model two synthetic images of one colour each and ask for the colour.
 
     Two, because a model that sees nothing also names a colour, the same one both times.
 
     Args:
         client: A client of the server.
-        timeout: Seconds for each attempt.
-        sleep: Waits some seconds.
+        timeout: Seconds for each question; few and short retries are included, because somebody waits at the screen.
+        timing: Clock and sleep.
 
     Raises:
         ConnectionError: No server answers at the address.
@@ -34,8 +32,17 @@ async def probe(
         ValueError: The server does not have the model, or the model cannot see; the message names it.
     """
     server = client.server
+    limits = RateLimits(timeout=timeout, attempts=_ATTEMPTS, backoff=0.2, longest_wait=30.0)
+    throttle = Throttle(limits, timing=timing)
     for colour, value in _COLOURS.items():
-        reply = await _ask(client, data_url(Image.new("RGB", (224, 224), value)), timeout, sleep)
+        image = data_url(Image.new("RGB", (224, 224), value))
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await throttle.call(partial(client.ask, _QUESTION, image, max_tokens=1000))
+        except TimeoutError:
+            raise await _explained(client, CallFailed(f"no answer within {timeout:g} s")) from None
+        except CallFailed as error:
+            raise await _explained(client, error) from None
         answer = re.sub(r"<think>.*?</think>", "", reply.text or reply.refusal or "", flags=re.DOTALL)
         named = re.findall(r"\b(red|blue)\b", answer, re.IGNORECASE)
         if not named or named[-1].lower() != colour:
@@ -43,23 +50,6 @@ async def probe(
                 f"model {server.model!r} on {server.host} cannot see: for a {colour} image it answered "
                 f"{answer[:80]!r}; use a model that accepts images"
             )
-
-
-async def _ask(client: Client, image: str, timeout: float, sleep: Callable[[float], Awaitable[None]]) -> Reply:
-    """Ask, with few and short retries: somebody is waiting at the screen."""
-    for number in range(_ATTEMPTS):
-        try:
-            async with asyncio.timeout(timeout):
-                return await client.ask(_QUESTION, image, max_tokens=1000)
-        except TimeoutError:
-            failure = CallFailed(f"no answer within {timeout:g} s")
-        except CallFailed as error:
-            failure = error
-        if not failure.retry:
-            break
-        if number + 1 < _ATTEMPTS:
-            await sleep(min(30.0, failure.retry_after or 0.2 * 2**number))
-    raise await _explained(client, failure)
 
 
 async def _explained(client: Client, error: CallFailed) -> Exception:
@@ -70,10 +60,10 @@ async def _explained(client: Client, error: CallFailed) -> Exception:
             f"no server answers at {server.url} ({error}); start one, such as 'vllm serve MODEL', or correct --server"
         )
     if error.status in (401, 403):
-        key = (
-            f"the key in {server.key.origin} is not accepted" if server.key else "it requires a key: add --key-env NAME"
+        wrong = f"the key in {server.key.origin} is not accepted" if server.key else ""
+        return PermissionError(
+            f"{server.host} answered {error.status}: {wrong or 'it requires a key: add --key-env NAME'}"
         )
-        return PermissionError(f"{server.host} answered {error.status}: {key}")
     if error.status in (400, 415, 422) and _NO_IMAGES.search(str(error)):
         return ValueError(
             f"model {server.model!r} on {server.host} cannot see, the server accepts no images for it ({error}); "

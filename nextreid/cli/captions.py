@@ -26,6 +26,7 @@ examples:
 Keys are read from the environment only. The answers are in OUT/calls.jsonl; the same command continues where it
 stopped. exit status: 0 everything is described, 1 some calls are left (run again), 2 an error that the message
 explains"""
+_COMPACT = "fit CLIP's window, the most distinctive fields first"
 
 
 def add(command: Any) -> None:
@@ -33,73 +34,55 @@ def add(command: Any) -> None:
     captions = command.group("captions", "Have images described by models, and audit captions.")
     run = captions("run", run_run, "Ask models about every image and write captions.", epilog=_HELP)
     run.add_argument("source", metavar="SOURCE", help="folder, manifest or name of a dataset, see below")
-    run.add_argument("--root", type=Path, default=None, help="folder of a named dataset, or the one that contains it")
-    run.add_argument(
-        "--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="of a named dataset"
-    )
+    run.add_argument("--root", type=Path, help="folder of a named dataset, or the one that contains it")
+    run.add_argument("--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="of a dataset")
     run.add_argument("--out", type=Path, required=True, help="folder of answers and captions")
-    run.add_argument("--schema", default=None, help="person, vehicle or a JSON file (default: the dataset's)")
-    models = run.add_argument_group("models and servers")
-    models.add_argument("--server", default="http://127.0.0.1:8000", metavar="URL", help="(default: %(default)s)")
-    models.add_argument(
-        "--model", action="append", default=[], metavar="NAME[@URL]", help="repeat for several (default: the only one)"
-    )
-    models.add_argument(
-        "--compose-model", default=None, metavar="NAME[@URL]", help="language model that writes captions"
-    )
-    models.add_argument(
-        "--key-env", action="append", default=[], metavar="[HOST=]NAME", help="environment variable that has the key"
-    )
-    models.add_argument(
-        "--send-images-to-host", action="store_true", help="let images leave this machine for the servers named"
-    )
-    models.add_argument("--structured", choices=("json_schema", "structured_outputs", "none"), default="json_schema")
-    models.add_argument("--samples", type=int, default=1, help="answers of each model to an image (default: 1)")
-    models.add_argument("--temperature", type=float, default=0.0, help="(default: %(default)s)")
-    models.add_argument("--max-tokens", type=int, default=1500, help="of one answer (default: %(default)s)")
-    limits = run.add_argument_group("rate limits and budget")
-    limits.add_argument("--in-flight", type=int, default=8, help="calls at the same time (default: %(default)s)")
-    limits.add_argument("--rpm", type=float, default=None, help="requests a minute (default: no limit)")
-    limits.add_argument("--tpm", type=float, default=None, help="tokens a minute (default: no limit)")
-    limits.add_argument("--timeout", type=float, default=120.0, help="seconds for one answer (default: %(default)s)")
-    limits.add_argument(
-        "--price", action="append", default=[], metavar="[MODEL=]IN,OUT", help="cost of a million tokens in and out"
-    )
-    limits.add_argument("--budget", type=float, default=None, help="most that OUT may cost in all")
-    limits.add_argument("--max-calls", type=int, default=None, help="most calls of this run")
-    limits.add_argument("--dry-run", action="store_true", help="print what is missing and its cost; ask nothing")
+    run.add_argument("--schema", help="person, vehicle or a JSON file (default: the dataset's)")
     run.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="images that cannot be read")
-    run.add_argument("--no-probe", action="store_true", help="do not check first whether the model can see")
+    run.add_argument("--dry-run", action="store_true", help="print what is missing and its cost; ask nothing")
+    option = run.add_argument_group("models and servers").add_argument
+    option("--server", default="http://127.0.0.1:8000", metavar="URL", help="(default: %(default)s)")
+    option("--model", action="append", default=[], metavar="NAME[@URL]", help="repeatable (default: the only one)")
+    option("--compose-model", metavar="NAME[@URL]", help="language model that writes captions")
+    option("--key-env", action="append", default=[], metavar="[HOST=]NAME", help="environment variable with the key")
+    option("--send-images-to-host", action="store_true", help="let images leave this machine for the servers named")
+    option("--structured", choices=("json_schema", "structured_outputs", "none"), default="json_schema")
+    option("--samples", type=int, default=1, help="answers of each model to an image (default: %(default)s)")
+    option("--temperature", type=float, default=0.0, help="(default: %(default)s)")
+    option("--max-tokens", type=int, default=1500, help="of one answer (default: %(default)s)")
+    option("--no-probe", action="store_true", help="do not check first whether the model can see")
+    option = run.add_argument_group("rate limits and budget").add_argument
+    option("--in-flight", type=int, default=8, help="calls at the same time (default: %(default)s)")
+    option("--rpm", type=float, help="requests a minute (default: no limit)")
+    option("--tpm", type=float, help="tokens a minute (default: no limit)")
+    option("--timeout", type=float, default=120.0, help="seconds for one answer (default: %(default)s)")
+    option("--price", action="append", default=[], metavar="[MODEL=]IN,OUT", help="cost of a million tokens in and out")
+    option("--budget", type=float, help="most that OUT may cost in all")
+    option("--max-calls", type=int, help="most calls of this run")
     _merge_arguments(run)
 
     export = captions("export", run_export, "Merge the answers of a run again and write captions; asks nothing.")
     export.add_argument("folder", type=Path, metavar="OUT", help="folder of 'nextreid captions run'")
-    export.add_argument("--to", type=Path, default=None, help="folder to write (default: the same)")
+    export.add_argument("--to", type=Path, help="folder to write (default: the same)")
     _merge_arguments(export)
 
     compose = captions("compose", run_compose, "Write captions again from a table of attributes.")
     compose.add_argument("table", type=Path, help="attributes.parquet of a run")
     compose.add_argument("--out", type=Path, required=True, help="folder to write")
-    _compact_argument(compose)
+    compose.add_argument("--compact", action="store_true", help=_COMPACT)
 
     audit = captions("audit", run_audit, "Assess captions: coverage, lengths, defects, agreement, retrieval.")
     audit.add_argument("files", nargs="+", type=Path, metavar="FILES", help="{split}_{RGB,NI,TI}.json, or their folder")
-    audit.add_argument("--schema", default=None, help="person or vehicle (default: the one that parses most)")
-    audit.add_argument("--protocol", default=None, help="protocol of the text-only retrieval, such as rgbnt201")
-    audit.add_argument("--out", type=Path, default=None, help="folder for tables (CSV) and a page (HTML)")
+    audit.add_argument("--schema", help="person or vehicle (default: the one that parses most)")
+    audit.add_argument("--protocol", help="protocol of the text-only retrieval, such as rgbnt201")
+    audit.add_argument("--out", type=Path, help="folder for tables (CSV) and a page (HTML)")
 
 
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("merging and composing")
-    group.add_argument("--rule", choices=("confidence", "agreement"), default="confidence", help="which answer is kept")
-    group.add_argument(
-        "--complement", nargs="*", default=None, metavar="FIELD", help="fields merged over modalities; none: no merging"
-    )
-    _compact_argument(group)
-
-
-def _compact_argument(parser: Any) -> None:
-    parser.add_argument("--compact", action="store_true", help="fit CLIP's window, the most distinctive fields first")
+    option = parser.add_argument_group("merging and composing").add_argument
+    option("--rule", choices=("confidence", "agreement"), default="confidence", help="which answer is kept")
+    option("--complement", nargs="*", metavar="FIELD", help="fields merged over modalities; none: no merging")
+    option("--compact", action="store_true", help=_COMPACT)
 
 
 def run_run(args: argparse.Namespace) -> int:
@@ -129,10 +112,8 @@ def _run(args: argparse.Namespace) -> int:
     jobs = caption_jobs(images, schema, servers, sampling)
     path = args.out / _STORE
     if args.dry_run:
-        print(
-            f"{len(images)} images, "
-            + _estimate_line(estimate(jobs, Store(path) if path.is_file() else None), args.budget)
-        )
+        store = Store(path) if path.is_file() else None
+        print(f"{len(images)} images, {_estimate_line(estimate(jobs, store), args.budget)}")
         return 0
     hosts = sorted({s.host for s in [*servers, *([writer] if writer else [])] if s.send_images})
     if hosts:
@@ -373,9 +354,9 @@ def _write(folder: Path, descriptions: Sequence[Any], schema: Any, counts: dict[
 
 
 def _postfix(progress: Any) -> str:
-    projected = progress.projected_cost
     cost = f", spent {progress.spent:.2f}" if progress.spent else ""
-    cost += f" of about {progress.spent - progress.cost + projected:.2f}" if projected else ""
+    if projected := progress.projected_cost:
+        cost += f" of about {progress.spent - progress.cost + projected:.2f}"
     return f"{progress.prompt_tokens + progress.completion_tokens} tokens{cost}, {progress.failed} failed"
 
 

@@ -18,7 +18,7 @@ from nextreid.captioning.client import Client, Key, Server, is_loopback, read_ke
 from nextreid.captioning.image import data_url, image_digest, prepare
 from nextreid.captioning.pipeline import CaptionRequest
 from nextreid.captioning.probe import probe
-from nextreid.captioning.throttle import CallFailed
+from nextreid.captioning.throttle import CallFailed, Timing
 
 SECRET = "sk-do-not-show-4711"
 SCHEMA = {"type": "object", "properties": {}}
@@ -46,7 +46,7 @@ async def no_sleep(seconds):
 def see(url, **settings):
     async def run():
         async with Client(Server(url, "m", **settings)) as client:
-            await probe(client, sleep=no_sleep)
+            await probe(client, timing=Timing(sleep=no_sleep))
 
     asyncio.run(run())
 
