@@ -26,7 +26,7 @@ _REFUSAL = re.compile(
 _COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
 _TRAILING = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])', re.DOTALL)
 _VALUE_KEYS = ("value", "answer", "label", "val")
-_CONFIDENCE_KEYS = ("confidence", "confidence_score", "score", "probability", "conf")
+_CONFIDENCE_KEYS = ("confidence", "confidencescore", "score", "probability", "conf")
 _NAME_KEYS = ("name", "attribute", "field", "key")
 
 
@@ -137,8 +137,8 @@ def _answer(schema: Schema, name: str, raw: Any) -> Answer:
     share: Any = None
     if isinstance(raw, dict):
         entry = {_plain(str(key)): value for key, value in raw.items()}
-        value = next((entry[key] for key in map(_plain, _VALUE_KEYS) if key in entry), None)
-        share = next((entry[key] for key in map(_plain, _CONFIDENCE_KEYS) if key in entry), None)
+        value = next((entry[key] for key in _VALUE_KEYS if key in entry), None)
+        share = next((entry[key] for key in _CONFIDENCE_KEYS if key in entry), None)
     elif isinstance(raw, list) and len(raw) == 2 and isinstance(raw[1], int | float) and not isinstance(raw[1], bool):
         value, share = raw
     else:

@@ -11,18 +11,13 @@ LONGEST_SIDE = 512
 _QUALITY = 90
 
 
-def prepare(image: Image.Image, longest: int = LONGEST_SIDE) -> Image.Image:
-    """Return an image as RGB with the longest side at most `longest` pixels, and nothing besides its pixels.
-
-    Args:
-        image: With 8 bits a channel, as `nextreid.data.open_image` returns it.
-        longest: Pixels.
-    """
+def prepare(image: Image.Image) -> Image.Image:
+    """Return an image (8 bits a channel) as RGB of at most `LONGEST_SIDE`, without anything besides its pixels."""
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         ground = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     image = image.convert("RGB")
-    scale = longest / max(image.size)
+    scale = LONGEST_SIDE / max(image.size)
     if scale < 1:
         width, height = (max(1, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS)

@@ -11,20 +11,14 @@ Reading = tuple[dict[str, str], dict[str, str]]
 """Values by field, and the choices of `Phrasing` that the sentence shows."""
 
 _BAGS = ("handbag", "backpack", "suitcase")
-SENTENCES = {
-    "who": ("age", "gender", "view", "capture_time", "illumination"),
-    "clothes": (
-        "upper_clothing",
-        "upper_clothing_color",
-        "lower_clothing",
-        "lower_clothing_color",
-        "footwear",
-        "footwear_style",
-    ),
-    "head": ("hair_length", "hair_style", "glasses"),
-    "action": ("carrying", "holding", "handbag", "backpack", "suitcase"),
-    "clarity": ("target_clarity",),
+_FIELDS = {
+    "who": "age gender view capture_time illumination",
+    "clothes": "upper_clothing upper_clothing_color lower_clothing lower_clothing_color footwear footwear_style",
+    "head": "hair_length hair_style glasses",
+    "action": "carrying holding handbag backpack suitcase",
+    "clarity": "target_clarity",
 }
+SENTENCES = {name: tuple(fields.split()) for name, fields in _FIELDS.items()}
 """Sentences in their order, with the fields that they state."""
 LEANING = {
     "upper_clothing_color": "upper_clothing",
@@ -36,13 +30,7 @@ LEANING = {
 
 
 def write(name: str, slots: Slots, phrasing: Phrasing) -> str:
-    """Write one sentence of `SENTENCES`; ``""`` if it has no value.
-
-    Args:
-        name: Name of the sentence.
-        slots: Clean values by field; absent or ``""`` leaves a slot out.
-        phrasing: Which phrases to use.
-    """
+    """Write one sentence of `SENTENCES` from clean values by field; ``""`` if it has none."""
     he = {"male": "he", "female": "she"}.get(slots.get("gender", ""), "the person")
     if name == "clarity":
         clarity = slots.get("target_clarity")
@@ -158,7 +146,7 @@ def read(text: str, garments: Mapping[str, tuple[str, ...]]) -> tuple[str, Readi
             single words of ``colors`` and ``styles`` of footwear.
 
     Returns:
-        The sentence's name with values and choices; None if it matches no frame.
+        The sentence's name with values and phrasing; None if it matches no frame.
     """
     if match := _WHO.fullmatch(text):
         return _read_who(match)

@@ -122,14 +122,13 @@ class Collected(NamedTuple):
 
 
 def index_images(
-    requests: Sequence[CaptionRequest], *, on_error: Literal["raise", "skip"] = "raise", threads: int = 4
+    requests: Sequence[CaptionRequest], *, on_error: Literal["raise", "skip"] = "raise"
 ) -> list[CaptionRequest]:
     """Open every image once, before anything is paid for.
 
     Args:
         requests: The images.
         on_error: ``"raise"`` an error if an image cannot be read, or ``"skip"`` it.
-        threads: Threads that open them.
 
     Returns:
         The requests whose images can be read, with their digests.
@@ -148,7 +147,7 @@ def index_images(
         except ValueError as error:
             return str(error)
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(index, requests))
     bad = [result for result in results if isinstance(result, str)]
     if bad and on_error == "raise":

@@ -14,9 +14,7 @@ from .store import Store, call_key
 _DEBRIS = re.compile(r"[\[\]{}|<>`*#]|\b(?:unknown|unclear|n/?a|not specified)\b", re.IGNORECASE)
 
 
-def rewrite_job(
-    schema: Schema, modality: str, answers: Answers, draft: Sequence[str], server: Server, max_tokens: int = 400
-) -> Job:
+def rewrite_job(schema: Schema, modality: str, answers: Answers, draft: Sequence[str], server: Server) -> Job:
     """Return the job in which a language model writes one caption. No image is sent, only attributes.
 
     Args:
@@ -25,7 +23,6 @@ def rewrite_job(
         answers: Merged answers; what is unknown is not mentioned.
         draft: The template's sentences.
         server: The language model.
-        max_tokens: Most tokens of the answer.
     """
     known = {name: answer.value for name, answer in answers.items() if answer.value is not None}
     facts = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in known.items())
@@ -40,7 +37,7 @@ def rewrite_job(
         "facts": call_key(facts=known),
         "modality": modality,
     }
-    return Job(server, parts, prompt, options={"max_tokens": max_tokens, "temperature": 0.0})
+    return Job(server, parts, prompt, options={"max_tokens": 400, "temperature": 0.0})
 
 
 def read_rewrite(job: Job, schema: Schema, draft: Sequence[str], store: Store) -> tuple[tuple[str, ...], str]:

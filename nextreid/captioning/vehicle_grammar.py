@@ -7,23 +7,18 @@ from .person_grammar import Reading, Slots
 from .phrasing import Phrasing
 from .text import sentence, with_article, words
 
-SENTENCES = {
-    "vehicle": ("color", "branding", "vehicle_type", "view", "illumination", "capture_time", "target_clarity"),
-    "body": ("exterior_condition", "window_condition", "window_style"),
-    "lights": (
-        "headlights_condition",
-        "headlights_shape",
-        "taillights_shape",
-        "front_grille_shape",
-        "front_grille_edges",
-    ),
-    "roof": ("roof_condition", "roof_type", "tires_condition", "tire_size", "tires_type", "bumper_condition"),
-    "mirrors": ("side_mirror_condition", "side_mirrors"),
-    "plate": ("license_plate",),
-    "spoiler": ("spoiler",),
-    "rack": ("roof_rack",),
-    "exhaust": ("exhaust_type",),
+_FIELDS = {
+    "vehicle": "color branding vehicle_type view illumination capture_time target_clarity",
+    "body": "exterior_condition window_condition window_style",
+    "lights": "headlights_condition headlights_shape taillights_shape front_grille_shape front_grille_edges",
+    "roof": "roof_condition roof_type tires_condition tire_size tires_type bumper_condition",
+    "mirrors": "side_mirror_condition side_mirrors",
+    "plate": "license_plate",
+    "spoiler": "spoiler",
+    "rack": "roof_rack",
+    "exhaust": "exhaust_type",
 }
+SENTENCES = {name: tuple(fields.split()) for name, fields in _FIELDS.items()}
 """Sentences in their order, with the fields that they state."""
 LEANING: Mapping[str, str] = {}
 """Fields that are stated only beside another one."""
@@ -33,13 +28,7 @@ _STATES = {"mirrors": "Side mirrors are", "plate": "License plate is", "spoiler"
 
 
 def write(name: str, slots: Slots, phrasing: Phrasing) -> str:
-    """Write one sentence of `SENTENCES`; ``""`` if it has no value.
-
-    Args:
-        name: Name of the sentence.
-        slots: Clean values by field; absent or ``""`` leaves a slot out.
-        phrasing: Which phrases to use.
-    """
+    """Write one sentence of `SENTENCES` from clean values by field; ``""`` if it has none."""
     if name in _STATES:
         state = next((slots[field] for field in SENTENCES[name] if slots.get(field)), "")
         return _state(f"{_STATES[name]} {state}", phrasing) if state else ""
@@ -138,7 +127,7 @@ _BODY = re.compile(
 )
 _LIGHTS = re.compile(
     r"It features (?:(?P<head>(?:(?!taillights|grille|headlights).)+?) headlights)?"
-    r"(?:(?:,? and |, |(?<=features ))(?P<tail>(?:(?!grille|taillights|complemented).)+?) taillights)?"
+    r"(?:(?:,? and |, |(?<=features ))(?P<taillights_shape>(?:(?!grille|taillights|complemented).)+?) taillights)?"
     r"(?:(?P<join>, complemented by |,? and |, |(?<=features ))(?P<article>an? )?"
     r"(?P<front_grille_shape>[^.,]*?) ?(?:front )?grille"
     r"(?: with (?P<front_grille_edges>[^.]+?) edges)?)?\."
@@ -159,11 +148,11 @@ _EXHAUST = re.compile(
 )
 _NAMES = {text.lower(): name for name, text in _STATES.items()}
 _CONDITIONS = {
-    "roof": ("clean", "dirty", "damaged"),
-    "windows": ("clear", "tinted", "broken", "dirty"),
-    "head": ("on", "off", "dimmed", "broken"),
-    "tires": ("new", "used", "worn", "damaged"),
-    "size": ("small", "medium", "large"),
+    "roof_condition": ("clean", "dirty", "damaged"),
+    "window_condition": ("clear", "tinted", "broken", "dirty"),
+    "headlights_condition": ("on", "off", "dimmed", "broken"),
+    "tires_condition": ("new", "used", "worn", "damaged"),
+    "tire_size": ("small", "medium", "large"),
 }
 
 
@@ -175,7 +164,7 @@ def read(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[str, Reading]
         known: Words of ``color`` and ``vehicle_type``, longest first.
 
     Returns:
-        The sentence's name with values and choices; None if it matches no frame.
+        The sentence's name with values and phrasing; None if it matches no frame.
     """
     if match := _STATE.fullmatch(text):
         name = _NAMES[match["thing"].lower()]
@@ -184,8 +173,8 @@ def read(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[str, Reading]
     if match := _EXHAUST.fullmatch(text):
         return "exhaust", ({"exhaust_type": match["exhaust_type"]}, {"definite": "the"} if match["the"] else {})
     if (match := _BODY.fullmatch(text)) and (match["exterior_condition"] or match["windows"]):
-        wear, (condition, style) = match["exterior_condition"], _split_condition("windows", match["windows"])
-        return "body", (_filled(exterior_condition=wear, window_condition=condition, window_style=style), {})
+        windows = _split_condition(match["windows"], "window_condition", "window_style")
+        return "body", (_filled(match, "exterior_condition") | windows, {})
     if match := _RUN_ON.fullmatch(text):
         lights, roof = read(f"{match[1]}.", known), read(f"The {match[2]} roof sits above {match[4]}.", known)
         return lights and roof and ("lights", (lights[1][0] | roof[1][0], {"roof": match[3]}))
@@ -213,15 +202,8 @@ def _read_vehicle(match: re.Match[str], known: Mapping[str, tuple[str, ...]]) ->
     light, _, time = (match["light"] or "").rpartition(" ")
     if time and not light and not time.endswith("time"):
         light, time = time, ""
-    values = _filled(
-        color=what[: len(color)],
-        branding=brand,
-        vehicle_type=kind,
-        view=match["view"],
-        illumination=light,
-        capture_time=time,
-        target_clarity=match["target_clarity"],
-    )
+    found = {"color": what[: len(color)], "branding": brand, "vehicle_type": kind, "illumination": light}
+    values = _filled(found | match.groupdict() | {"capture_time": time}, *SENTENCES["vehicle"])
     choices = {"seen": "seen"} if match["seen"] == "seen" else {}
     if match["article"].lower() != with_article(what).split()[0]:
         choices["article"] = "a"
@@ -229,16 +211,12 @@ def _read_vehicle(match: re.Match[str], known: Mapping[str, tuple[str, ...]]) ->
 
 
 def _read_lights(match: re.Match[str]) -> tuple[str, Reading] | None:
-    if not any(match[name] for name in ("head", "tail", "front_grille_shape", "front_grille_edges", "join")):
+    if not any(
+        match[name] for name in ("head", "taillights_shape", "front_grille_shape", "front_grille_edges", "join")
+    ):
         return None
-    state, shape = _split_condition("head", match["head"])
-    values = _filled(
-        headlights_condition=state,
-        headlights_shape=shape,
-        taillights_shape=match["tail"],
-        front_grille_shape=match["front_grille_shape"],
-        front_grille_edges=match["front_grille_edges"],
-    )
+    values = _split_condition(match["head"], "headlights_condition", "headlights_shape")
+    values |= _filled(match, "taillights_shape", "front_grille_shape", "front_grille_edges")
     choices = {}
     if match["join"] and "and" in match["join"] and "complemented" not in match["join"]:
         choices["grille"] = "and"
@@ -250,25 +228,18 @@ def _read_lights(match: re.Match[str]) -> tuple[str, Reading] | None:
 
 def _read_roof(match: re.Match[str]) -> Reading:
     found = match.groupdict()
-    condition, kind = _split_condition("roof", found.get("roof"))
-    state, rest = _split_condition("tires", found.get("tires"))
-    size, tires = _split_condition("size", rest)
-    values = _filled(
-        roof_condition=condition,
-        roof_type=kind,
-        tires_condition=state,
-        tire_size=size,
-        tires_type=tires,
-        bumper_condition=found.get("bumper_condition"),
-    )
-    return values, {}
+    values = _split_condition(found.get("roof"), "roof_condition", "roof_type")
+    values |= _split_condition(found.get("tires"), "tires_condition", "tires_type")
+    values |= _split_condition(values.pop("tires_type", ""), "tire_size", "tires_type")
+    return values | ({"bumper_condition": bumpers} if (bumpers := found.get("bumper_condition")) else {}), {}
 
 
-def _split_condition(name: str, phrase: str | None) -> tuple[str, str]:
-    """Split "tinted curved" into its condition and the rest, each of which may be empty."""
-    first, _, rest = (phrase or "").partition(" ")
-    return (first, rest) if first in _CONDITIONS[name] else ("", phrase or "")
+def _split_condition(phrase: str | None, condition: str, rest: str) -> dict[str, str]:
+    """Split a phrase such as "tinted curved" into the values of two fields, each of which may be missing."""
+    first, _, others = (phrase or "").partition(" ")
+    found = {condition: first, rest: others} if first in _CONDITIONS[condition] else {rest: phrase or ""}
+    return _filled(found, *found)
 
 
-def _filled(**values: str | None) -> dict[str, str]:
-    return {name: value for name, value in values.items() if value}
+def _filled(found: re.Match[str] | Mapping[str, str | None], *names: str) -> dict[str, str]:
+    return {name: value for name in names if (value := found[name])}
