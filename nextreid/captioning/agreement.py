@@ -46,12 +46,7 @@ def cohen_kappa(first: Sequence[Hashable | None], second: Sequence[Hashable | No
 
 
 class Consistency(NamedTuple):
-    """How often the values of two images agree.
-
-    Attributes:
-        same: Share of the pairs of images of one identity that agree; nan if there is no such pair.
-        other: Share of the pairs of images of two identities that agree.
-    """
+    """Share of the pairs of images that agree: of one identity, and of two; nan if there is no such pair."""
 
     same: float
     other: float
@@ -61,14 +56,11 @@ def identity_consistency(values: Sequence[Hashable | None], identities: Sequence
     """Compare agreement within identities with agreement between them, over all pairs of images.
 
     Args:
-        values: Value of each image; None leaves the image out.
-        identities: Identity of each image.
+        values: Value of each of n images; None leaves the image out.
+        identities: n identities.
 
     Returns:
         Both shares; for a field that tells identities apart the first is large and the second small.
-
-    Raises:
-        ValueError: If the lengths differ.
     """
     of_identity: dict[int, Counter[Hashable]] = defaultdict(Counter)
     overall: Counter[Hashable] = Counter()

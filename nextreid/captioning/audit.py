@@ -28,13 +28,7 @@ _MODALITIES = {"rgb": "rgb", "vis": "rgb", "ni": "nir", "nir": "nir", "ti": "tir
 
 
 class Label(NamedTuple):
-    """Identity, camera and scene of an image.
-
-    Attributes:
-        pid: Identity.
-        camid: Camera; -1: unknown.
-        sceneid: Scene; -1: none.
-    """
+    """Identity, camera (-1: unknown) and scene (-1: none) of an image."""
 
     pid: int
     camid: int = -1
@@ -42,11 +36,7 @@ class Label(NamedTuple):
 
 
 def label_of_name(item: str) -> Label | None:
-    """Read the label from a file name such as ``000258_cam1_0_00.jpg`` or ``0002_s002_v0_000.jpg``.
-
-    Returns:
-        The label; None if the name does not begin with a number.
-    """
+    """Read the label from a name such as ``0258_cam1_0.jpg`` or ``0002_s002_v0_0.jpg``; None without a number first."""
     match = re.match(r"(\d+)(?=_)", Path(item).name)
     if not match:
         return None

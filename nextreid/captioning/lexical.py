@@ -14,15 +14,7 @@ _WORD = re.compile(r"\b\w\w+\b")
 
 
 class TextRetrieval(NamedTuple):
-    """Retrieval by text alone.
-
-    Attributes:
-        queries: Number of queries with a match.
-        mAP: Mean average precision, in [0, 1].
-        rank1: Share of queries whose nearest entry is a match.
-        chance_mAP: What a random order would give.
-        chance_rank1: Likewise.
-    """
+    """Retrieval by text alone: queries with a match, metrics in [0, 1], and what a random order would give."""
 
     queries: int
     mAP: float

@@ -57,7 +57,7 @@ class Job:
     def is_done(self, store: Store) -> bool:
         """Tell whether nothing is left to ask."""
         rows = self.stored(store)
-        return len(rows) == 2 or (len(rows) == 1 and not self.judge(rows[0]))
+        return len(rows) == 2 or bool(rows and not self.judge(rows[0]))
 
 
 @dataclass

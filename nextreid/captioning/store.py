@@ -100,10 +100,7 @@ class Store:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read all rows in the order in which the calls were first answered."""
-        for key in self._offsets:
-            row = self.get(key)
-            if row is not None:
-                yield row
+        yield from filter(None, map(self.get, self._offsets))
 
     def count_other_schemas(self, digest: str) -> int:
         """Count the rows that answer another schema than this one."""
