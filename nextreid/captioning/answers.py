@@ -25,6 +25,8 @@ _REFUSAL = re.compile(
 )
 _COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
 _TRAILING = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])', re.DOTALL)
+_TOKEN = re.compile(r'"(?:\\.|[^"\\])*(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)  # a text, perhaps cut off, or a mark
+_START = re.compile(r"[{\[]")
 _VALUE_KEYS = ("value", "answer", "label", "val")
 _CONFIDENCE_KEYS = ("confidence", "confidencescore", "score", "probability", "conf")
 _NAME_KEYS = ("name", "attribute", "field", "key")
@@ -216,7 +218,7 @@ def _objects(text: str) -> Iterator[tuple[Any, list[str]]]:
         if isinstance(inner, str) and inner.strip():
             yield from ((value, [*flags, "wrapped"]) for value, flags in _objects(inner.strip()))
             return
-    while (match := re.compile(r"[{\[]").search(text, position)) and starts < _MOST_STARTS:
+    while (match := _START.search(text, position)) and starts < _MOST_STARTS:
         start = match.start()
         starts += 1
         outside = "`\n\r\t jsonJSON"
@@ -253,22 +255,16 @@ def _repaired(segment: str) -> tuple[Any, list[str]]:
 def _closed(text: str) -> tuple[str, bool]:
     """Return the object or list that a text begins with, and whether it is whole; else it is closed after an entry."""
     stack: list[str] = []
-    quote = skip = False
     last: tuple[int, list[str]] = (0, [])
-    for index, letter in enumerate(text):
-        if skip:
-            skip = False
-        elif quote:
-            skip, quote = letter == "\\", letter != '"'
-        elif letter == '"':
-            quote = True
-        elif letter in "{[":
-            stack.append("}" if letter == "{" else "]")
-        elif letter in "}]":
+    for match in _TOKEN.finditer(text):
+        token, end = match[0], match.end()
+        if token in "{[":
+            stack.append("}" if token == "{" else "]")
+        elif token in "}]":
             stack.pop()
             if not stack:
-                return text[: index + 1], True
-            last = (index + 1, stack.copy())
-        elif letter == "," and len(stack) == 1:
-            last = (index, stack.copy())
+                return text[:end], True
+            last = (end, stack.copy())
+        elif token == "," and len(stack) == 1:
+            last = (end - 1, stack.copy())
     return text[: last[0]] + "".join(reversed(last[1])), False
