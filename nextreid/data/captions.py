@@ -110,7 +110,7 @@ def read_caption_table(path: Path, columns: Sequence[str] | None = None) -> tupl
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}")
     try:
-        table = pyarrow.parquet.read_table(path, columns=columns)
+        table = pyarrow.parquet.read_table(path, columns=list(columns) if columns else None)
         metadata = json.loads((table.schema.metadata or {})[b"nextreid"])
     except (pyarrow.ArrowInvalid, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged or no table of captions ({error})") from error
