@@ -12,7 +12,7 @@ from .image_cache import ImageCache
 from .rng import seeded_rng
 from .sample import MODALITIES, Batch, Sample, check_counts
 from .sampler import PKSampler
-from .transforms import AugmentParams, EvalTransform, Pixels
+from .transforms import AugmentParams, EvalTransform, Pixels, TrainTransform
 
 Transform = Callable[[list[Pixels | None], np.random.Generator], torch.Tensor]
 Augment = Literal["cpu", "device"]
@@ -78,6 +78,10 @@ class SampleDataset(Dataset[Item]):
             store.check(transform)  # type: ignore[arg-type]
             self._rows = store.rows(samples, self.modalities)
 
+    def __repr__(self) -> str:
+        where = "their files" if self.store is None else self.store
+        return f"SampleDataset({len(self.samples)} samples from {where}, {self.transform!r}, augment={self.augment!r})"
+
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.samples)
@@ -94,29 +98,27 @@ class SampleDataset(Dataset[Item]):
         """Return a batch (called by the loader)."""
         if not isinstance(self.transform, EvalTransform):
             return collate([self._item(item) for item in items])
-        images = self._room(len(items), self.transform)
-        return collate([self._item(item, own) for item, own in zip(items, images, strict=True)], images)
-
-    def _room(self, count: int, transform: EvalTransform) -> torch.Tensor:
         # NumPy allots large arrays in huge pages, which are four times faster to fill
-        shape = (count, len(self.modalities), 3, *transform.img_size)
-        return torch.from_numpy(np.empty(shape, np.float32 if self.augment == "cpu" else np.uint8))
+        shape = (len(items), len(self.modalities), 3, *self.transform.img_size)
+        images = torch.from_numpy(np.empty(shape, np.float32 if self.augment == "cpu" else np.uint8))
+        return collate([self._item(item, out) for item, out in zip(items, images, strict=True)], images)
 
     def _item(self, item: int | tuple[int, int, int], out: torch.Tensor | None = None) -> Item:
         """Return one sample, with its images in `out` if it is given."""
-        index, epoch, slot = _numbers(item)
-        sample = self.samples[index]
+        index, epoch, slot = item if isinstance(item, tuple) else (item, 0, item)
+        sample, transform = self.samples[index], self.transform
         rng = seeded_rng("augment", self.seed, epoch, slot, sample.key)
-        augment_params = None
-        if not isinstance(self.transform, EvalTransform):
-            images = self.transform(self._images(index), rng)
+        params = None
+        if not isinstance(transform, EvalTransform):
+            images = transform(self._images(index), rng)
+        elif self.augment == "cpu":
+            images = transform(self._images(index), rng, out)
         else:
-            images = self._room(1, self.transform)[0] if out is None else out
-            if self.augment == "cpu":
-                self.transform(self._images(index), rng, images)
-            else:
-                self._fill(images.numpy(), index, self.transform)
-                augment_params = self.transform.draw(len(self.modalities), rng)
+            shape = (len(self.modalities), 3, *transform.img_size)
+            images = torch.empty(shape, dtype=torch.uint8) if out is None else out
+            self._fill(images.numpy(), index, transform)
+            if isinstance(transform, TrainTransform):
+                params = list(transform.draws(len(self.modalities), rng))
         return Item(
             images=images,
             present=tuple(image is not None for image in sample.images),
@@ -126,7 +128,7 @@ class SampleDataset(Dataset[Item]):
             sceneid=sample.sceneid,
             key=sample.key,
             draw=(epoch, slot),
-            augment_params=augment_params,
+            augment_params=params,
         )
 
     def _images(self, index: int) -> list[Pixels | None]:
@@ -142,10 +144,6 @@ class SampleDataset(Dataset[Item]):
             return
         for target, image in zip(out, self._images(index), strict=True):
             target[:] = 0 if image is None else transform.pixels(image)
-
-
-def _numbers(item: int | tuple[int, int, int]) -> tuple[int, int, int]:
-    return item if isinstance(item, tuple) else (item, 0, item)
 
 
 def collate(items: Sequence[Item], images: torch.Tensor | None = None) -> Batch:

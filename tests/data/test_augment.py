@@ -125,8 +125,8 @@ def test_the_first_box_is_the_transforms_own() -> None:
     transform = TrainTransform(SIZE, flip=0, pad=0, erase=1.0)
     one = [np.zeros((3, *SIZE), np.uint8)]
     for key in range(50):
-        (move,) = transform.draw(1, seeded_rng(key))
-        assert len(transform.draw(3, seeded_rng(key))) == 3 and transform.draw(3, seeded_rng(key))[0] == move
+        (move,) = transform.draws(1, seeded_rng(key))
+        assert len(list(transform.draws(3, seeded_rng(key)))) == 3 and next(iter(transform.draws(3, seeded_rng(key)))) == move
         box = torch.zeros(SIZE, dtype=torch.bool)
         box[move.top : move.top + move.height, move.left : move.left + move.width] = True
         assert torch.equal((transform(one, seeded_rng(key))[0] != -1).all(0), box)
@@ -134,7 +134,7 @@ def test_the_first_box_is_the_transforms_own() -> None:
 
 def test_boxes_come_as_often_as_asked_for() -> None:
     transform = TrainTransform(SIZE, erase=0.3)
-    drawn = [move.height > 0 for key in range(1000) for move in transform.draw(3, seeded_rng(key))]
+    drawn = [move.height > 0 for key in range(1000) for move in transform.draws(3, seeded_rng(key))]
     assert 0.27 < sum(drawn) / len(drawn) < 0.33
 
 
