@@ -1,4 +1,4 @@
-"""Anybody's own images as samples, listed in a manifest: a CSV or parquet file with one row per sample."""
+"""Custom images as samples, listed in a manifest: a CSV or parquet file with one row per sample."""
 
 import csv
 import os
@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..captioning import split_sentences
-from .image import Window, check_windows, image_path, through_window
+from .captions import split_sentences
+from .image import Image, Window, check_windows, through_window
 from .sample import MODALITIES, Sample
 
 _LABELS = ("pid", "camid", "sceneid")
@@ -44,7 +44,7 @@ def read_manifest(
         ImportError: If a parquet file is read without pyarrow.
         ValueError: If a column is unknown or a cell is wrong; names the line.
     """
-    table = _Table.read(Path(path).expanduser())
+    table = _read_table(Path(path).expanduser())
     if split is not None and "split" not in table.columns:
         raise ValueError(f"{path} has no column 'split', so no rows with split {split!r}")
     rows = [row for row in table.rows if split is None or row.cells["split"] == split]
@@ -61,7 +61,7 @@ def manifest_splits(
     Returns:
         The modalities, and the samples by the value of column ``split``; all are under ``""`` where there is none.
     """
-    table = _Table.read(Path(path).expanduser())
+    table = _read_table(Path(path).expanduser())
     chosen = _choose(table, modalities)
     if not table.rows:
         raise ValueError(f"{path} has no rows")
@@ -81,11 +81,11 @@ class _Table(NamedTuple):
     columns: list[str]
     rows: list[_Row]
 
-    @classmethod
-    def read(cls, path: Path) -> "_Table":
-        if not path.is_file():
-            raise FileNotFoundError(f"no manifest {path}")
-        return cls(path, *(_read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path)))
+
+def _read_table(path: Path) -> _Table:
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest {path}")
+    return _Table(path, *(_read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path)))
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
@@ -97,7 +97,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
             for cells in reader:
                 where = f"{path}, line {reader.line_num}"
                 if "" in cells or None in cells.values():
-                    raise ValueError(f"{where}: the row has not the {len(columns)} cells of the header")
+                    raise ValueError(f"{where}: the row does not have the {len(columns)} cells of the header")
                 rows.append(_Row(where, cells))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}, after line {reader.line_num}: not CSV in UTF-8: {error}") from error
@@ -163,53 +163,33 @@ def _samples(
     samples: dict[str, Sample] = {}
     missing = []
     for where, cells in rows:
-        sample = _sample(where, cells, path.parent, modalities, windows, anywhere)
-        if sample.key in samples:
-            raise ValueError(f"{where}: key {sample.key!r} occurs a second time; keys must be unique")
-        samples[sample.key] = sample
-        for modality, image in zip(modalities, sample.images, strict=True):
-            file = image_path(image) if image is not None else None
-            if file is not None and not file.is_file():
-                missing.append(f"{where}: no {modality} image {file}")
+        images: list[Image | None] = []
+        for modality in modalities:
+            cell = cells.get(modality)
+            if cell and not anywhere and (os.path.isabs(cell) or os.path.normpath(cell).split(os.sep)[0] == os.pardir):
+                raise ValueError(
+                    f"{where}: image {cell!r} is not below the manifest's folder {path.parent}; with anywhere=True "
+                    "such paths are followed"
+                )
+            images.append(through_window(path.parent / cell, windows.get(modality)) if cell else None)
+            if cell and not (path.parent / cell).is_file():
+                missing.append(f"{where}: no {modality} image {path.parent / cell}")
+        if not any(images):
+            raise ValueError(f"{where}: the row names no image")
+        key = cells.get("key") or next(cells[modality] for modality in modalities if cells.get(modality))
+        if key in samples:
+            raise ValueError(f"{where}: key {key!r} occurs a second time; keys must be unique")
+        labels = [_label(where, column, cells.get(column)) for column in _LABELS]
+        captions = tuple(split_sentences(cells.get(f"caption_{modality}") or "") for modality in modalities)
+        samples[key] = Sample(key, *labels, images=tuple(images), captions=captions if any(captions) else ())
     if missing:
         more = f"\n… and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise FileNotFoundError(f"{len(missing)} images are missing\n" + "\n".join(missing[:5]) + more)
     return list(samples.values())
 
 
-def _sample(
-    where: str,
-    cells: dict[str, str],
-    folder: Path,
-    modalities: tuple[str, ...],
-    windows: Mapping[str, Window],
-    anywhere: bool,
-) -> Sample:
-    paths = [cells.get(modality) or "" for modality in modalities]
-    for given in paths:
-        inside = os.path.normpath(given)
-        if not anywhere and (os.path.isabs(given) or inside.split(os.sep)[0] == os.pardir):
-            raise ValueError(
-                f"{where}: image {given!r} is not below the manifest's folder {folder}; with anywhere=True such "
-                "paths are followed"
-            )
-    if not any(paths):
-        raise ValueError(f"{where}: the row names no image")
-    labels = {}
-    for column in _LABELS:
-        try:
-            labels[column] = int(cells.get(column) or -1)
-        except ValueError:
-            raise ValueError(f"{where}: {column} must be a whole number, got {cells[column]!r}") from None
-    captions = tuple(split_sentences(cells.get(f"caption_{modality}") or "") for modality in modalities)
-    return Sample(
-        key=cells.get("key") or next(given for given in paths if given),
-        pid=labels["pid"],
-        camid=labels["camid"],
-        sceneid=labels["sceneid"],
-        images=tuple(
-            through_window(folder / given, windows.get(modality)) if given else None
-            for modality, given in zip(modalities, paths, strict=True)
-        ),
-        captions=captions if any(captions) else (),
-    )
+def _label(where: str, column: str, cell: str | None) -> int:
+    try:
+        return int(cell or -1)
+    except ValueError:
+        raise ValueError(f"{where}: {column} must be a whole number, got {cell!r}") from None

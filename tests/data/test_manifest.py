@@ -207,8 +207,8 @@ def test_bad_manifests_are_named(tmp_path: Path) -> None:
         ("rgb,tir\n", "has no rows"),
         ("rgb,rgb\na,b\n", r"columns \['rgb'\] occur more than once"),
         ('rgb\n"a"b\n', "not CSV in UTF-8"),
-        ("rgb,tir\na.jpg\n", "line 2: the row has not the 2 cells"),
-        ("rgb\na.jpg,b.jpg\n", "line 2: the row has not the 1 cells"),
+        ("rgb,tir\na.jpg\n", "line 2: the row does not have the 2 cells"),
+        ("rgb\na.jpg,b.jpg\n", "line 2: the row does not have the 1 cells"),
     ):
         (tmp_path / "m.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
