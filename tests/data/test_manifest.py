@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from nextreid.data import EvalTransform, ImageFile, load_dataset, make_loader, read_manifest
+from nextreid.retrieval import get_protocol
 
 Rows = list[dict[str, object]]
 
@@ -164,8 +165,10 @@ def test_a_manifest_is_a_data_set(write: Callable[[Rows], Path]) -> None:
     assert (data.protocol, data.object_type, data.modalities) == ("none", "horse", ("tir", "rgb"))
     # without cameras the camera rule would leave no query a match
     assert load_dataset("manifest", write(split_rows(""))).protocol == "none"
+    # a name is looked up where it is used
+    data = load_dataset("manifest", path, protocol="cam")
     with pytest.raises(ValueError, match="unknown protocol 'cam'"):
-        load_dataset("manifest", path, protocol="cam")
+        get_protocol(data.protocol)
 
 
 def test_one_image_may_be_query_and_gallery_but_not_twice_in_one(write: Callable[[Rows], Path]) -> None:
@@ -191,6 +194,10 @@ def test_a_manifest_without_splits_is_split_by_identity(write: Callable[[Rows], 
     data = load_dataset("manifest", path, train=0.5, seed=3)
     assert (len(data.train), len(data.query), len(data.gallery), data.protocol) == (6, 6, 6, "camera")
     assert load_dataset("manifest", path, train=0.5, seed=3, protocol="rgbnt201").query == data.query
+    anywhere = load_dataset("manifest", path, train=0.5, seed=3, protocol="none:rgb>rgb")
+    assert anywhere.protocol == "none:rgb>rgb" and anywhere.gallery == data.gallery
+    with pytest.raises(ValueError, match="seen by two scenes"):
+        load_dataset("manifest", path, train=0.5, protocol="scene:rgb>rgb")
     for rows, message in (
         (split_rows(), "train=0.5 splits by identity, but the splits are named: train, query, gallery, test, val"),
         (split_rows()[:3], r"no sample has split 'gallery', there are train, query; .*have split 'test'"),
