@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ...captioning import read_captions, split_sentences
 from ..sample import Sample
-from .folder_layout import examples
 
 CAPTION_NAMES = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 
@@ -117,3 +116,8 @@ def _file_name(split: str, modality: str) -> str:
 
 def _own_name(modality: str) -> str:
     return CAPTION_NAMES.get(modality, modality.upper())
+
+
+def examples(names):  # type: ignore
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (", …" if len(ordered) > 3 else "")

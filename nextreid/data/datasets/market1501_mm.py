@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..sample import MODALITIES, ReIDDataset, Sample
-from .folder_layout import Name
-from .published import PublishedTree
+from .published import Name, PublishedTree
 from .registry import register_dataset
 
 _NAME = re.compile(r"(-1|\d{4})_c([1-9])s\d_\d+_\d+\.(jpg|jpeg|png)", re.IGNORECASE)

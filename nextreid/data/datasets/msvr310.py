@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ..sample import MODALITIES, ReIDDataset
 from ..split import with_match
-from .folder_layout import Name
-from .published import VIS_NI_TH, PublishedTree
+from .published import VIS_NI_TH, Name, PublishedTree
 from .registry import register_dataset
 
 _NAME = re.compile(r"(\d{4})_s(\d{3})_v(\d)_\d+\.(jpg|jpeg|png)", re.IGNORECASE)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from ..image import ImageFile
 from ..sample import MODALITIES, ReIDDataset, Sample
-from .folder_layout import note_unknown, nothing_of_form
 from .published import PublishedTree
 from .registry import register_dataset
 
@@ -35,9 +34,7 @@ class _RGBNT100(PublishedTree):
                 continue
             images = tuple(ImageFile(path, (left, 0, left + _WIDTH, _HEIGHT), size) for left in edges)
             samples.append(Sample(path.name, int(match[1]), int(match[2]) - 1, -1, images))
-        if not samples:
-            raise nothing_of_form(split, str(self.home / folder), unknown)
-        note_unknown(split, unknown, self.notes)
+        self.note_unknown(split, [str(self.home / folder)], unknown, found=bool(samples))
         return sorted(samples, key=lambda sample: sample.key)
 
 

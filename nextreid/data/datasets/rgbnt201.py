@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..sample import MODALITIES, ReIDDataset
-from .folder_layout import Name
-from .published import PublishedTree
+from .published import Name, PublishedTree
 from .registry import register_dataset
 
 _NAME = re.compile(r"(\d{6})_cam([1-9])_\d+_\d+\.(jpg|jpeg|png)", re.IGNORECASE)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..sample import MODALITIES, ReIDDataset
-from .folder_layout import Name
-from .published import VIS_NI_TH, PublishedTree
+from .published import VIS_NI_TH, Name, PublishedTree
 from .registry import register_dataset
 
 _NAME = re.compile(r"v(\d)_n\d_s(\d{3})_\d+\.(jpg|jpeg|png)", re.IGNORECASE)
