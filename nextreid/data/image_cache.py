@@ -149,16 +149,16 @@ class ImageCache:
         Raises:
             KeyError: If an image is not in the cache; names the sample and the modality.
         """
-        out = np.full((len(samples), len(modalities)), -1, dtype=np.int64)
+        out = np.empty((len(samples), len(modalities)), dtype=np.int64)
         for number, sample in enumerate(samples):
             for index, (image, modality) in enumerate(zip(sample.images, modalities, strict=True)):
-                if image is not None and (row := self._places.get(_identity(image))) is None:
+                row = -1 if image is None else self._places.get(_identity(image))
+                if row is None:
                     raise KeyError(
                         f"the image cache has no {modality} image of sample {sample.key!r}: "
                         "build it with all samples that are loaded from it"
                     )
-                if image is not None:
-                    out[number, index] = row
+                out[number, index] = row
         return out
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:

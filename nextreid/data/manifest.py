@@ -179,9 +179,9 @@ def _samples(
         key = cells.get("key") or next(cells[modality] for modality in modalities if cells.get(modality))
         if key in samples:
             raise ValueError(f"{where}: key {key!r} occurs a second time; keys must be unique")
-        labels = [_label(where, column, cells.get(column)) for column in _LABELS]
+        pid, camid, sceneid = (_label(where, column, cells.get(column)) for column in _LABELS)
         captions = tuple(split_sentences(cells.get(f"caption_{modality}") or "") for modality in modalities)
-        samples[key] = Sample(key, *labels, images=tuple(images), captions=captions if any(captions) else ())
+        samples[key] = Sample(key, pid, camid, sceneid, tuple(images), captions if any(captions) else ())
     if missing:
         more = f"\n… and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise FileNotFoundError(f"{len(missing)} images are missing\n" + "\n".join(missing[:5]) + more)

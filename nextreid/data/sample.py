@@ -100,7 +100,7 @@ class Batch:
         return self._with_tensors(torch.Tensor.pin_memory)
 
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        tensors = {name: value for name in self.__slots__ if isinstance(value := getattr(self, name), torch.Tensor)}
+        tensors: dict[str, Any] = {n: v for n in self.__slots__ if isinstance(v := getattr(self, n), torch.Tensor)}
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
 
@@ -158,8 +158,9 @@ class ReIDDataset:
         Raises:
             ValueError: If an image is bad and `on_error` is "raise".
         """
-        splits, notes = _drop_unreadable(self.splits(), self.modalities, on_error)
-        return replace(self, **splits, notes=(*self.notes, *notes)) if notes else self
+        kept, notes = _drop_unreadable(self.splits(), self.modalities, on_error)
+        changes: dict[str, Any] = {**kept, "notes": (*self.notes, *notes)}
+        return replace(self, **changes) if notes else self
 
     def digest(self) -> str:
         """Return a fingerprint of what is read, the same wherever the files lie.

@@ -85,7 +85,7 @@ def inspect_images(
 
     def inspect(sample: Sample) -> list[ImageFacts | ImageError | None]:
         opened = try_images(sample.images, sample.key, dataset.modalities)
-        return [image and _facts(image) for image in opened]
+        return [None if image is None else _facts(image) for image in opened]
 
     inspected: Inspected = {}
     with ThreadPoolExecutor(max(1, workers)) as pool:

@@ -168,7 +168,7 @@ def _queries(dataset: ReIDDataset, protocol: str, rule: Rule) -> list[Finding]:
     lost: dict[str, list[str]] = defaultdict(list)
     for query, count, count_others in zip(dataset.query, counts, others, strict=True):
         if not count and query.pid >= 0:
-            why = "identity" if query.pid not in shown else rule if count_others else "itself"
+            why: str = "identity" if query.pid not in shown else rule if count_others else "itself"
             lost[why].append(query.key)
     every = sum(map(len, lost.values())) == len(dataset.query)
     findings = []

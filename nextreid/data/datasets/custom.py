@@ -138,10 +138,10 @@ def _dataset(
     if train is not None and set(found) == {""}:
         base = (protocol or "").partition(":")[0]
         rule = next((rule for rule in get_args(Rule) if rule == base), None) or _default_rule(found[""])
-        split = split_identities(
+        made = split_identities(
             found[""], modalities=modalities, train=train, rule=rule, seed=seed, name=name, object_type=object_type
         )
-        return replace(split, protocol=protocol or rule, notes=(*notes, *split.notes))
+        return replace(made, protocol=protocol or rule, notes=(*notes, *made.notes))
     if train is not None:
         raise ValueError(f"train={train} splits by identity, but the splits are named: {', '.join(found)}")
     splits: dict[str, list[Sample]] = {"train": [], "query": [], "gallery": []}

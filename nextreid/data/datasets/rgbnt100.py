@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from ..image import ImageFile
 from ..sample import MODALITIES, ReIDDataset, Sample
@@ -16,8 +17,8 @@ _WIDTH, _HEIGHT = 256, 128
 
 class _RGBNT100(PublishedTree):
     name = "rgbnt100"
-    homes = ("RGBNT100/rgbir", "rgbir", "RGBNT100")
-    captions = ("RGBNT100", "100")
+    homes: ClassVar[Sequence[str]] = ("RGBNT100/rgbir", "rgbir", "RGBNT100")
+    captions: ClassVar[Sequence[str]] = ("RGBNT100", "100")
     splits = ("bounding_box_train", "bounding_box_test")
     folders = dict.fromkeys(MODALITIES, "")  # all modalities are in one file, in this order
     layout = _LAYOUT.format("RGBNT100")
