@@ -1,4 +1,4 @@
-"""Anybody's own images as samples, found by their folders and names."""
+"""Custom images as samples, found by their folders and names."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ def read_pattern(
     split: str | None = None,
     window: Mapping[str, Window] | None = None,
 ) -> list[Sample]:
-    """Read samples from images whose labels stand in their paths.
+    """Read samples from images whose labels are in their paths.
 
     In the pattern ``{split}``, ``{modality}``, ``{pid}``, ``{camid}`` and ``{sceneid}`` (whole numbers) stand for
     labels, ``{*}`` for any text without a slash, ``{ext}`` for any image ending; a label that occurs twice must be
@@ -87,7 +87,7 @@ def read_folder(
         Samples sorted by key (the name of the first image), with pid, camid and sceneid -1.
 
     Raises:
-        FileNotFoundError: If there is none of the folders.
+        FileNotFoundError: If no folder is there.
         ValueError: If two folders stand for one modality, two images have one stem, or there is no image.
     """
     root = Path(root).expanduser()
@@ -95,31 +95,33 @@ def read_folder(
     layout = f"{root}/{{{','.join(modalities)}}}/name.jpg"
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; expected {layout}")
-    names = {m: _ALIASES.get(m.lower(), (m.lower(),)) for m in modalities}
-    folders = {m: sorted(f for f in root.iterdir() if f.is_dir() and f.name.lower() in names[m]) for m in modalities}
-    if not any(folders.values()):
-        found = sorted(entry.name for entry in root.iterdir())[:5]
-        raise FileNotFoundError(f"none of the folders {layout} (found {', '.join(found) or 'nothing'} in {root})")
-    paths: dict[str, dict[str, Path]] = {m: {} for m in modalities}
-    for modality, places in folders.items():
-        if len(places) > 1:
-            raise ValueError(f"{root} has {len(places)} folders for {modality}: {', '.join(f.name for f in places)}")
-        for file in sorted(file for place in places for file in place.iterdir()):
+    paths: dict[str, dict[str, Path]] = {}
+    for modality in modalities:
+        names = _ALIASES.get(modality.lower(), (modality.lower(),))
+        folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name.lower() in names)
+        if len(folders) > 1:
+            raise ValueError(f"{root} has {len(folders)} folders for {modality}: {', '.join(f.name for f in folders)}")
+        if folders:
+            paths[modality] = {}
+        for file in sorted(file for folder in folders for file in folder.iterdir()):
             if file.suffix.lower() in _ENDINGS:
                 if file.stem in paths[modality]:
                     raise ValueError(f"{file} and {paths[modality][file.stem].name} have one stem: rename one")
                 paths[modality][file.stem] = file
+    if not paths:
+        found = sorted(entry.name for entry in root.iterdir())[:5]
+        raise FileNotFoundError(f"no folder of the form {layout} (found {', '.join(found) or 'nothing'} in {root})")
     stems = {stem for column in paths.values() for stem in column}
     if not stems:
         raise ValueError(f"no images ({', '.join(_ENDINGS)}) in {layout}")
     samples = []
     for stem in stems:
-        files = {m: paths[m].get(stem) for m in modalities}
-        images = tuple(file and through_window(file, windows.get(m)) for m, file in files.items())
+        files = {modality: paths.get(modality, {}).get(stem) for modality in modalities}
+        images = tuple(file and through_window(file, windows.get(modality)) for modality, file in files.items())
         samples.append(Sample(next(file.name for file in files.values() if file), -1, -1, -1, images))
-    for modality, column in paths.items():
-        if len(column) < len(stems):
-            _logger.warning("%s: %d of %d samples lack %s", root, len(stems) - len(column), len(stems), modality)
+    for index, modality in enumerate(modalities):
+        if missing := sum(sample.images[index] is None for sample in samples):
+            _logger.warning("%s: %d of %d samples lack %s", root, missing, len(samples), modality)
     return sorted(samples, key=lambda sample: sample.key)
 
 
@@ -171,8 +173,8 @@ def pattern_splits(
     for split, samples in splits.items():
         samples.sort(key=lambda sample: sample.key)
         for index, modality in enumerate(chosen):
-            if lacking := sum(sample.images[index] is None for sample in samples):
-                notes.append(f"{split or 'all'}: {lacking} of {len(samples)} samples lack {modality}")
+            if missing := sum(sample.images[index] is None for sample in samples):
+                notes.append(f"{split or 'all'}: {missing} of {len(samples)} samples lack {modality}")
     return chosen, splits, notes
 
 
@@ -184,7 +186,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
         if not part.startswith("{"):
             out.append(re.escape(part))
         elif field not in _FIELDS:
-            raise ValueError(f"pattern {pattern!r}: {part} is none of {', '.join(f'{{{name}}}' for name in _FIELDS)}")
+            raise ValueError(f"pattern {pattern!r}: {part} is not one of {', '.join(f'{{{n}}}' for n in _FIELDS)}")
         elif field in seen:
             out.append(f"(?P={field})")
         else:
@@ -213,7 +215,7 @@ def _modalities(found: Set[str], wanted: Sequence[str] | None, where: str) -> tu
 
 
 def _files(folder: Path, depth: int, prefix: str = "") -> Iterator[str]:
-    """Yield the files that lie so many folders deep, as paths below the first folder."""
+    """Yield the files that many folders deep, as paths below the first folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if depth and entry.is_dir():

@@ -100,8 +100,11 @@ class Batch:
         return self._with_tensors(torch.Tensor.pin_memory)
 
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        tensors: dict[str, Any] = {n: v for n in self.__slots__ if isinstance(v := getattr(self, n), torch.Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        changes: dict[str, Any] = {}
+        for name in self.__slots__:
+            if isinstance(value := getattr(self, name), torch.Tensor):
+                changes[name] = change(value)
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True, repr=False)

@@ -39,7 +39,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*none; expected .*none/\{rgb,nir,tir\}/name\.jpg"):
         read_folder(tmp_path / "none")
     touch(tmp_path, "red/a.jpg")
-    with pytest.raises(FileNotFoundError, match=r"none of the folders .*found red in"):
+    with pytest.raises(FileNotFoundError, match=r"no folder of the form .*found red in"):
         read_folder(tmp_path)
     touch(tmp_path, "rgb/a.txt")
     with pytest.raises(ValueError, match=r"no images \(\.bmp"):
@@ -152,7 +152,7 @@ def test_the_order_of_the_listing_changes_nothing(tmp_path: Path, monkeypatch: p
 def test_bad_patterns_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*none"):
         read_pattern(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"{person} is none of {split}, {modality}, {pid}"):
+    with pytest.raises(ValueError, match=r"{person} is not one of {split}, {modality}, {pid}"):
         read_pattern(tmp_path, "{person}.jpg")
     with pytest.raises(ValueError, match=r"no path of the form .*at that depth there are no files"):
         read_pattern(tmp_path, "{pid}.jpg")
