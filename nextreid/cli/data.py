@@ -61,10 +61,10 @@ def run_check(args: argparse.Namespace) -> int:
     from nextreid.data import check_dataset
     from nextreid.retrieval import get_protocol
 
-    if args.protocol is not None:
-        get_protocol(args.protocol)  # a wrong name should not wait for the images
+    given = args.protocol and get_protocol(args.protocol)  # a wrong name should not wait for the images
     with _quiet("nextreid.data", args.verbose):
         dataset = _load(args)
+    protocol = given or get_protocol(dataset.protocol)
     with tqdm(unit="sample", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -73,7 +73,8 @@ def run_check(args: argparse.Namespace) -> int:
 
         report = check_dataset(
             dataset,
-            get_protocol(args.protocol or dataset.protocol),
+            protocol.exclude,
+            protocol=protocol.name,
             images=not args.quick,
             count_tokens=clip_token_counter(),
             num_ids=args.num_ids,

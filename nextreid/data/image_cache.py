@@ -101,7 +101,7 @@ class ImageCache:
         if path is not None and (path.suffix != SUFFIX or path.is_dir()):
             raise ValueError(f"an image cache is kept in a file whose name ends in {SUFFIX}, got {str(path)!r}")
         check_counts(samples, modalities)
-        places, jobs = _distinct(samples, modalities)
+        places, jobs = _distinct(samples)
         if not places:
             raise ValueError("there is no image to cache: the samples have none")
         shape = (len(places), 3, *transform.img_size)
@@ -117,10 +117,10 @@ class ImageCache:
                 )
             _logger.info("image cache in memory: %s", takes)
             pixels = torch.empty(shape, dtype=torch.uint8).share_memory_()
-            for row, image in enumerate(_decoded(jobs, transform)):
+            for row, image in enumerate(_decoded(jobs, modalities, transform)):
                 pixels[row] = torch.from_numpy(image)
             return cls(pixels, places, transform)
-        metadata = _metadata(places, jobs, transform)
+        metadata = _metadata(jobs, modalities, transform)
         try:
             kept = _open(path, shape, metadata)
         except FileNotFoundError:
@@ -131,7 +131,9 @@ class ImageCache:
             _logger.info("image cache %s: %s, read from the file", path, takes)
             return cls(kept, places, transform, path)
         try:
-            write_whole(path, lambda temporary: _write(temporary, shape, metadata, _decoded(jobs, transform)))
+            write_whole(
+                path, lambda temporary: _write(temporary, shape, metadata, _decoded(jobs, modalities, transform))
+            )
         except OSError as error:
             raise OSError(error.errno, f"cannot write the image cache {path}, {takes}: {error.strerror}") from error
         return cls(_map(path, shape), places, transform, path)
@@ -182,23 +184,23 @@ class ImageCache:
         self.pixels = _map(self.path, state["pixels"]) if self.path else self._shared.numpy()
 
 
-# one sample's images that none before it has: its key, the images and their modalities
-_Job = tuple[str, list[Image], list[str]]
+# a sample's key and its images, None for those that are missing or belong to a sample before it
+_Job = tuple[str, list[Image | None]]
 
 
-def _distinct(samples: Sequence[Sample], modalities: Sequence[str]) -> tuple[dict[str, int], list[_Job]]:
+def _distinct(samples: Sequence[Sample]) -> tuple[dict[str, int], list[_Job]]:
     """Return the row of each distinct image, and the images to decode in the order of the rows."""
     places: dict[str, int] = {}
     jobs: list[_Job] = []
     for sample in samples:
-        job: _Job = (sample.key, [], [])
-        for image, modality in zip(sample.images, modalities, strict=True):
-            if image is not None and (known := _identity(image)) not in places:
-                places[known] = len(places)
-                job[1].append(image)
-                job[2].append(modality)
-        if job[1]:
-            jobs.append(job)
+        new: list[Image | None] = []
+        for image in sample.images:
+            known = image is None or _identity(image) in places
+            if image is not None and not known:
+                places[_identity(image)] = len(places)
+            new.append(None if known else image)
+        if any(image is not None for image in new):
+            jobs.append((sample.key, new))
     return places, jobs
 
 
@@ -210,13 +212,12 @@ def _identity(image: Image) -> str:
     return ascii((os.path.abspath(file.path), file.box, file.size, file.window))
 
 
-def _decoded(jobs: Sequence[_Job], transform: EvalTransform) -> Iterator[np.ndarray]:
+def _decoded(jobs: Sequence[_Job], modalities: Sequence[str], transform: EvalTransform) -> Iterator[np.ndarray]:
     """Yield the images in the order of their rows."""
 
     def decode(job: _Job) -> list[np.ndarray]:
-        key, images, modalities = job
-        opened = open_images(images, key, modalities)
-        return [transform.pixels(image) for image in opened if image is not None]
+        key, images = job
+        return [transform.pixels(image) for image in open_images(images, key, modalities) if image is not None]
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
         for start in range(0, len(jobs), _CHUNK):
@@ -224,13 +225,14 @@ def _decoded(jobs: Sequence[_Job], transform: EvalTransform) -> Iterator[np.ndar
                 yield from images
 
 
-def _metadata(places: dict[str, int], jobs: Sequence[_Job], transform: EvalTransform) -> dict[str, Any]:
+def _metadata(jobs: Sequence[_Job], modalities: Sequence[str], transform: EvalTransform) -> dict[str, Any]:
     """Return what a file must record to be the cache of these images."""
     state = hashlib.blake2b(digest_size=16)
-    identities = iter(places)
-    for key, images, modalities in jobs:
-        for image, modality, identity in zip(images, modalities, identities, strict=False):
-            state.update(ascii(identity).encode())
+    for key, images in jobs:
+        for image, modality in zip(images, modalities, strict=True):
+            if image is None:
+                continue
+            state.update(ascii(_identity(image)).encode())
             if path := image_path(image):
                 try:
                     stat = path.stat()

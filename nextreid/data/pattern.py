@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -76,7 +77,7 @@ def read_folder(
 
     Images with one stem (the file name without its ending) are one sample. Folder names may be in upper or lower
     case; "vis" stands for rgb, "ni" for nir, "ti" and "th" for tir. A modality without a folder, or without this
-    image, is missing; how many are is logged.
+    image, is missing; how many are missing or left out is logged.
 
     Args:
         root: Folder of the folders.
@@ -91,37 +92,22 @@ def read_folder(
         ValueError: If two folders stand for one modality, two images have one stem, or there is no image.
     """
     root = Path(root).expanduser()
-    windows = check_windows(window, modalities)
     layout = f"{root}/{{{','.join(modalities)}}}/name.jpg"
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; expected {layout}")
-    paths: dict[str, dict[str, Path]] = {}
-    for modality in modalities:
-        names = _ALIASES.get(modality.lower(), (modality.lower(),))
-        folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and folder.name.lower() in names)
-        if len(folders) > 1:
-            raise ValueError(f"{root} has {len(folders)} folders for {modality}: {', '.join(f.name for f in folders)}")
-        if folders:
-            paths[modality] = {}
-        for file in sorted(file for folder in folders for file in folder.iterdir()):
-            if file.suffix.lower() in _ENDINGS:
-                if file.stem in paths[modality]:
-                    raise ValueError(f"{file} and {paths[modality][file.stem].name} have one stem: rename one")
-                paths[modality][file.stem] = file
-    if not paths:
-        found = sorted(entry.name for entry in root.iterdir())[:5]
-        raise FileNotFoundError(f"no folder of the form {layout} (found {', '.join(found) or 'nothing'} in {root})")
-    stems = {stem for column in paths.values() for stem in column}
-    if not stems:
-        raise ValueError(f"no images ({', '.join(_ENDINGS)}) in {layout}")
-    samples = []
-    for stem in stems:
-        files = {modality: paths.get(modality, {}).get(stem) for modality in modalities}
-        images = tuple(file and through_window(file, windows.get(modality)) for modality, file in files.items())
-        samples.append(Sample(next(file.name for file in files.values() if file), -1, -1, -1, images))
-    for index, modality in enumerate(modalities):
-        if missing := sum(sample.images[index] is None for sample in samples):
-            _logger.warning("%s: %d of %d samples lack %s", root, missing, len(samples), modality)
+    entries = sorted(root.iterdir())
+    names = {modality: _ALIASES.get(modality.lower(), (modality.lower(),)) for modality in modalities}
+    folders = {m: [e.name for e in entries if e.is_dir() and e.name.lower() in names[m]] for m in modalities}
+    if not any(folders.values()):
+        found = ", ".join(entry.name for entry in entries[:5]) or "nothing"
+        raise FileNotFoundError(f"no folder of the form {layout} (found {found} in {root})")
+    for modality, several in folders.items():
+        if len(several) > 1:
+            raise ValueError(f"{root} has {len(several)} folders for {modality}: {', '.join(several)}")
+    _, splits, notes = pattern_splits(root, "{modality}/{*}.{ext}", modalities, window)
+    for note in notes:
+        _logger.warning("%s: %s", root, note)
+    samples = [replace(sample, key=Path(sample.key).name) for sample in splits[""]]
     return sorted(samples, key=lambda sample: sample.key)
 
 
@@ -215,7 +201,7 @@ def _modalities(found: Set[str], wanted: Sequence[str] | None, where: str) -> tu
 
 
 def _files(folder: Path, depth: int, prefix: str = "") -> Iterator[str]:
-    """Yield the files that many folders deep, as paths below the first folder."""
+    """Yield the files that are this many folders deep, as paths below the first folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if depth and entry.is_dir():

@@ -56,7 +56,7 @@ def clean(tmp_path):
 
 def check(dataset, protocol=None, **options):
     protocol = get_protocol(protocol or dataset.protocol)
-    return check_dataset(dataset, protocol, **{"count_tokens": words, "num_ids": 8, **options})
+    return check_dataset(dataset, protocol.exclude, protocol=protocol.name, **{"count_tokens": words, "num_ids": 8, **options})
 
 
 def found(report):
@@ -384,6 +384,11 @@ def test_planted_captions(clean, plant, expected):
     assert found(check(plant(clean), images=False)) == expected
 
 
+def test_an_unknown_rule_is_named(clean):
+    with pytest.raises(ValueError, match="exclude must be one of camera, scene, none; got 'view'"):
+        check_dataset(clean, "view")
+
+
 def test_lengths_need_a_tokenizer_and_captions_can_be_left_out(clean):
     data = tail(clean, "very " * 76 + "long [age].")
     assert found(check(data, images=False, count_tokens=None)) == {("warning", "open-slot", 1)}
@@ -429,7 +434,7 @@ def published(home, source, name):
 )
 def test_published_captions(published_captions, source, name, tolerance):
     data = published(published_captions, source, name)
-    report = check_dataset(data, get_protocol("none"), images=False, count_tokens=clip_token_counter())
+    report = check_dataset(data, "none", images=False, count_tokens=clip_token_counter())
     assert report.ok
     by_code = {finding.code: finding for finding in report.findings}
     for split in ("train", "test"):

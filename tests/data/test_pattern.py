@@ -22,10 +22,12 @@ def test_folder(tmp_path: Path, caplog) -> None:
     assert samples[0].images == (tmp_path / "vis/a.jpg", tmp_path / "NI/a.png", None)
     assert samples[2].images == (None, None, tmp_path / "TH/c.JPG")
     assert {(s.pid, s.camid, s.sceneid) for s in samples} == {(-1, -1, -1)}
-    assert [m.split(": ")[1] for m in caplog.messages] == [
-        "1 of 3 samples lack rgb",
-        "2 of 3 samples lack nir",
-        "1 of 3 samples lack tir",
+    assert [m.split(": ", 1)[1] for m in caplog.messages] == [
+        "1 files left out, not of the form '{modality}/{*}.{ext}'",
+        "1 images left out, of other modalities: ['other']",
+        "all: 1 of 3 samples lack rgb",
+        "all: 2 of 3 samples lack nir",
+        "all: 1 of 3 samples lack tir",
     ]
     assert [s.images[0].name for s in read_folder(tmp_path, ("tir",))] == ["b.jpg", "c.JPG"]
 
@@ -42,10 +44,10 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder of the form .*found red in"):
         read_folder(tmp_path)
     touch(tmp_path, "rgb/a.txt")
-    with pytest.raises(ValueError, match=r"no images \(\.bmp"):
+    with pytest.raises(ValueError, match=r"no images of modalities .*there are \['red'\]"):
         read_folder(tmp_path)
     touch(tmp_path, "rgb/a.jpg", "rgb/a.png")
-    with pytest.raises(ValueError, match="have one stem"):
+    with pytest.raises(ValueError, match=r"two files are one rgb image: rgb/a\.jpg, rgb/a\.png"):
         read_folder(tmp_path)
     (tmp_path / "vis").mkdir()
     with pytest.raises(ValueError, match="has 2 folders for rgb: rgb, vis"):

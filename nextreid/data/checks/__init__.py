@@ -1,7 +1,7 @@
 """Is a dataset usable? What is wrong with it, and what to do about it."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import get_args
 
 from ..sample import ReIDDataset
 from ..split import Rule
@@ -13,22 +13,11 @@ from .labels import check_labels, label_facts
 __all__ = ["Finding", "Level", "Report", "check_dataset"]
 
 
-class ExclusionRule(Protocol):
-    """The part of a `nextreid.retrieval.Protocol` that a check reads."""
-
-    @property
-    def name(self) -> str:
-        """Name of the evaluation protocol."""
-
-    @property
-    def exclude(self) -> Rule:
-        """What a query ignores in the gallery."""
-
-
 def check_dataset(
     dataset: ReIDDataset,
-    protocol: ExclusionRule,
+    exclude: Rule,
     *,
+    protocol: str | None = None,
     images: bool = True,
     captions: bool = True,
     count_tokens: Callable[[str], int] | None = None,
@@ -41,7 +30,9 @@ def check_dataset(
 
     Args:
         dataset: Any dataset; one without identities is checked for its images and captions only.
-        protocol: Protocol of the evaluation to come, such as ``nextreid.retrieval.get_protocol(dataset.protocol)``.
+        exclude: What a query ignores in the evaluation to come, ``nextreid.retrieval.get_protocol(name).exclude``: the
+            entries of its identity from its own ``"camera"`` or ``"scene"``, or ``"none"`` but itself.
+        protocol: Name of that protocol, for the report; None takes the dataset's.
         images: Whether to decode every image once.
         captions: Whether to read the captions.
         count_tokens: Number of tokens of a text with the start and end marks, by the tokenizer of the text tower in
@@ -53,9 +44,15 @@ def check_dataset(
 
     Returns:
         The findings, errors first, and the counts of each split.
+
+    Raises:
+        ValueError: If `exclude` is unknown.
     """
-    splits = label_facts(dataset, protocol.exclude)
-    findings = [*check_labels(dataset, protocol.name, protocol.exclude, num_ids), *check_presence(dataset)]
+    if exclude not in get_args(Rule):
+        raise ValueError(f"exclude must be one of {', '.join(get_args(Rule))}; got {exclude!r}")
+    protocol = protocol or dataset.protocol
+    splits = label_facts(dataset, exclude)
+    findings = [*check_labels(dataset, protocol, exclude, num_ids), *check_presence(dataset)]
     sizes: dict[str, dict[str, dict[str, int]]] = {}
     if images:
         inspected = inspect_images(dataset, workers, progress)
@@ -67,4 +64,4 @@ def check_dataset(
         findings += check_captions(dataset, count_tokens, window)
     findings += [Finding("note", "reader", note, "", 1) for note in dataset.notes]
     findings.sort(key=lambda finding: LEVELS.index(finding.level))
-    return Report(dataset.name, dataset.modalities, protocol.name, protocol.exclude, splits, tuple(findings))
+    return Report(dataset.name, dataset.modalities, protocol, exclude, splits, tuple(findings))

@@ -1,4 +1,4 @@
-"""Images decoded once: unreadable, odd, duplicated or missing ones."""
+"""Images decoded once: unreadable, odd, copied or missing ones."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -16,28 +16,17 @@ from .findings import Finding, Level, each_sample, found, found_in, tally
 # JPEG may move a uniform grey by a step or two
 _FLAT = 2
 
-# by the reason of an `ImageError`: what is wrong, what to do
+# by the reason of an `ImageError`, then by the kind of copy: what is wrong, what to do
 _BAD = {
-    "unreadable": (
-        "images that cannot be read",
-        "get or save them again; --on-error skip or mask trains without them",
-    ),
+    "unreadable": ("images that cannot be read", "save them again; --on-error skip or mask trains without them"),
     "many-bits": (
         "images of more than 8 bits per channel",
         "say which raw values become black and white (the argument window of the reader), or save them with 8 bits",
     ),
-    "wrong-size": (
-        "images that are not of the size which this dataset declares",
-        "get them again, not resized or cropped",
-    ),
+    "wrong-size": ("images that are not of the declared size", "get them again, not resized or cropped"),
 }
-
-_DUPLICATES: dict[str, tuple[Level, str, str]] = {
-    "train-test-copy": (
-        "error",
-        "images that are in training and in test",
-        "take them out of one of the two: a model may know them by heart",
-    ),
+_COPIES: dict[str, tuple[Level, str, str]] = {
+    "train-test-copy": ("error", "images that are in training and in test", "take them out of one of the two"),
     "identity-conflict": (
         "error",
         "images that belong to several identities",
@@ -195,18 +184,18 @@ def _copies(dataset: ReIDDataset, inspected: Inspected) -> list[Finding]:
     for split, sample, modality, image in _each_image(dataset, inspected):
         if isinstance(image, ImageFacts) and not image.flat:
             places[image.content].append((split, sample, modality))
-    copied: dict[str, list[str]] = {code: [] for code in _DUPLICATES}
+    copied: dict[str, list[str]] = {code: [] for code in _COPIES}
     for same in places.values():
-        for code in _duplicate_codes(same):
+        for code in _copy_codes(same):
             copied[code].append(" = ".join(f"{split} {modality} {s.key}" for split, s, modality in same[:4]))
     return [
         found(level, code, f"{what}: {len(copied[code]):,}", hint, copied[code])
-        for code, (level, what, hint) in _DUPLICATES.items()
+        for code, (level, what, hint) in _COPIES.items()
         if copied[code]
     ]
 
 
-def _duplicate_codes(same: Sequence[tuple[str, Sample, str]]) -> set[str]:
+def _copy_codes(same: Sequence[tuple[str, Sample, str]]) -> set[str]:
     """Return what is wrong with one image that occurs at all these places."""
     codes = set()
     if len({(id(sample), modality) for _, sample, modality in same}) > len({id(sample) for _, sample, _ in same}):

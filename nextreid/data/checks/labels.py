@@ -10,6 +10,42 @@ from .findings import Finding, Level, found, spread
 
 _LABEL = {"camera": "camid", "scene": "sceneid"}
 
+# by code: level, what is wrong, what to do
+_FINDINGS: dict[str, tuple[Level, str, str]] = {
+    "duplicate-key": ("error", "keys that name several samples of one split", "keys must be unique"),
+    "key-conflict": ("error", "keys of different identities in query and gallery", "a key must name one sample"),
+    "case-key": (
+        "warning",
+        "groups of keys that differ in upper and lower case only",
+        "rename them: on Windows and macOS such files are one file, and captions may join the wrong one",
+    ),
+    "no-identity": (
+        "error",
+        "samples of train or query without identity (pid -1)",
+        "label them or leave them out; only a gallery may hold unknown identities",
+    ),
+    "identity-in-train-and-test": (
+        "warning",
+        "training identities that are in query or gallery too",
+        "keep the identities of training and test apart, or the metrics do not measure unseen identities",
+    ),
+    "single-sample": (
+        "warning",
+        "training identities with one sample",
+        "their instances in a batch are copies of it, which teach little: add samples or leave them out",
+    ),
+    "no-{rule}": (
+        "warning",
+        "test samples without {rule} ({label} -1)",
+        "they count as one {rule} under protocol {protocol}: label them",
+    ),
+    "one-camera": (
+        "note",
+        "query identities known under one camera only",
+        "protocol {protocol} lets them match in their own camera, which is easier than across cameras",
+    ),
+}
+
 
 def label_facts(dataset: ReIDDataset, rule: Rule) -> dict[str, dict[str, Any]]:
     """Count what each split holds; see `Report.splits`."""
@@ -52,12 +88,14 @@ def check_labels(dataset: ReIDDataset, protocol: str, rule: Rule, num_ids: int) 
 
 
 def _listed(
-    level: Level, code: str, what: str, hint: str, names: Iterable[object], of: int | None = None
+    code: str, names: Iterable[object], of: int | None = None, *, rule: str = "", protocol: str = ""
 ) -> list[Finding]:
-    """Return a finding that counts names, of how many; none where there are no names."""
+    """Return the finding of `_FINDINGS` that counts names, of how many; none where there are no names."""
     every = list(map(str, names))
-    count = f"{len(every):,}" if of is None else f"{len(every):,} of {of:,}"
-    return [found(level, code, f"{what}: {count}", hint, every)] if every else []
+    level, what, hint = _FINDINGS[code]
+    what, hint = (text.format(rule=rule, label=_LABEL.get(rule), protocol=protocol) for text in (what, hint))
+    message = f"{what}: {len(every):,}" + ("" if of is None else f" of {of:,}")
+    return [found(level, code.format(rule=rule), message, hint, every)] if every else []
 
 
 def _keys(dataset: ReIDDataset) -> list[Finding]:
@@ -73,20 +111,7 @@ def _keys(dataset: ReIDDataset) -> list[Finding]:
         alike |= {" and ".join(names) for names in folded.values() if len(names) > 1}
     owner = {s.key: s.pid for s in dataset.gallery}
     conflicts = [s.key for s in dataset.query if owner.get(s.key, s.pid) != s.pid]
-    hint = "rename them: on Windows and macOS such files are one file, and captions may join the wrong one"
-    return [
-        *_listed(
-            "error", "duplicate-key", "keys that name several samples of one split", "keys must be unique", repeated
-        ),
-        *_listed(
-            "error",
-            "key-conflict",
-            "keys that name different identities in query and gallery",
-            "one key must stand for one sample",
-            conflicts,
-        ),
-        *_listed("warning", "case-key", "groups of keys that differ in upper and lower case only", hint, sorted(alike)),
-    ]
+    return _listed("duplicate-key", repeated) + _listed("key-conflict", conflicts) + _listed("case-key", sorted(alike))
 
 
 def _splits(dataset: ReIDDataset) -> list[Finding]:
@@ -104,32 +129,9 @@ def _identities(dataset: ReIDDataset, num_ids: int) -> list[Finding]:
     unknown += [f"query {s.key}" for s in dataset.query if s.pid < 0]
     train = Counter(s.pid for s in dataset.train if s.pid >= 0)
     test = {s.pid for s in (*dataset.query, *dataset.gallery) if s.pid >= 0}
-    single = sorted(pid for pid, count in train.items() if count == 1)
-    findings = [
-        *_listed(
-            "error",
-            "no-identity",
-            "samples of train or query without identity (pid -1)",
-            "label them or leave them out; only a gallery may hold unknown identities",
-            unknown,
-        ),
-        *_listed(
-            "warning",
-            "identity-in-train-and-test",
-            "training identities that are in query or gallery too",
-            "keep the identities of training and test apart, or the metrics do not measure unseen identities",
-            sorted(train.keys() & test),
-            of=len(train),
-        ),
-        *_listed(
-            "warning",
-            "single-sample",
-            "training identities with one sample",
-            "their instances in a batch are copies of it, which teach little: add samples or leave them out",
-            single,
-            of=len(train),
-        ),
-    ]
+    findings = _listed("no-identity", unknown)
+    findings += _listed("identity-in-train-and-test", sorted(train.keys() & test), len(train))
+    findings += _listed("single-sample", sorted(pid for pid, count in train.items() if count == 1), len(train))
     if 0 < len(train) < num_ids:
         message = f"training identities: {len(train)}, a batch takes {num_ids}"
         hint = f"train with num_ids={len(train)} or less" if len(train) > 1 else "two identities are the least"
@@ -140,22 +142,18 @@ def _identities(dataset: ReIDDataset, num_ids: int) -> list[Finding]:
 
 def _places(dataset: ReIDDataset, protocol: str, rule: Rule) -> list[Finding]:
     test = {s.key: s for s in (*dataset.gallery, *dataset.query)}.values()
-    findings = []
+    findings: list[Finding] = []
     if label := _LABEL.get(rule):
         blank = [s.key for s in test if getattr(s, label) < 0]
-        # where all are blank, the queries without a match say it
-        if len(blank) < len(test):
-            what = f"test samples without {rule} ({label} -1)"
-            hint = f"they count as one {rule} under protocol {protocol}: label them"
-            findings += _listed("warning", f"no-{rule}", what, hint, blank, of=len(test))
+        if len(blank) < len(test):  # where all are blank, the queries without a match report it
+            findings += _listed("no-{rule}", blank, len(test), rule=rule, protocol=protocol)
     cameras: dict[int, set[int]] = defaultdict(set)
     for s in test:
         if s.pid >= 0 and s.camid >= 0:
             cameras[s.pid].add(s.camid)
     lonely = sorted({s.pid for s in dataset.query if len(cameras.get(s.pid, ())) == 1})
     if rule != "camera" and len(set().union(*cameras.values())) > 1:
-        hint = f"protocol {protocol} lets them match in their own camera, which is easier than across cameras"
-        findings += _listed("note", "one-camera", "query identities known under one camera only", hint, lonely)
+        findings += _listed("one-camera", lonely, protocol=protocol)
     return findings
 
 
