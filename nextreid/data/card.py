@@ -146,11 +146,11 @@ def refuse_leak(trained_on: str | Sequence[str], test_set: str, allow: bool = Fa
             continue
         if overlap.refused and not allow:
             raise ValueError(
-                f"a model trained on {overlap.trained_on} must not be scored on {test_set}: {overlap.evidence}. The "
+                f"a model trained on {overlap.trained_on} must not be evaluated on {test_set}: {overlap.evidence}. The "
                 "metrics would not be those of unseen identities. To compute them all the same pass allow=True "
                 "(--allow-leak), and state it wherever you report them"
             )
-        _logger.warning("trained on %s, scored on %s: %s", overlap.trained_on, test_set, overlap.evidence)
+        _logger.warning("trained on %s, evaluated on %s: %s", overlap.trained_on, test_set, overlap.evidence)
 
 
 @cache

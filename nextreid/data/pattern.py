@@ -141,7 +141,7 @@ def pattern_splits(
         modality = modality_of.get(name)
         if modality is None:
             continue
-        # named by what it says, not by where it lies
+        # named by its labels, not by its folder
         moment = tuple((field, text) for field, text in match.groupdict().items() if field not in ("modality", "ext"))
         files = moments.setdefault(moment, {})
         if modality in files:

@@ -22,12 +22,12 @@ class Sample:
         key: Unique in its dataset; for published sets the file name, such as ``"000258_cam1_0_00.jpg"``.
         pid: Identity, or -1 when unknown.
         camid: Camera counted from 0, or -1 when unknown.
-        sceneid: Scene, or -1 when the set has none.
+        sceneid: Scene, or -1 when the dataset has none.
         images: One per modality, each a file, an `ImageFile`, or a ``(H, W, 3)`` or ``(H, W)`` uint8 array; None
             where missing.
         captions: One tuple of sentences per modality; ``()`` means no captions at all, an inner ``()`` that this
             modality has none.
-        truth: What a synthetic set knows about the image (attributes, visibility, part map).
+        truth: What a synthetic dataset knows about the image (attributes, visibility, part map).
     """
 
     key: str
@@ -45,7 +45,7 @@ class Sample:
 
 
 def check_counts(samples: Sequence[Sample], modalities: Sequence[str]) -> None:
-    """Raise ValueError if a sample has another number of images or captions than there are modalities."""
+    """Raise ValueError if a sample does not have one image, and one caption or none, for each modality."""
     for sample in samples:
         for what, given in (("images", sample.images), ("captions", sample.captions)):
             if len(given) != len(modalities) and (what == "images" or given):
@@ -132,7 +132,7 @@ class ReIDDataset:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        counts = (f"{name}: {len(s)} of {len({x.pid for x in s})} ids" for name, s in self.splits().items())
+        counts = (f"{name} {len(s)} samples of {len({x.pid for x in s})} ids" for name, s in self.splits().items())
         facts = f"{'+'.join(self.modalities)}, protocol {self.protocol!r}, {', '.join(counts)}"
         return f"ReIDDataset({self.name!r}, {facts}, {len(self.notes)} notes)"
 
@@ -169,7 +169,7 @@ class ReIDDataset:
         """Return a fingerprint of what is read, the same wherever the files lie.
 
         It covers the modalities and, split by split and in order, every sample's key, labels, captions, which
-        images it has, and each image's size in bytes, crop and window (of arrays: their values). Two sets of one
+        images it has, and each image's size in bytes, crop and window (of arrays: their values). Two datasets of one
         fingerprint train and score alike unless files of one size differ in content.
 
         Returns:

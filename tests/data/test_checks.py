@@ -56,7 +56,9 @@ def clean(tmp_path):
 
 def check(dataset, protocol=None, **options):
     protocol = get_protocol(protocol or dataset.protocol)
-    return check_dataset(dataset, protocol.exclude, protocol=protocol.name, **{"count_tokens": words, "num_ids": 8, **options})
+    return check_dataset(
+        dataset, protocol.exclude, protocol=protocol.name, **{"count_tokens": words, "num_ids": 8, **options}
+    )
 
 
 def found(report):

@@ -98,7 +98,7 @@ def test_parquet_reads_as_csv_does(write: Callable[[Rows], Path], tmp_path: Path
         read_manifest(tmp_path / "m.parquet")
 
 
-def test_modalities_of_ones_own_are_declared(write: Callable[[Rows], Path], tmp_path: Path) -> None:
+def test_custom_modalities_are_declared(write: Callable[[Rows], Path], tmp_path: Path) -> None:
     path = write([{"rgb": "images/a.jpg", "depth": "images/b.jpg", "event": "", "caption_depth": "Near."}])
     expected = r"columns \['depth', 'event', 'caption_depth'\] are unknown.*modalities=\('rgb', 'depth', 'event'\)"
     with pytest.raises(ValueError, match=expected):
@@ -150,7 +150,7 @@ def split_rows(camid: object = 3) -> Rows:
     ]
 
 
-def test_a_manifest_is_a_data_set(write: Callable[[Rows], Path]) -> None:
+def test_a_manifest_is_a_dataset(write: Callable[[Rows], Path]) -> None:
     path = write(split_rows())
     data = load_dataset("manifest", path, window={"rgb": "minmax"})
     assert (data.name, data.modalities, data.object_type, data.protocol) == ("manifest", ("rgb",), "object", "camera")
@@ -231,13 +231,13 @@ def test_captions_of_a_run_join_by_key(tmp_path):
     for pid, cam, split in rows:
         for modality in ("rgb", "tir"):
             Image.new("RGB", (8, 16), (pid, cam, 9)).save(tmp_path / f"{pid}_{cam}_{modality}.png")
-        lines.append(f"{pid},{cam},{split},{pid}_{cam}_rgb.png,{pid}_{cam}_tir.png,Own words.")
+        lines.append(f"{pid},{cam},{split},{pid}_{cam}_rgb.png,{pid}_{cam}_tir.png,Manifest words.")
     (tmp_path / "mine.csv").write_text("\n".join(lines))
     home = tmp_path / "captions"
     home.mkdir()
-    told = [{"item": f"{pid}_{cam}_rgb.png", "description": f"Person {pid}."} for pid, cam, _ in rows[:-1]]
-    (home / "all_RGB.json").write_text(json.dumps(told))
-    assert load_dataset("manifest", tmp_path / "mine.csv").train[0].captions[0] == ("Own words.",)
+    written = [{"item": f"{pid}_{cam}_rgb.png", "description": f"Person {pid}."} for pid, cam, _ in rows[:-1]]
+    (home / "all_RGB.json").write_text(json.dumps(written))
+    assert load_dataset("manifest", tmp_path / "mine.csv").train[0].captions[0] == ("Manifest words.",)
     dataset = load_dataset("manifest", tmp_path / "mine.csv", captions=home)
     assert [sample.captions for sample in dataset.train] == [((f"Person {s.pid}.",), ()) for s in dataset.train]
     assert [bool(sample.captions[0]) for sample in dataset.query] == [True, True, True, False]

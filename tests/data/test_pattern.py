@@ -32,7 +32,7 @@ def test_folder(tmp_path: Path, caplog) -> None:
     assert [s.images[0].name for s in read_folder(tmp_path, ("tir",))] == ["b.jpg", "c.JPG"]
 
 
-def test_folder_with_a_modality_of_ones_own(tmp_path: Path) -> None:
+def test_folder_with_a_custom_modality(tmp_path: Path) -> None:
     touch(tmp_path, "Depth/a.png", "rgb/a.png")
     assert [image.parent.name for image in read_folder(tmp_path, ("depth", "rgb"))[0].images] == ["Depth", "rgb"]
 
@@ -101,7 +101,7 @@ def test_fields_of_a_pattern(tmp_path: Path, pattern: str, names: list[str], exp
     assert {s.key: (s.pid, s.camid, s.sceneid) for s in read_pattern(tmp_path, pattern)} == expected
 
 
-def test_modalities_of_ones_own_and_windows(tmp_path: Path, caplog) -> None:
+def test_custom_modalities_and_windows(tmp_path: Path, caplog) -> None:
     touch(tmp_path, "Depth/1.png", "rgb/1.png", "event/1.png", "event/2.png")
     pattern = "{modality}/{pid}.png"
     expected = r"unknown modalities \['Depth', 'event'\]; .* modalities=\('rgb', 'Depth', 'event'\)"
@@ -119,7 +119,7 @@ def test_modalities_of_ones_own_and_windows(tmp_path: Path, caplog) -> None:
     assert sample.images == (tmp_path / "event/1.png",)
 
 
-def test_a_pattern_is_a_data_set(tmp_path: Path) -> None:
+def test_a_pattern_is_a_dataset(tmp_path: Path) -> None:
     names = [f"{p:04d}_c{c}s1_{p}.jpg" for p in (2, 3) for c in (1, 2)]
     touch(tmp_path, *(f"bounding_box_train/{n}" for n in names[:2]), *(f"bounding_box_test/{n}" for n in names[2:]))
     touch(tmp_path, f"query/{names[2]}")

@@ -20,7 +20,7 @@ _IGNORED: dict[Rule, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Finding:
     """One thing that a check noticed.
 
@@ -40,6 +40,9 @@ class Finding:
     hint: str
     count: int
     examples: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Finding({self.level!r}, {self.code!r}, {self.count})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -114,10 +117,10 @@ def each_sample(dataset: ReIDDataset) -> list[tuple[str, Sample]]:
     return rows + [("gallery", sample) for sample in dataset.gallery if id(sample) not in shared]
 
 
-def found(level: Level, code: str, message: str, remedy: str, names: Iterable[str]) -> Finding:
+def found(level: Level, code: str, message: str, hint: str, names: Iterable[str]) -> Finding:
     """Return a finding about all of `names`, with the first few as examples."""
     every = list(names)
-    return Finding(level, code, message, remedy, len(every), tuple(every[:_EXAMPLES]))
+    return Finding(level, code, message, hint, len(every), tuple(every[:_EXAMPLES]))
 
 
 def found_in(level: Level, code: str, what: str, hint: str, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
