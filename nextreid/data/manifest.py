@@ -44,13 +44,15 @@ def read_manifest(
         ImportError: If a parquet file is read without pyarrow.
         ValueError: If a column is unknown or a cell is wrong; names the line.
     """
-    table = _read_table(Path(path).expanduser())
-    if split is not None and "split" not in table.columns:
-        raise ValueError(f"{path} has no column 'split', so no rows with split {split!r}")
-    rows = [row for row in table.rows if split is None or row.cells["split"] == split]
+    path = Path(path).expanduser()
+    chosen, rows = _read_rows(path, modalities)
+    if split is not None:
+        if rows and "split" not in rows[0].cells:
+            raise ValueError(f"{path} has no column 'split', so no rows with split {split!r}")
+        rows = [row for row in rows if row.cells["split"] == split]
     if not rows:
         raise ValueError(f"{path} has no rows" + ("" if split is None else f" with split {split!r}"))
-    return _samples(table.path, rows, _choose(table, modalities), window, anywhere)
+    return _samples(path, rows, chosen, window, anywhere)
 
 
 def manifest_splits(
@@ -61,14 +63,14 @@ def manifest_splits(
     Returns:
         The modalities, and the samples by the value of column ``split``; all are under ``""`` where there is none.
     """
-    table = _read_table(Path(path).expanduser())
-    chosen = _choose(table, modalities)
-    if not table.rows:
+    path = Path(path).expanduser()
+    chosen, every = _read_rows(path, modalities)
+    if not every:
         raise ValueError(f"{path} has no rows")
     rows: dict[str, list[_Row]] = {}
-    for row in table.rows:
+    for row in every:
         rows.setdefault(row.cells.get("split", ""), []).append(row)
-    return chosen, {split: _samples(table.path, found, chosen, window, anywhere) for split, found in rows.items()}
+    return chosen, {split: _samples(path, found, chosen, window, anywhere) for split, found in rows.items()}
 
 
 class _Row(NamedTuple):
@@ -76,16 +78,29 @@ class _Row(NamedTuple):
     cells: dict[str, str]
 
 
-class _Table(NamedTuple):
-    path: Path
-    columns: list[str]
-    rows: list[_Row]
-
-
-def _read_table(path: Path) -> _Table:
+def _read_rows(path: Path, modalities: Sequence[str] | None) -> tuple[tuple[str, ...], list[_Row]]:
+    """Return the modalities to read, after a look at the columns, and the rows."""
     if not path.is_file():
         raise FileNotFoundError(f"no manifest {path}")
-    return _Table(path, *(_read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path)))
+    columns, rows = _read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path)
+    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
+        raise ValueError(f"{path}: columns {repeated} occur more than once")
+    chosen = tuple(m for m in MODALITIES if m in columns) if modalities is None else tuple(modalities)
+    known = {*_LABELS, "key", "split"}
+    for modality in (*MODALITIES, *chosen):
+        known |= {modality, f"caption_{modality}"}
+    odd = [column for column in columns if column not in known]
+    if odd and modalities is None:
+        images = [column for column in odd if not column.startswith("caption_")] or odd
+        raise ValueError(
+            f"{path}: columns {odd} are unknown; known are {sorted(known)}. If they name images, declare all "
+            f"modalities in their order, such as modalities={(*chosen, *images)!r}; else rename or remove them"
+        )
+    if odd:
+        raise ValueError(f"{path}: columns {odd} are unknown; with modalities {chosen} known are {sorted(known)}")
+    if not set(chosen) & set(columns):
+        raise ValueError(f"{path} has no column for a modality {chosen or MODALITIES}; its columns are {columns}")
+    return chosen, rows
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
@@ -127,29 +142,6 @@ def _text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value)
-
-
-def _choose(table: _Table, modalities: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the modalities to read, after a look at the columns."""
-    path, columns = table.path, table.columns
-    if twice := sorted({column for column in columns if columns.count(column) > 1}):
-        raise ValueError(f"{path}: columns {twice} occur more than once")
-    chosen = tuple(m for m in MODALITIES if m in columns) if modalities is None else tuple(modalities)
-    known = {*_LABELS, "key", "split"}
-    for modality in (*MODALITIES, *chosen):
-        known |= {modality, f"caption_{modality}"}
-    odd = [column for column in columns if column not in known]
-    if odd and modalities is None:
-        images = [column for column in odd if not column.startswith("caption_")] or odd
-        raise ValueError(
-            f"{path}: columns {odd} are unknown; known are {sorted(known)}. If they name images, declare all "
-            f"modalities in their order, such as modalities={(*chosen, *images)!r}; else rename or remove them"
-        )
-    if odd:
-        raise ValueError(f"{path}: columns {odd} are unknown; with modalities {chosen} known are {sorted(known)}")
-    if not set(chosen) & set(columns):
-        raise ValueError(f"{path} has no column for a modality {chosen or MODALITIES}; its columns are {columns}")
-    return chosen
 
 
 def _samples(

@@ -193,8 +193,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "msvr310": lambda home: trees.write_msvr310(
         home, trees.jpeg(home), trees.MSVR310_TRAIN, trees.MSVR310_TEST, trees.MSVR310_TEST[2:5]
     ),
-    "rgbnt100": lambda home: strips(home, 3),
-    "rgbn300": lambda home: strips(home, 2, None),
+    "rgbnt100": lambda home: write_vehicles(home, 3),
+    "rgbn300": lambda home: write_vehicles(home, 2, None),
     "wmveid863": lambda home: trees.write_wmveid863(home, trees.jpeg(home)),
     "market1501-mm": lambda home: trees.write_market(home, trees.jpeg(home)),
 }

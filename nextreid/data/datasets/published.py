@@ -29,30 +29,19 @@ class PublishedTree:
         modalities: Which modalities to read, in which order.
         complete: Leave out samples with missing modalities.
 
-    Attributes:
-        name: Name of the dataset and of its protocol.
-        object_type: What is re-identified.
-        homes: Published names of the dataset's folder.
-        captions: Names that the folder of its captions may have.
-        splits: Folders that must be there.
-        folders: Folder name of each modality.
-        by_identity: Whether there are such folders for each identity, rather than for each split.
-        layout: The expected tree, for messages.
-        notes: What was noticed so far: files left out, images missing, query lists that differ.
-
     Raises:
         FileNotFoundError: If a folder or every caption file is missing; names what was looked for and the layout.
         ValueError: If a modality is unknown or named twice.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # of the dataset and of its protocol
     object_type: ClassVar[str] = "vehicle"
-    homes: ClassVar[Sequence[str]]
-    captions: ClassVar[Sequence[str]]
-    splits: ClassVar[Sequence[str]]
+    homes: ClassVar[Sequence[str]]  # published names of the dataset's folder
+    captions: ClassVar[Sequence[str]]  # names that the folder of its captions may have
+    splits: ClassVar[Sequence[str]]  # folders that must be there
     folders: ClassVar[Mapping[str, str]] = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
-    by_identity: ClassVar[bool] = False
-    layout: ClassVar[str]
+    by_identity: ClassVar[bool] = False  # whether each identity has such folders, rather than each split
+    layout: ClassVar[str]  # the expected tree, for messages
 
     def __init__(
         self, root: str | Path, captions: str | Path | None, modalities: Sequence[str], complete: bool = False
@@ -72,10 +61,6 @@ class PublishedTree:
 
     def samples(self, split: str, folder: str) -> list[Sample]:
         """Return the samples of a folder, images paired by name, without captions, sorted by key.
-
-        Args:
-            split: What notes and messages call them.
-            folder: The folder, below the dataset's.
 
         Raises:
             ValueError: If no file name is of the published form, or one name occurs twice in a modality.
@@ -141,14 +126,7 @@ class PublishedTree:
     def note_difference(
         self, rule: Iterable[Sample], folder: Iterable[Sample], names: tuple[str, str], used: str
     ) -> None:
-        """Note where the query list by a rule and the one of a folder differ.
-
-        Args:
-            rule: Queries by the rule.
-            folder: Queries in the folder.
-            names: What to call the rule, and the folder's name.
-            used: Which of the two is used, "rule" or "folder".
-        """
+        """Note where the queries by a rule and those in a folder differ, by name, and which of the two is used."""
         by_rule, in_folder = ({sample.key for sample in samples} for samples in (rule, folder))
         if by_rule != in_folder:
             marks = [" (used)" if used == which else "" for which in ("rule", "folder")]
