@@ -104,11 +104,8 @@ def read_folder(
     for modality, several in folders.items():
         if len(several) > 1:
             raise ValueError(f"{root} has {len(several)} folders for {modality}: {', '.join(several)}")
-    _, splits, notes = pattern_splits(root, "{modality}/{*}.{ext}", modalities, window)
-    for note in notes:
-        _logger.warning("%s: %s", root, note)
-    samples = [replace(sample, key=Path(sample.key).name) for sample in splits[""]]
-    return sorted(samples, key=lambda sample: sample.key)
+    samples = read_pattern(root, "{modality}/{*}.{ext}", modalities, window=window)
+    return sorted((replace(s, key=Path(s.key).name) for s in samples), key=lambda sample: sample.key)
 
 
 def pattern_splits(
