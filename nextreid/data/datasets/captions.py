@@ -1,6 +1,6 @@
 """Caption files, published or of an own run: found, and joined to the images by name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def _read_column(
     if captions and names and not joined:
         raise ValueError(
             f"{path}: none of its {len(captions)} items names a {modality} image of the {split} split; items "
-            f"are {examples(captions)}, images are {examples(names)}: choose the caption folder of this set"
+            f"are {_examples(captions)}, images are {_examples(names)}: choose the caption folder of this set"
         )
     for count, what in (
         (len(captions) - len(joined), f"captions in {path.name} name no {modality} image"),
@@ -118,6 +118,6 @@ def _own_name(modality: str) -> str:
     return CAPTION_NAMES.get(modality, modality.upper())
 
 
-def examples(names):  # type: ignore
+def _examples(names: Iterable[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:3]) + (", …" if len(ordered) > 3 else "")
