@@ -1,10 +1,10 @@
-"""Images a second of one core, from JPEG files and from a store, against the chain of published code: goal P14.
+"""Images a second of one core, from JPEG files and from an image cache, against the chain of published code: goal P14.
 
-Made-up JPEGs of three sizes become 256 x 128, in whole batches of 64 samples of three images, out of a loader without
+Random JPEGs of three sizes become 256 x 128, in whole batches of 64 samples of three images, out of a loader without
 workers. "Copying" is what the core has to do of device augmentation besides drawing and labels; "the device's part" is
-`augment_batch` with this CPU as the device. The peers' chain is written here from what they publish, and is
-torchvision's own where that can be imported. CPU seconds of one thread, best of 5 in turn; results are compared before
-anything is timed.
+`augment_batch` with this CPU as the device. The chain of the related methods is written here from what they publish,
+and torchvision's is used too where that can be imported. CPU seconds of one thread, best of 5 in turn; results are
+compared before anything is timed.
 """
 
 import importlib
@@ -188,9 +188,9 @@ def _check_chain(chain: Chain | None, path: Path) -> None:
     torch.testing.assert_close(near, expected, rtol=0, atol=1.01 / 255 / min(STD))
 
 
-def _check_batches(afresh: Any, read: Any, raw: Any, transform: TrainTransform) -> Batch:
-    """From the store come the batches of decoding afresh; return one that the device is still to finish."""
-    (a,), (b,), (batch,) = afresh, read, raw
+def _check_batches(decoded: Any, read: Any, raw: Any, transform: TrainTransform) -> Batch:
+    """The cache gives the batches that decoding gives; return one that the device is still to augment."""
+    (a,), (b,), (batch,) = decoded, read, raw
     assert torch.equal(a.images, b.images)
     done = augment_batch(batch, transform, torch.Generator())
     moved = [a.images[..., 0, 0], done.images[..., 0, 0]]

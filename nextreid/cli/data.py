@@ -21,18 +21,23 @@ examples:
   nextreid data check my/images --pattern '{split}/{modality}/{pid}_c{camid}_{*}.jpg'
   nextreid data check my/images          folders rgb, nir, tir of images without labels"""
 
+_CUSTOM = {
+    "manifest": "your own images, from a CSV or parquet file with one row per sample",
+    "pattern": "your own images, from folders with labels in the names",
+}
+
 
 def add(command: Any) -> None:
     """Add the group to the parser."""
     data = command.group("data", "Check datasets, and see what is known about the published ones.")
-    check = data("check", run_check, "Say what is wrong with a dataset and what to do about it.", epilog=_STATUS)
+    check = data("check", run_check, "Report what is wrong with a dataset and what to do about it.", epilog=_STATUS)
     check.add_argument(
         "target", metavar="DATASET", help="a name of 'nextreid data list', a CSV or parquet file, a folder"
     )
     check.add_argument("--root", type=Path, default=None, help="folder of a named dataset, or the one that holds it")
     check.add_argument("--captions", type=Path, default=None, help="folder with {train,test}_{RGB,NI,TI}.json")
     check.add_argument("--pattern", default=None, help="how the files of a folder are named")
-    check.add_argument("--protocol", default=None, help="the evaluation to come (default: the dataset's own)")
+    check.add_argument("--protocol", default=None, help="the evaluation to come (default: the dataset's protocol)")
     check.add_argument("--num-ids", type=int, default=8, help="identities of a training batch (default: %(default)s)")
     check.add_argument("--quick", action="store_true", help="do not open the images")
     check.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the report here")
@@ -51,14 +56,15 @@ def run_check(args: argparse.Namespace) -> int:
     """Run ``nextreid data check``."""
     from tqdm import tqdm
 
+    from nextreid._files import write_json
     from nextreid.captioning.text import clip_token_counter
-    from nextreid.data.checks import check_dataset
+    from nextreid.data import check_dataset
     from nextreid.retrieval import get_protocol
 
-    if args.protocol is not None:
-        get_protocol(args.protocol)  # a wrong name should not wait for the images
+    given = args.protocol and get_protocol(args.protocol)  # a wrong name should not wait for the images
     with _quiet("nextreid.data", args.verbose):
         dataset = _load(args)
+    protocol = given or get_protocol(dataset.protocol)
     with tqdm(unit="sample", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
 
         def progress(done: int, total: int) -> None:
@@ -67,7 +73,8 @@ def run_check(args: argparse.Namespace) -> int:
 
         report = check_dataset(
             dataset,
-            protocol=args.protocol,
+            protocol.exclude,
+            protocol=protocol.name,
             images=not args.quick,
             count_tokens=clip_token_counter(),
             num_ids=args.num_ids,
@@ -78,39 +85,30 @@ def run_check(args: argparse.Namespace) -> int:
     if args.quick:
         print("the images were not opened (--quick)")
     if args.json:
-        from nextreid._files import write_json
-
         write_json(args.json, report.to_dict())
     return 0 if report.ok else 1
 
 
 def run_card(args: argparse.Namespace) -> None:
     """Run ``nextreid data card``."""
-    from nextreid.data.card import data_card
+    from nextreid.data import data_card
 
     print(data_card(args.name))
 
 
 def run_list(args: argparse.Namespace) -> None:
     """Run ``nextreid data list``."""
-    from nextreid.data import list_datasets
-    from nextreid.data.card import data_card, list_cards
+    from nextreid.data import data_card, list_cards, list_datasets
 
     names, cards = list_datasets(), list_cards()
     width = max(map(len, names))
     for name in names:
-        print(f"{name:{width}}  {data_card(name).what if name in cards else _OWN.get(name, '')}".rstrip())
-
-
-_OWN = {
-    "manifest": "your own images, from a CSV or parquet file with one row per sample",
-    "pattern": "your own images, from folders with labels in the names",
-}
+        print(f"{name:{width}}  {data_card(name).what if name in cards else _CUSTOM.get(name, '')}".rstrip())
 
 
 @contextlib.contextmanager
 def _quiet(name: str, verbose: int) -> Iterator[None]:
-    """Keep readers from logging what the report says anyway."""
+    """Keep readers from logging what the report lists anyway."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(level if verbose else logging.ERROR)
@@ -125,25 +123,24 @@ def _load(args: argparse.Namespace) -> Any:
     from nextreid.data import list_datasets, load_dataset
 
     options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions", "pattern"))
-    path = Path(args.target).expanduser()
-    if args.target in list_datasets():
-        if args.pattern is not None:
-            options["pattern"] = args.pattern
+    path, names = Path(args.target).expanduser(), list_datasets()
+    if args.pattern is not None:
+        options["pattern"] = args.pattern
+    if args.target in names:
         return load_dataset(args.target, args.root, captions=args.captions, **options)
     if args.root is not None:
-        raise ValueError(f"--root goes with the name of a dataset; {args.target!r} is none of {_names()}")
-    if path.is_file():
-        return load_dataset("manifest", path, captions=args.captions, **options)
-    if path.is_dir() and args.pattern is not None:
-        return load_dataset("pattern", path, captions=args.captions, pattern=args.pattern, **options)
-    if path.is_dir():
+        raise ValueError(f"--root goes with the name of a dataset, one of {', '.join(names)}; got {args.target!r}")
+    if path.is_dir() and args.pattern is None:
         return _unlabelled(path, args, options)
-    raise FileNotFoundError(f"{args.target!r} is no file, no folder, and no dataset; datasets are {_names()}")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{args.target!r} is no file, no folder, and no dataset; datasets are {', '.join(names)}"
+        )
+    return load_dataset("pattern" if path.is_dir() else "manifest", path, captions=args.captions, **options)
 
 
 def _unlabelled(folder: Path, args: argparse.Namespace, options: dict[str, Any]) -> Any:
-    from nextreid.data import MODALITIES, ReIDDataset, read_folder
-    from nextreid.data.card import list_cards
+    from nextreid.data import MODALITIES, ReIDDataset, list_cards, read_folder
 
     modalities = tuple(options.pop("modalities", MODALITIES))
     if options or args.captions:
@@ -151,15 +148,9 @@ def _unlabelled(folder: Path, args: argparse.Namespace, options: dict[str, Any])
     try:
         samples = tuple(read_folder(folder, modalities))
     except FileNotFoundError as error:
-        published = f"a published set (nextreid data check NAME --root {folder}; names are {', '.join(list_cards())})"
+        published = f"a published dataset (nextreid data check NAME --root {folder}; one of {', '.join(list_cards())})"
         raise FileNotFoundError(
-            f"{error}. Say what the folder is: {published}, or your own with its file names "
+            f"{error}. Name what the folder is: {published}, or custom images with their file names "
             "(--pattern '{modality}/{pid}_c{camid}_{*}.jpg')"
         ) from error
     return ReIDDataset(folder.name, modalities, "object", args.protocol or "none", (), (), samples)
-
-
-def _names() -> str:
-    from nextreid.data import list_datasets
-
-    return ", ".join(list_datasets())

@@ -5,13 +5,13 @@ from .captions import draw_captions, draw_sentences, keep_quality, read_captions
 from .card import DataCard, data_card, list_cards, list_overlaps, refuse_leak
 from .checks import Finding, Report, check_dataset
 from .datasets import list_datasets, load_dataset, register_dataset
-from .image import Image, ImageFile, drop_unreadable, image_path, open_image
+from .image import Image, ImageError, ImageFile, image_path, open_image
 from .image_cache import ImageCache
 from .loader import SampleDataset, collate, make_loader
 from .manifest import read_manifest
 from .pattern import read_folder, read_pattern
 from .rng import seeded_rng
-from .sample import MODALITIES, Batch, ReIDDataset, Sample
+from .sample import MODALITIES, Batch, ReIDDataset, Sample, drop_unreadable
 from .sampler import PKSampler
 from .split import split_identities
 from .transforms import EvalTransform, TrainTransform
@@ -23,9 +23,10 @@ __all__ = [
     "EvalTransform",
     "Finding",
     "Image",
-    "PKSampler",
-    "ImageFile",
     "ImageCache",
+    "ImageError",
+    "ImageFile",
+    "PKSampler",
     "ReIDDataset",
     "Report",
     "Sample",

@@ -22,7 +22,7 @@ class Overlap:
     Attributes:
         trained_on: Dataset whose training split holds them.
         test: Dataset whose query or gallery holds them.
-        refused: Whether scoring on the one after training on the other is refused; else it is only warned of.
+        refused: Whether evaluating on the one after training on the other is an error, or only a warning.
         evidence: What is shared and how it is known.
     """
 
@@ -32,7 +32,7 @@ class Overlap:
     evidence: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DataCard:
     """What is known about one dataset.
 
@@ -72,24 +72,34 @@ class DataCard:
     checked: str
     last_checked: str
 
+    def __repr__(self) -> str:
+        return f"DataCard({self.name!r}, {self.title!r}, {'+'.join(self.modalities)}, checked {self.last_checked})"
+
     def __str__(self) -> str:
         """Return the card as text to read."""
         counts = {s: ", ".join(f"{n:,} {what}" for what, n in found.items()) for s, found in self.counts.items()}
+        overlaps = tuple(
+            f"training here, evaluating on {overlap.test} ({'an error' if overlap.refused else 'a warning'}): "
+            f"{overlap.evidence}"
+            for overlap in self.overlaps
+        )
+        entries: dict[str, str | tuple[str, ...]] = {
+            "modalities": ", ".join(self.modalities),
+            "paper": self.paper,
+            "obtain": self.obtain,
+            "terms": self.terms,
+            "layout": self.layout,
+            "protocol": self.protocol,
+            **counts,
+            "captions": self.captions or "none published",
+            "defects": self.defects or "none known",
+            "overlaps": overlaps or "none known",
+            "checked": f"{self.last_checked}. {self.checked}",
+        }
         lines = [*textwrap.wrap(f"{self.title} ({self.name}): {self.what}", _WIDTH), ""]
-        for label, value in (
-            ("modalities", ", ".join(self.modalities)),
-            ("paper", self.paper),
-            ("obtain", self.obtain),
-            ("terms", self.terms),
-            ("layout", self.layout),
-            ("protocol", self.protocol),
-            *counts.items(),
-            ("captions", self.captions or "none published"),
-            ("defects", self.defects or "none known"),
-            ("overlaps", tuple(_overlap_line(overlap) for overlap in self.overlaps) or "none known"),
-            ("checked", f"{self.last_checked}. {self.checked}"),
-        ):
-            lines += _entry(label, value)
+        for label, value in entries.items():
+            text = [_wrap(value)] if isinstance(value, str) else [_wrap(f"- {item}", "  ") for item in value]
+            lines.append(label.ljust(12) + "\n".join(text)[12:])
         return "\n".join(lines)
 
 
@@ -112,23 +122,23 @@ def data_card(name: str) -> DataCard:
 
 def list_overlaps() -> tuple[Overlap, ...]:
     """Return the pairs of datasets that are known, or suspected, to share training and test identities."""
-    return tuple(overlap for name in list_cards() for overlap in data_card(name).overlaps)
+    return tuple(overlap for card in _read_cards().values() for overlap in card.overlaps)
 
 
 def refuse_leak(trained_on: str | Sequence[str], test_set: str, allow: bool = False) -> None:
-    """Refuse to score a model on identities that it was trained on.
+    """Raise an error before a model is evaluated on identities that it was trained on.
 
-    Datasets without a card, such as one's own, pass: nothing is known about them. A suspected overlap, or one that
+    Datasets without a card, such as custom ones, pass: nothing is known about them. A suspected overlap, or one that
     is allowed, is logged as a warning.
 
     Args:
         trained_on: Name of the dataset that the model was trained on, or the names of several.
-        test_set: Name of the dataset that it is scored on.
+        test_set: Name of the dataset that it is evaluated on.
         allow: Whether to go on all the same.
 
     Raises:
         ValueError: If the test identities of `test_set` are known to be in a training split and `allow` is False;
-            names the evidence and the way out.
+            names the evidence and what to do.
     """
     names = {trained_on} if isinstance(trained_on, str) else set(trained_on)
     for overlap in list_overlaps():
@@ -136,11 +146,11 @@ def refuse_leak(trained_on: str | Sequence[str], test_set: str, allow: bool = Fa
             continue
         if overlap.refused and not allow:
             raise ValueError(
-                f"a model trained on {overlap.trained_on} must not be scored on {test_set}: {overlap.evidence}. The "
-                "numbers would not be those of unseen identities. To have them all the same say allow=True "
-                "(--allow-leak), and say so wherever you print them"
+                f"a model trained on {overlap.trained_on} must not be evaluated on {test_set}: {overlap.evidence}. The "
+                "metrics would not be those of unseen identities. To compute them all the same pass allow=True "
+                "(--allow-leak), and state it wherever you report them"
             )
-        _logger.warning("trained on %s, scored on %s: %s", overlap.trained_on, test_set, overlap.evidence)
+        _logger.warning("trained on %s, evaluated on %s: %s", overlap.trained_on, test_set, overlap.evidence)
 
 
 @cache
@@ -156,24 +166,8 @@ def _read_card(path: Path) -> DataCard:
     return DataCard(**fields)
 
 
-def _overlap_line(overlap: Overlap) -> str:
-    kind = "refused" if overlap.refused else "warned of"
-    return f"training here, scoring on {overlap.test} ({kind}): {overlap.evidence}"
-
-
-def _entry(label: str, value: str | Sequence[str]) -> list[str]:
+def _wrap(text: str, hang: str = "") -> str:
     indent = " " * 12
-    items = (value,) if isinstance(value, str) else tuple(f"- {item}" for item in value)
-    hang = indent if isinstance(value, str) else indent + "  "
-    lines: list[str] = []
-    for item in items:
-        lines += textwrap.wrap(
-            item,
-            _WIDTH,
-            initial_indent=indent,
-            subsequent_indent=hang,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    lines[0] = label.ljust(12) + lines[0][12:]
-    return lines
+    # links are never broken over lines
+    wrapper = textwrap.TextWrapper(_WIDTH, indent, indent + hang, break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(text)

@@ -1,28 +1,36 @@
-"""Images of any depth and place, opened as 8-bit images, and what to do about those that cannot be read."""
-
-from __future__ import annotations
+"""The one way to open an image: a file, a part of a file, or an array becomes an image of 8 bits per channel."""
 
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-if TYPE_CHECKING:
-    from .sample import Sample
-
-OnError = Literal["raise", "skip", "mask"]
-Window: TypeAlias = "tuple[float, float] | Literal['minmax']"
+OnError = Literal["raise", "skip", "mask"]  # what `drop_unreadable` does about an image that cannot be opened
+Reason = Literal["unreadable", "many-bits", "wrong-size"]
+Window: TypeAlias = tuple[float, float] | Literal["minmax"]
 
 MAX_PIXELS = 2**26
 
 # those that hold photographs; Pillow would start other programs for some of the rest
 _FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
+class ImageError(ValueError):
+    """An image that cannot be opened.
+
+    Attributes:
+        reason: ``"many-bits"``: more than 8 bits per channel and no window; ``"wrong-size"``: not of the declared
+            size; else ``"unreadable"``.
+    """
+
+    def __init__(self, message: str, reason: Reason = "unreadable") -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,7 @@ class ImageFile:
         size: Width and height in pixels that the whole file must have; None takes any.
         window: How values of more than 8 bits become 0 … 255: the raw values (low, high) that become 0 and 255,
             clipping what lies outside, or ``"minmax"`` for each image's own lowest and highest value, which makes
-            images of different warmth look alike. None refuses such an image. Images of 8 bits stay as they are.
+            images of different warmth look alike. None rejects such an image. Images of 8 bits stay as they are.
 
     Raises:
         ValueError: If the box is empty or the window's low is not below its high.
@@ -80,8 +88,8 @@ def check_windows(windows: Mapping[str, object] | None, modalities: Sequence[str
         ValueError: If one is wrong or belongs to no modality.
     """
     checked = {modality: check_window(window) for modality, window in (windows or {}).items()}
-    if foreign := sorted(set(checked) - set(modalities)):
-        raise ValueError(f"window names {foreign}, but the modalities are {tuple(modalities)}")
+    if unknown := sorted(set(checked) - set(modalities)):
+        raise ValueError(f"window names {unknown}, but the modalities are {tuple(modalities)}")
     return checked
 
 
@@ -90,8 +98,8 @@ def through_window(path: Path, window: Window | None) -> Image:
     return path if window is None else ImageFile(path, window=window)
 
 
-def image_path(image: Image) -> Path | None:
-    """Return the file of an image, None for an array."""
+def image_path(image: Image | None) -> Path | None:
+    """Return the file of an image, None for an array or a missing image."""
     if isinstance(image, ImageFile):
         return image.path
     return image if isinstance(image, Path) else None
@@ -109,8 +117,8 @@ def open_image(image: Image, key: str = "", modality: str = "") -> PILImage.Imag
         An image with 8 bits per channel.
 
     Raises:
-        ValueError: If the image cannot be read, is larger than `MAX_PIXELS`, has not the declared size, or has more
-            than 8 bits and no window; names the file, the sample and the modality.
+        ImageError: If the image cannot be read, is larger than `MAX_PIXELS`, is not of the declared size, or has more
+            than 8 bits and no window; names the file, the sample and the modality. It is a ValueError.
     """
     (opened,) = open_images((image,), key, (modality,))
     assert opened is not None
@@ -118,122 +126,64 @@ def open_image(image: Image, key: str = "", modality: str = "") -> PILImage.Imag
 
 
 def open_images(images: Sequence[Image | None], key: str, modalities: Sequence[str]) -> list[PILImage.Image | None]:
-    """Open the M images of one sample, None where one is missing; a file that holds several is decoded once.
-
-    See `open_image`.
-    """
-    decoded: dict[Path, PILImage.Image] = {}
-    opened_images: list[PILImage.Image | None] = []
-    for image, modality in zip(images, modalities, strict=True):
-        if image is None:
-            opened_images.append(None)
-            continue
-        try:
-            if isinstance(image, np.ndarray):
-                opened_images.append(_to_8_bits(PILImage.fromarray(image), None))
-                continue
-            file = image if isinstance(image, ImageFile) else ImageFile(image)
-            if file.path not in decoded:
-                decoded[file.path] = _decode(file.path)
-            opened_images.append(_to_8_bits(_cut(decoded[file.path], file), file.window))
-        except Exception as error:
-            raise ValueError(f"cannot read {_name(image, key, modality)}: {error}") from error
-    return opened_images
-
-
-def image_errors(sample: Sample, modalities: Sequence[str]) -> dict[str, str]:
-    """Decode the images of a sample and return what is wrong, by modality; empty where all can be read."""
-    errors: dict[str, str] = {}
-    try:
-        open_images(sample.images, sample.key, modalities)
-        return errors
-    except ValueError:
-        pass  # something is wrong: look at each
-    for image, modality in zip(sample.images, modalities, strict=True):
-        if image is not None:
-            try:
-                open_image(image, sample.key, modality)
-            except ValueError as error:
-                errors[modality] = str(error)
-    return errors
-
-
-def drop_unreadable(
-    samples: Sequence[Sample], modalities: Sequence[str], on_error: OnError
-) -> tuple[tuple[Sample, ...], list[str]]:
-    """Decode every image once and decide about those that cannot be read, before anything is trained or scored.
-
-    The outcome depends on the files only, so that worker processes and ranks agree on the samples.
-
-    Args:
-        samples: Samples with one image per modality.
-        modalities: Names of the images, in their order.
-        on_error: ``"raise"`` an error that counts all bad images, ``"skip"`` samples that have one, or ``"mask"``:
-            the modality is missing from there on, image and caption; a sample without any is left out.
-
-    Returns:
-        The samples that remain, in their order and untouched where nothing was wrong, and a note for each thing done.
+    """Open the M images of one sample as `open_image` does, None where one is missing.
 
     Raises:
-        ValueError: If an image is bad and `on_error` is "raise", or `on_error` is none of the three.
+        ImageError: As `open_image`, for the first that cannot be opened.
     """
-    (kept,), notes = drop_unreadable_splits({"samples": samples}, modalities, on_error)
-    return kept, notes
+    opened: list[PILImage.Image | None] = []
+    for image in try_images(images, key, modalities):
+        if isinstance(image, ImageError):
+            raise image
+        opened.append(image)
+    return opened
 
 
-def drop_unreadable_splits(
-    splits: dict[str, Sequence[Sample]], modalities: Sequence[str], on_error: OnError
-) -> tuple[list[tuple[Sample, ...]], list[str]]:
-    """Screen several splits as `drop_unreadable` does one; a sample that is in two of them is decoded once."""
-    if on_error not in get_args(OnError):
-        raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}; got {on_error!r}")
-    every = {id(sample): sample for samples in splits.values() for sample in samples}
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        looked = pool.map(lambda sample: image_errors(sample, modalities), every.values())
-        errors = {number: found for number, found in zip(every, looked, strict=True) if found}
-    if errors and on_error == "raise":
-        messages = [message for found in errors.values() for message in found.values()]
-        raise ValueError(
-            f"{len(messages)} images of {len(errors)} samples cannot be read; repair them, or leave out the samples "
-            'with on_error="skip" or only the images with on_error="mask":\n' + _lines(messages)
-        )
-    repaired = {
-        number: _masked(every[number], found, modalities) if on_error == "mask" else None
-        for number, found in errors.items()
-    }
-    notes: list[str] = []
-    out: list[tuple[Sample, ...]] = []
-    for split, samples in splits.items():
-        bad = [sample for sample in samples if id(sample) in errors]
-        after = [repaired.get(id(sample), sample) for sample in samples]
-        out.append(tuple(sample for sample in after if sample is not None))
-        dropped = [sample.key for sample in bad if repaired[id(sample)] is None]
-        if dropped:
-            why = "an image" if on_error == "skip" else "all of their images"
-            notes.append(f"{split}: {len(dropped)} samples left out, {why} cannot be read: {_some(dropped)}")
-        for modality in modalities:
-            hidden = [s.key for s in bad if modality in errors[id(s)] and repaired[id(s)] is not None]
-            if hidden:
-                notes.append(f"{split}: {modality} of {len(hidden)} samples cannot be read, missing: {_some(hidden)}")
-    return out, notes
+def try_images(
+    images: Sequence[Image | None], key: str, modalities: Sequence[str]
+) -> list[PILImage.Image | ImageError | None]:
+    """Open the M images of one sample, each or its error; a file that holds several is decoded once."""
+    decoded: dict[Path, PILImage.Image] = {}
+
+    def open_one(image: Image) -> PILImage.Image:
+        if isinstance(image, np.ndarray):
+            return _to_8_bits(PILImage.fromarray(image), None)
+        file = image if isinstance(image, ImageFile) else ImageFile(image)
+        if file.path not in decoded:
+            decoded[file.path] = _decode(file.path)
+        return _to_8_bits(_crop(decoded[file.path], file), file.window)
+
+    opened: list[PILImage.Image | ImageError | None] = []
+    for image, modality in zip(images, modalities, strict=True):
+        try:
+            opened.append(None if image is None else open_one(image))
+        except Exception as error:
+            name = "the array" if isinstance(image, np.ndarray) else str(image_path(image))
+            owner = f" of sample {key!r}" if key else ""
+            whole = f"{name}, the {modality} image{owner}" if modality else name + owner
+            problem = ImageError(f"cannot read {whole}: {error}", getattr(error, "reason", "unreadable"))
+            problem.__cause__ = error
+            opened.append(problem)
+    return opened
 
 
 def _decode(path: Path) -> PILImage.Image:
     with PILImage.open(path, formats=_FORMATS) as file:
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels are more than the limit of {MAX_PIXELS}")
-        # Pillow keeps the upper 8 bits of 16-bit colour without a word; the raw mode in its tiles tells
+        # Pillow keeps the upper 8 bits of 16-bit colour silently; the raw mode of its tiles shows it
         if file.mode in ("RGB", "RGBA", "LA") and any(re.search(";16[BLN]", str(tile[3])) for tile in file.tile):
-            raise ValueError("it has 16 bits in each of several channels, which no window maps: save it with 8 bits")
+            message = "it has 16 bits in each of several channels, which no window maps: save it with 8 bits"
+            raise ImageError(message, "many-bits")
         file.load()
         ImageOps.exif_transpose(file, in_place=True)  # else it would be copied where there is nothing to turn
         return file
 
 
-def _cut(opened: PILImage.Image, file: ImageFile) -> PILImage.Image:
+def _crop(opened: PILImage.Image, file: ImageFile) -> PILImage.Image:
     if file.size is not None and opened.size != tuple(file.size):
         expected, found = (f"{width} x {height}" for width, height in (file.size, opened.size))
-        raise ValueError(f"it must be {expected} pixels wide and high, found {found}")
+        raise ImageError(f"it must be {expected} pixels wide and high, found {found}", "wrong-size")
     if file.box is None:
         return opened
     if file.box[2] > opened.width or file.box[3] > opened.height:
@@ -245,9 +195,10 @@ def _to_8_bits(opened: PILImage.Image, window: Window | None) -> PILImage.Image:
     if not opened.mode.startswith(("I", "F")):
         return opened
     if window is None:
-        raise ValueError(
+        raise ImageError(
             f"it has more than 8 bits per channel (mode {opened.mode}): say which raw values become black and white, "
-            'as in window={"tir": (7000, 9000)} or window={"tir": "minmax"}, or save it with 8 bits'
+            'as in window={"tir": (7000, 9000)} or window={"tir": "minmax"}, or save it with 8 bits',
+            "many-bits",
         )
     values = np.asarray(opened).astype(np.float64)
     if not np.isfinite(values).all():
@@ -256,28 +207,3 @@ def _to_8_bits(opened: PILImage.Image, window: Window | None) -> PILImage.Image:
     if high == low:
         return PILImage.new("L", opened.size)
     return PILImage.fromarray(np.rint((values.clip(low, high) - low) / (high - low) * 255).astype(np.uint8))
-
-
-def _masked(sample: Sample, bad: dict[str, str], modalities: Sequence[str]) -> Sample | None:
-    """Return the sample without the bad modalities, None where no image is left."""
-    images = tuple(None if m in bad else image for m, image in zip(modalities, sample.images, strict=True))
-    if all(image is None for image in images):
-        return None
-    captions = tuple(() if m in bad else text for m, text in zip(modalities, sample.captions, strict=False))
-    return replace(sample, images=images, captions=captions)
-
-
-def _name(image: Image, key: str, modality: str) -> str:
-    path = image_path(image)
-    name = "the array" if path is None else str(path)
-    owner = f" of sample {key!r}" if key else ""
-    return f"{name}, the {modality} image{owner}" if modality else name + owner
-
-
-def _lines(messages: Sequence[str], limit: int = 5) -> str:
-    more = [f"… and {len(messages) - limit} more"] if len(messages) > limit else []
-    return "\n".join([*messages[:limit], *more])
-
-
-def _some(keys: Sequence[str], limit: int = 3) -> str:
-    return ", ".join(keys[:limit]) + (", …" if len(keys) > limit else "")

@@ -1,4 +1,4 @@
-"""Every image decoded once: a store of uint8 pixels that loading reads instead of the files."""
+"""Every image decoded once: a cache of uint8 pixels that loading reads instead of the files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import numpy as np
 import PIL
 import torch
 
+from .._files import write_whole
 from ..version import __version__
-from .image import Image, ImageFile, open_image, open_images
+from .image import Image, ImageFile, image_path, open_image, open_images
 from .sample import Sample, check_counts
 from .transforms import EvalTransform
 
@@ -36,17 +37,17 @@ _LARGEST_HEADER = 2**20
 class ImageCache:
     """The distinct images of some samples at the input size of a model, 3 H W bytes each.
 
-    Made by `build`, in memory or in a file. What reads it gets the very numbers that decoding afresh gives. Worker
-    processes share its pixels: to pickle it copies none.
+    Made by `build`, in memory or in a file. Reading from it gives the very numbers that decoding gives. Worker
+    processes share its pixels: pickling copies none.
 
     An image is known by its path, box, declared size and window, an array by its values. Files that change while a
-    store lies in memory are not noticed; a store in a file is checked each time it is opened.
+    cache is in memory are not noticed; a cache in a file is checked each time it is opened.
 
     Attributes:
         pixels: ``(n, 3, H, W)`` uint8, one row for each distinct image.
         img_size: ``(H, W)`` in pixels.
         interpolation: How the images were resized.
-        resize: Who resized them.
+        resize: By which library.
         path: The file, None in memory.
     """
 
@@ -80,57 +81,65 @@ class ImageCache:
         Args:
             samples: Samples with one image per modality. Missing ones stay missing.
             modalities: Names of the images, in their order.
-            transform: Says the input size and how to resize; a store serves every transform that shares these.
+            transform: Gives the input size and how to resize; a cache serves every transform that shares these.
             file: Where to keep the pixels, a name that ends in ``.store``; None keeps them in memory. A file that
-                holds just these images is read, any other store is written anew: other images, another size or
-                way of resizing, files of another length or time of change, other versions of what makes it, or bytes
-                that are damaged. The log says which. The file is safetensors with one tensor ``pixels``.
-            max_bytes: Most bytes that the pixels may take; None for as many as there is room for.
+                holds just these images is read, any other is rebuilt: other images, another size or way of resizing,
+                image files of another length or time of change, other versions of the software, or damaged bytes.
+                The log gives the reason. The file is safetensors with one tensor ``pixels``.
+            max_bytes: Most bytes that the pixels may take; None sets no limit.
 
         Returns:
-            The store.
+            The cache.
 
         Raises:
             ValueError: If an image cannot be read (names the file, the sample and the modality), there is none, a
                 sample has another number of them than there are modalities, the pixels take more than `max_bytes` or
-                than the memory that processes can share, or `file` is not the name of a store.
-            OSError: If the disk is full or cannot be written; a store that was there before stays.
+                than the memory that processes can share, or `file` is not the name of a cache.
+            OSError: If the disk is full or cannot be written; a cache that was there before stays.
         """
         path = None if file is None else Path(file)
         if path is not None and (path.suffix != SUFFIX or path.is_dir()):
-            raise ValueError(f"a store is kept in a file whose name ends in {SUFFIX}, got {str(path)!r}")
+            raise ValueError(f"an image cache is kept in a file whose name ends in {SUFFIX}, got {str(path)!r}")
         check_counts(samples, modalities)
-        places, jobs = _distinct(samples, modalities)
+        places, jobs = _distinct(samples)
         if not places:
-            raise ValueError("there is no image to store: the samples have none")
+            raise ValueError("there is no image to cache: the samples have none")
         shape = (len(places), 3, *transform.img_size)
-        size = _size(shape)
+        size = math.prod(shape)
         takes = f"{len(places)} images of {shape[2]} x {shape[3]} pixels take {_readable(size)}"
         if max_bytes is not None and size > max_bytes:
-            raise ValueError(f"{takes}, more than max_bytes={max_bytes}: allow more, or do without a store")
+            raise ValueError(f"{takes}, more than max_bytes={max_bytes}: allow more, or do without a cache")
         if path is None:
             if _SHARED.is_dir() and size > (free := shutil.disk_usage(_SHARED).free):
                 raise ValueError(
                     f"{takes}, but {_SHARED}, the memory that processes share, has {_readable(free)} left: make it "
-                    f"larger (docker: --shm-size), or keep the store in a file whose name ends in {SUFFIX}"
+                    f"larger (docker: --shm-size), or keep the cache in a file whose name ends in {SUFFIX}"
                 )
             _logger.info("image cache in memory: %s", takes)
             pixels = torch.empty(shape, dtype=torch.uint8).share_memory_()
-            for row, image in enumerate(_decoded(jobs, transform)):
+            for row, image in enumerate(_decoded(jobs, modalities, transform)):
                 pixels[row] = torch.from_numpy(image)
             return cls(pixels, places, transform)
-        says = _description(places, jobs, transform)
+        metadata = _metadata(jobs, modalities, transform)
         try:
-            kept = _open(path, shape, says)
+            kept = _open(path, shape, metadata)
         except FileNotFoundError:
             _logger.info("image cache %s: %s", path, takes)
         except ValueError as reason:
-            _logger.warning("image cache %s is made anew, %s: %s", path, reason, takes)
+            _logger.warning("image cache %s is rebuilt, %s: %s", path, reason, takes)
         else:
             _logger.info("image cache %s: %s, read from the file", path, takes)
             return cls(kept, places, transform, path)
-        _write(path, shape, says, _decoded(jobs, transform), takes)
+        try:
+            write_whole(
+                path, lambda temporary: _write(temporary, shape, metadata, _decoded(jobs, modalities, transform))
+            )
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write the image cache {path}, {takes}: {error.strerror}") from error
         return cls(_map(path, shape), places, transform, path)
+
+    def __repr__(self) -> str:
+        return f"ImageCache({len(self)} images of {self.img_size}, {self.path or 'in memory'})"
 
     def __len__(self) -> int:
         """Return the number of distinct images."""
@@ -140,19 +149,18 @@ class ImageCache:
         """Return where the images of `samples` are, ``(B, M)`` int64, -1 where one is missing.
 
         Raises:
-            KeyError: If an image is not in the store; names the sample and the modality.
+            KeyError: If an image is not in the cache; names the sample and the modality.
         """
-        out = np.full((len(samples), len(modalities)), -1, dtype=np.int64)
+        out = np.empty((len(samples), len(modalities)), dtype=np.int64)
         for number, sample in enumerate(samples):
             for index, (image, modality) in enumerate(zip(sample.images, modalities, strict=True)):
-                if image is not None:
-                    try:
-                        out[number, index] = self._places[_identity(image)]
-                    except KeyError:
-                        raise KeyError(
-                            f"the store lacks the {modality} image of sample {sample.key!r}: "
-                            "build it with all samples that are loaded from it"
-                        ) from None
+                row = -1 if image is None else self._places.get(_identity(image))
+                if row is None:
+                    raise KeyError(
+                        f"the image cache has no {modality} image of sample {sample.key!r}: "
+                        "build it with all samples that are loaded from it"
+                    )
+                out[number, index] = row
         return out
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
@@ -165,9 +173,7 @@ class ImageCache:
         """Raise ValueError unless a transform reads images of this size that are resized alike."""
         ours, theirs = ((of.img_size, of.interpolation, of.resize) for of in (self, transform))
         if ours != theirs:
-            raise ValueError(
-                f"the store holds images of {ours}, but the transform takes {theirs}: build the store with it"
-            )
+            raise ValueError(f"the image cache holds images of {ours}, the transform takes {theirs}: build it with it")
 
     def __getstate__(self) -> dict[str, Any]:
         # the shared tensor goes as a handle, a file as its name
@@ -178,23 +184,23 @@ class ImageCache:
         self.pixels = _map(self.path, state["pixels"]) if self.path else self._shared.numpy()
 
 
-# one sample's images that none before it has: its key, the images and their modalities
-_Job = tuple[str, list[Image], list[str]]
+# a sample's key and its images, None for those that are missing or belong to a sample before it
+_Job = tuple[str, list[Image | None]]
 
 
-def _distinct(samples: Sequence[Sample], modalities: Sequence[str]) -> tuple[dict[str, int], list[_Job]]:
+def _distinct(samples: Sequence[Sample]) -> tuple[dict[str, int], list[_Job]]:
     """Return the row of each distinct image, and the images to decode in the order of the rows."""
     places: dict[str, int] = {}
     jobs: list[_Job] = []
     for sample in samples:
-        job: _Job = (sample.key, [], [])
-        for image, modality in zip(sample.images, modalities, strict=True):
-            if image is not None and (known := _identity(image)) not in places:
-                places[known] = len(places)
-                job[1].append(image)
-                job[2].append(modality)
-        if job[1]:
-            jobs.append(job)
+        new: list[Image | None] = []
+        for image in sample.images:
+            known = image is None or _identity(image) in places
+            if image is not None and not known:
+                places[_identity(image)] = len(places)
+            new.append(None if known else image)
+        if any(image is not None for image in new):
+            jobs.append((sample.key, new))
     return places, jobs
 
 
@@ -206,13 +212,12 @@ def _identity(image: Image) -> str:
     return ascii((os.path.abspath(file.path), file.box, file.size, file.window))
 
 
-def _decoded(jobs: Sequence[_Job], transform: EvalTransform) -> Iterator[np.ndarray]:
+def _decoded(jobs: Sequence[_Job], modalities: Sequence[str], transform: EvalTransform) -> Iterator[np.ndarray]:
     """Yield the images in the order of their rows."""
 
     def decode(job: _Job) -> list[np.ndarray]:
-        key, images, modalities = job
-        opened = open_images(images, key, modalities)
-        return [transform.pixels(image) for image in opened if image is not None]
+        key, images = job
+        return [transform.pixels(image) for image in open_images(images, key, modalities) if image is not None]
 
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
         for start in range(0, len(jobs), _CHUNK):
@@ -220,19 +225,19 @@ def _decoded(jobs: Sequence[_Job], transform: EvalTransform) -> Iterator[np.ndar
                 yield from images
 
 
-def _description(places: Iterable[str], jobs: Sequence[_Job], transform: EvalTransform) -> dict[str, Any]:
-    """Return what a file must say to be taken for the store of these images."""
+def _metadata(jobs: Sequence[_Job], modalities: Sequence[str], transform: EvalTransform) -> dict[str, Any]:
+    """Return what a file must record to be the cache of these images."""
     state = hashlib.blake2b(digest_size=16)
-    identities = iter(places)
-    for key, images, modalities in jobs:
-        for image, modality, identity in zip(images, modalities, identities, strict=False):
-            state.update(ascii(identity).encode())
-            if not isinstance(image, np.ndarray):
-                path = image.path if isinstance(image, ImageFile) else image
+    for key, images in jobs:
+        for image, modality in zip(images, modalities, strict=True):
+            if image is None:
+                continue
+            state.update(ascii(_identity(image)).encode())
+            if path := image_path(image):
                 try:
                     stat = path.stat()
                 except OSError:
-                    open_image(image, key, modality)  # says by name what is wrong
+                    open_image(image, key, modality)  # raises an error that names the sample
                     raise
                 state.update(f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return {
@@ -245,55 +250,43 @@ def _description(places: Iterable[str], jobs: Sequence[_Job], transform: EvalTra
     }
 
 
-def _header(shape: Sequence[int], says: dict[str, Any], checksum: int) -> bytes:
+def _header(shape: Sequence[int], metadata: dict[str, Any], checksum: int) -> bytes:
     """Return the first bytes of a safetensors file, padded to whole pages; equal in length for any checksum."""
-    tensor = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, _size(shape)]}
-    metadata = {"nextreid": json.dumps({**says, "crc32": f"{checksum:08x}"})}
-    text = json.dumps({"__metadata__": metadata, "pixels": tensor}).encode()
+    tensor = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, math.prod(shape)]}
+    ours = {"nextreid": json.dumps({**metadata, "crc32": f"{checksum:08x}"})}
+    text = json.dumps({"__metadata__": ours, "pixels": tensor}).encode()
     text = text.ljust(-(-(len(text) + 8) // _ALIGN) * _ALIGN - 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(path: Path, shape: Sequence[int], says: dict[str, Any], images: Iterator[np.ndarray], takes: str) -> None:
-    """Write a store, whole or not at all."""
-    header = _header(shape, says, 0)
-    # a name of its own for each process: two runs may begin with the same store
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if len(header) + _size(shape) > (free := shutil.disk_usage(path.parent).free):
-            raise OSError(errno.ENOSPC, f"the disk has {_readable(free)} left")
-        checksum = 0
-        with temporary.open("wb") as file:
-            file.write(header)
-            for image in images:
-                whole = np.ascontiguousarray(image).data
-                checksum = zlib.crc32(whole, checksum)
-                file.write(whole)
-            file.seek(0)
-            file.write(_header(shape, says, checksum))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write the image cache {path}, {takes}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path, shape: Sequence[int], metadata: dict[str, Any], images: Iterator[np.ndarray]) -> None:
+    header = _header(shape, metadata, 0)
+    if len(header) + math.prod(shape) > (free := shutil.disk_usage(path.parent).free):
+        raise OSError(errno.ENOSPC, f"the disk has {_readable(free)} left")
+    checksum = 0
+    with path.open("wb") as file:
+        file.write(header)
+        for image in images:
+            whole = np.ascontiguousarray(image).data
+            checksum = zlib.crc32(whole, checksum)
+            file.write(whole)
+        file.seek(0)
+        file.write(_header(shape, metadata, checksum))
 
 
-def _open(path: Path, shape: Sequence[int], says: dict[str, Any]) -> np.ndarray:
-    """Return the pixels of a file that is the store described; ValueError says what else it is."""
+def _open(path: Path, shape: Sequence[int], metadata: dict[str, Any]) -> np.ndarray:
+    """Return the pixels of a file that is the cache described; a ValueError gives the reason why it is not."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if length < _LARGEST_HEADER else b""
     try:
-        told = json.loads(json.loads(text)["__metadata__"]["nextreid"])
-        checksum = int(told.pop("crc32"), 16)
+        recorded = json.loads(json.loads(text)["__metadata__"]["nextreid"])
+        checksum = int(recorded.pop("crc32"), 16)
     except (ValueError, KeyError, TypeError):
         raise ValueError("its header is damaged") from None
-    if changed := [name for name in says if told.get(name) != says[name]]:
+    if changed := [name for name in metadata if recorded.get(name) != metadata[name]]:
         raise ValueError(f"it was made with other {', '.join(changed)}")
-    found, expected = path.stat().st_size, len(_header(shape, says, checksum)) + _size(shape)
+    found, expected = path.stat().st_size, len(_header(shape, metadata, checksum)) + math.prod(shape)
     if found != expected:
         raise ValueError(f"it has {found} bytes of {expected}")
     pixels = _map(path, shape)
@@ -304,11 +297,7 @@ def _open(path: Path, shape: Sequence[int], says: dict[str, Any]) -> np.ndarray:
 
 def _map(path: Path, shape: Sequence[int]) -> np.ndarray:
     # "c", private: nothing is ever written, but torch warns of arrays that cannot be
-    return np.asarray(np.memmap(path, np.uint8, "c", path.stat().st_size - _size(shape), tuple(shape)))
-
-
-def _size(shape: Sequence[int]) -> int:
-    return math.prod(shape)
+    return np.asarray(np.memmap(path, np.uint8, "c", path.stat().st_size - math.prod(shape), tuple(shape)))
 
 
 def _readable(size: int) -> str:

@@ -12,22 +12,17 @@ from .image_cache import ImageCache
 from .rng import seeded_rng
 from .sample import MODALITIES, Batch, Sample, check_counts
 from .sampler import PKSampler
-from .transforms import AugmentParams, EvalTransform, Pixels
+from .transforms import AugmentParams, EvalTransform, Pixels, TrainTransform
 
 Transform = Callable[[list[Pixels | None], np.random.Generator], torch.Tensor]
 Augment = Literal["cpu", "device"]
 
 
 class Item(NamedTuple):
-    """One sample, transformed or (uint8) left to the device: a row of a `Batch`."""
+    """One sample with its images transformed, or (uint8) left to the device: a row of a `Batch`."""
 
+    sample: Sample
     images: torch.Tensor
-    present: tuple[bool, ...]
-    captions: list[tuple[str, ...]]
-    pid: int
-    camid: int
-    sceneid: int
-    key: str
     draw: tuple[int, int]
     augment_params: list[AugmentParams] | None = None
 
@@ -41,14 +36,14 @@ class SampleDataset(Dataset[Item]):
             ``("augment", seed, epoch, slot, key)``; returns ``(M, 3, H, W)``.
         modalities: Names of the images, in their order.
         seed: Seed of the run.
-        store: Where the images are read from, instead of their files; the result is the same to the bit.
+        store: A cache to read the images from instead of their files; the result is the same to the bit.
         augment: ``"cpu"`` transforms; ``"device"`` only resizes and draws, and leaves uint8 images to
             `augment_batch`.
 
     Raises:
-        ValueError: If a sample has another number of images or captions than there are modalities, or a store or
-            ``"device"`` meets a transform that is none of this library's or not the one of the store.
-        KeyError: If an image is not in the store.
+        ValueError: If a sample has another number of images or captions than there are modalities, or a cache or
+            ``"device"`` is combined with a custom transform or one that resizes in another way.
+        KeyError: If an image is not in the cache.
     """
 
     def __init__(
@@ -72,62 +67,54 @@ class SampleDataset(Dataset[Item]):
             raise ValueError(f"augment must be one of {get_args(Augment)}, got {augment!r}")
         if (store is not None or augment == "device") and not isinstance(transform, EvalTransform):
             raise ValueError(
-                f"a store and augment='device' need an EvalTransform or TrainTransform, got {type(transform).__name__}"
+                f"a cache and augment='device' need an EvalTransform or TrainTransform, got {type(transform).__name__}"
             )
         if store is not None:
             store.check(transform)  # type: ignore[arg-type]
             self._rows = store.rows(samples, self.modalities)
 
+    def __repr__(self) -> str:
+        where = "their files" if self.store is None else self.store
+        return f"SampleDataset({len(self.samples)} samples from {where}, {self.transform!r}, augment={self.augment!r})"
+
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.samples)
 
-    def __getitem__(self, item: int | tuple[int, int, int]) -> Item:
+    def __getitems__(self, items: Sequence[int | tuple[int, int, int]]) -> Batch:
+        """Return a batch (called by the loader)."""
+        if not isinstance(self.transform, EvalTransform):
+            return collate([self[item] for item in items])
+        # NumPy allots large arrays in huge pages, which are four times faster to fill
+        shape = (len(items), len(self.modalities), 3, *self.transform.img_size)
+        images = torch.from_numpy(np.empty(shape, np.float32 if self.augment == "cpu" else np.uint8))
+        return collate([self.__getitem__(item, out) for item, out in zip(items, images, strict=True)], images)
+
+    def __getitem__(self, item: int | tuple[int, int, int], out: torch.Tensor | None = None) -> Item:
         """Return one sample, by its index (evaluation) or by ``(index, epoch, slot)`` from a sampler.
+
+        Args:
+            item: Which sample, and in training which draw.
+            out: Where to put its images.
 
         Raises:
             ValueError: If an image cannot be read; names the file, the sample and the modality.
         """
-        return self._item(item)
-
-    def __getitems__(self, items: Sequence[int | tuple[int, int, int]]) -> Batch:
-        """Return a batch (called by the loader)."""
-        if not isinstance(self.transform, EvalTransform):
-            return collate([self._item(item) for item in items])
-        images = self._room(len(items), self.transform)
-        return collate([self._item(item, own) for item, own in zip(items, images, strict=True)], images)
-
-    def _room(self, count: int, transform: EvalTransform) -> torch.Tensor:
-        # NumPy allots large arrays in huge pages, which are four times faster to fill
-        shape = (count, len(self.modalities), 3, *transform.img_size)
-        return torch.from_numpy(np.empty(shape, np.float32 if self.augment == "cpu" else np.uint8))
-
-    def _item(self, item: int | tuple[int, int, int], out: torch.Tensor | None = None) -> Item:
-        """Return one sample, with its images in `out` if it is given."""
-        index, epoch, slot = _numbers(item)
-        sample = self.samples[index]
+        index, epoch, slot = item if isinstance(item, tuple) else (item, 0, item)
+        sample, transform = self.samples[index], self.transform
         rng = seeded_rng("augment", self.seed, epoch, slot, sample.key)
-        augment_params = None
-        if not isinstance(self.transform, EvalTransform):
-            images = self.transform(self._images(index), rng)
+        params = None
+        if not isinstance(transform, EvalTransform):
+            images = transform(self._images(index), rng)
+        elif self.augment == "cpu":
+            images = transform(self._images(index), rng, out)
         else:
-            images = self._room(1, self.transform)[0] if out is None else out
-            if self.augment == "cpu":
-                self.transform(self._images(index), rng, images)
-            else:
-                self._fill(images.numpy(), index, self.transform)
-                augment_params = self.transform.draw(len(self.modalities), rng)
-        return Item(
-            images=images,
-            present=tuple(image is not None for image in sample.images),
-            captions=list(sample.captions) or [()] * len(self.modalities),
-            pid=sample.pid,
-            camid=sample.camid,
-            sceneid=sample.sceneid,
-            key=sample.key,
-            draw=(epoch, slot),
-            augment_params=augment_params,
-        )
+            shape = (len(self.modalities), 3, *transform.img_size)
+            images = torch.empty(shape, dtype=torch.uint8) if out is None else out
+            self._fill(images.numpy(), index, transform)
+            if isinstance(transform, TrainTransform):
+                params = list(transform.draws(len(self.modalities), rng))
+        return Item(sample, images, (epoch, slot), params)
 
     def _images(self, index: int) -> list[Pixels | None]:
         if self.store is not None:
@@ -139,32 +126,29 @@ class SampleDataset(Dataset[Item]):
         """Put the images of a sample at the input size into `out`, ``(M, 3, H, W)`` uint8, zeros for missing ones."""
         if self.store is not None:
             self.store.take(self._rows[index], out)
-            return
-        for target, image in zip(out, self._images(index), strict=True):
-            target[:] = 0 if image is None else transform.pixels(image)
-
-
-def _numbers(item: int | tuple[int, int, int]) -> tuple[int, int, int]:
-    return item if isinstance(item, tuple) else (item, 0, item)
+        else:
+            for target, image in zip(out, self._images(index), strict=True):
+                target[:] = 0 if image is None else transform.pixels(image)
 
 
 def collate(items: Sequence[Item], images: torch.Tensor | None = None) -> Batch:
-    """Stack B items into a batch; `images` are theirs if they lie side by side already."""
-    augment_params = [item.augment_params for item in items]
+    """Stack B items into a batch; `images` are theirs if they are one tensor already."""
+    samples = [item.sample for item in items]
+    params = [item.augment_params for item in items]
     return Batch(
         images=torch.stack([item.images for item in items]) if images is None else images,
-        present=torch.tensor([item.present for item in items], dtype=torch.bool),
-        captions=[item.captions for item in items],
-        pid=torch.tensor([item.pid for item in items], dtype=torch.int64),
-        camid=torch.tensor([item.camid for item in items], dtype=torch.int64),
-        sceneid=torch.tensor([item.sceneid for item in items], dtype=torch.int64),
-        keys=[item.key for item in items],
+        present=torch.tensor([[image is not None for image in sample.images] for sample in samples]),
+        captions=[list(sample.captions) or [()] * len(sample.images) for sample in samples],
+        pid=torch.tensor([sample.pid for sample in samples]),
+        camid=torch.tensor([sample.camid for sample in samples]),
+        sceneid=torch.tensor([sample.sceneid for sample in samples]),
+        keys=[sample.key for sample in samples],
         draws=[item.draw for item in items],
-        augment_params=None if None in augment_params else torch.tensor(augment_params, dtype=torch.int32),
+        augment_params=None if None in params else torch.tensor(params, dtype=torch.int32),
     )
 
 
-def _as_made(batch: Batch) -> Batch:
+def _unchanged(batch: Batch) -> Batch:
     return batch
 
 
@@ -183,7 +167,7 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """Return a loader of batches, in the samples' order or as a sampler draws them.
 
-    Neither the number of workers, nor a store, nor the global random generators change a byte of what it yields.
+    Neither the number of workers, nor a cache, nor the global random generators change a byte of what it yields.
 
     Args:
         samples: Samples with one image per modality.
@@ -202,9 +186,9 @@ def make_loader(
         The loader.
 
     Raises:
-        ValueError: If there are no samples, `batch_size` is missing, below 1, or not the sampler's, or `SampleDataset`
-            refuses.
-        KeyError: If an image is not in the store.
+        ValueError: If there are no samples, `batch_size` is missing, below 1, or not the sampler's, or as
+            `SampleDataset`.
+        KeyError: If an image is not in the cache.
     """
     if not samples:
         raise ValueError("there are no samples to load")
@@ -223,7 +207,7 @@ def make_loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_as_made,  # type: ignore[arg-type]
+        collate_fn=_unchanged,  # type: ignore[arg-type]
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         # without one of its own the loader would draw from, and so advance, torch's global generator

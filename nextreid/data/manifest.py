@@ -1,4 +1,4 @@
-"""Anybody's own images as samples, listed in a manifest: a CSV or parquet file with one row per sample."""
+"""Custom images as samples, listed in a manifest: a CSV or parquet file with one row per sample."""
 
 import csv
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .captions import split_sentences
-from .image import Window, check_windows, image_path, through_window
+from .image import Image, Window, check_windows, through_window
 from .sample import MODALITIES, Sample
 
 _LABELS = ("pid", "camid", "sceneid")
@@ -44,13 +44,15 @@ def read_manifest(
         ImportError: If a parquet file is read without pyarrow.
         ValueError: If a column is unknown or a cell is wrong; names the line.
     """
-    table = _Table.read(Path(path).expanduser())
-    if split is not None and "split" not in table.columns:
-        raise ValueError(f"{path} has no column 'split', so no rows with split {split!r}")
-    rows = [row for row in table.rows if split is None or row.cells["split"] == split]
+    path = Path(path).expanduser()
+    chosen, rows = _read_rows(path, modalities)
+    if split is not None:
+        if rows and "split" not in rows[0].cells:
+            raise ValueError(f"{path} has no column 'split', so no rows with split {split!r}")
+        rows = [row for row in rows if row.cells["split"] == split]
     if not rows:
         raise ValueError(f"{path} has no rows" + ("" if split is None else f" with split {split!r}"))
-    return _samples(table.path, rows, _choose(table, modalities), window, anywhere)
+    return _samples(path, rows, chosen, window, anywhere)
 
 
 def manifest_splits(
@@ -61,14 +63,14 @@ def manifest_splits(
     Returns:
         The modalities, and the samples by the value of column ``split``; all are under ``""`` where there is none.
     """
-    table = _Table.read(Path(path).expanduser())
-    chosen = _choose(table, modalities)
-    if not table.rows:
+    path = Path(path).expanduser()
+    chosen, every = _read_rows(path, modalities)
+    if not every:
         raise ValueError(f"{path} has no rows")
     rows: dict[str, list[_Row]] = {}
-    for row in table.rows:
+    for row in every:
         rows.setdefault(row.cells.get("split", ""), []).append(row)
-    return chosen, {split: _samples(table.path, found, chosen, window, anywhere) for split, found in rows.items()}
+    return chosen, {split: _samples(path, found, chosen, window, anywhere) for split, found in rows.items()}
 
 
 class _Row(NamedTuple):
@@ -76,16 +78,29 @@ class _Row(NamedTuple):
     cells: dict[str, str]
 
 
-class _Table(NamedTuple):
-    path: Path
-    columns: list[str]
-    rows: list[_Row]
-
-    @classmethod
-    def read(cls, path: Path) -> "_Table":
-        if not path.is_file():
-            raise FileNotFoundError(f"no manifest {path}")
-        return cls(path, *(_read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path)))
+def _read_rows(path: Path, modalities: Sequence[str] | None) -> tuple[tuple[str, ...], list[_Row]]:
+    """Return the modalities to read, after a look at the columns, and the rows."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest {path}")
+    columns, rows = _read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path)
+    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
+        raise ValueError(f"{path}: columns {repeated} occur more than once")
+    chosen = tuple(m for m in MODALITIES if m in columns) if modalities is None else tuple(modalities)
+    known = {*_LABELS, "key", "split"}
+    for modality in (*MODALITIES, *chosen):
+        known |= {modality, f"caption_{modality}"}
+    odd = [column for column in columns if column not in known]
+    if odd and modalities is None:
+        images = [column for column in odd if not column.startswith("caption_")] or odd
+        raise ValueError(
+            f"{path}: columns {odd} are unknown; known are {sorted(known)}. If they name images, declare all "
+            f"modalities in their order, such as modalities={(*chosen, *images)!r}; else rename or remove them"
+        )
+    if odd:
+        raise ValueError(f"{path}: columns {odd} are unknown; with modalities {chosen} known are {sorted(known)}")
+    if not set(chosen) & set(columns):
+        raise ValueError(f"{path} has no column for a modality {chosen or MODALITIES}; its columns are {columns}")
+    return chosen, rows
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
@@ -97,7 +112,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
             for cells in reader:
                 where = f"{path}, line {reader.line_num}"
                 if "" in cells or None in cells.values():
-                    raise ValueError(f"{where}: the row has not the {len(columns)} cells of the header")
+                    raise ValueError(f"{where}: the row does not have the {len(columns)} cells of the header")
                 rows.append(_Row(where, cells))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}, after line {reader.line_num}: not CSV in UTF-8: {error}") from error
@@ -129,29 +144,6 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _choose(table: _Table, modalities: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the modalities to read, after a look at the columns."""
-    path, columns = table.path, table.columns
-    if twice := sorted({column for column in columns if columns.count(column) > 1}):
-        raise ValueError(f"{path}: columns {twice} occur more than once")
-    chosen = tuple(m for m in MODALITIES if m in columns) if modalities is None else tuple(modalities)
-    known = {*_LABELS, "key", "split"}
-    for modality in (*MODALITIES, *chosen):
-        known |= {modality, f"caption_{modality}"}
-    odd = [column for column in columns if column not in known]
-    if odd and modalities is None:
-        images = [column for column in odd if not column.startswith("caption_")] or odd
-        raise ValueError(
-            f"{path}: columns {odd} are unknown; known are {sorted(known)}. If they name images, declare all "
-            f"modalities in their order, such as modalities={(*chosen, *images)!r}; else rename or remove them"
-        )
-    if odd:
-        raise ValueError(f"{path}: columns {odd} are unknown; with modalities {chosen} known are {sorted(known)}")
-    if not set(chosen) & set(columns):
-        raise ValueError(f"{path} has no column for a modality {chosen or MODALITIES}; its columns are {columns}")
-    return chosen
-
-
 def _samples(
     path: Path,
     rows: Iterable[_Row],
@@ -163,53 +155,33 @@ def _samples(
     samples: dict[str, Sample] = {}
     missing = []
     for where, cells in rows:
-        sample = _sample(where, cells, path.parent, modalities, windows, anywhere)
-        if sample.key in samples:
-            raise ValueError(f"{where}: key {sample.key!r} occurs a second time; keys must be unique")
-        samples[sample.key] = sample
-        for modality, image in zip(modalities, sample.images, strict=True):
-            file = image_path(image) if image is not None else None
-            if file is not None and not file.is_file():
-                missing.append(f"{where}: no {modality} image {file}")
+        images: list[Image | None] = []
+        for modality in modalities:
+            cell = cells.get(modality)
+            if cell and not anywhere and (os.path.isabs(cell) or os.path.normpath(cell).split(os.sep)[0] == os.pardir):
+                raise ValueError(
+                    f"{where}: image {cell!r} is not below the manifest's folder {path.parent}; with anywhere=True "
+                    "such paths are followed"
+                )
+            images.append(through_window(path.parent / cell, windows.get(modality)) if cell else None)
+            if cell and not (path.parent / cell).is_file():
+                missing.append(f"{where}: no {modality} image {path.parent / cell}")
+        if not any(images):
+            raise ValueError(f"{where}: the row names no image")
+        key = cells.get("key") or next(cells[modality] for modality in modalities if cells.get(modality))
+        if key in samples:
+            raise ValueError(f"{where}: key {key!r} occurs a second time; keys must be unique")
+        pid, camid, sceneid = (_label(where, column, cells.get(column)) for column in _LABELS)
+        captions = tuple(split_sentences(cells.get(f"caption_{modality}") or "") for modality in modalities)
+        samples[key] = Sample(key, pid, camid, sceneid, tuple(images), captions if any(captions) else ())
     if missing:
         more = f"\n… and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise FileNotFoundError(f"{len(missing)} images are missing\n" + "\n".join(missing[:5]) + more)
     return list(samples.values())
 
 
-def _sample(
-    where: str,
-    cells: dict[str, str],
-    folder: Path,
-    modalities: tuple[str, ...],
-    windows: Mapping[str, Window],
-    anywhere: bool,
-) -> Sample:
-    paths = [cells.get(modality) or "" for modality in modalities]
-    for given in paths:
-        inside = os.path.normpath(given)
-        if not anywhere and (os.path.isabs(given) or inside.split(os.sep)[0] == os.pardir):
-            raise ValueError(
-                f"{where}: image {given!r} is not below the manifest's folder {folder}; with anywhere=True such "
-                "paths are followed"
-            )
-    if not any(paths):
-        raise ValueError(f"{where}: the row names no image")
-    labels = {}
-    for column in _LABELS:
-        try:
-            labels[column] = int(cells.get(column) or -1)
-        except ValueError:
-            raise ValueError(f"{where}: {column} must be a whole number, got {cells[column]!r}") from None
-    captions = tuple(split_sentences(cells.get(f"caption_{modality}") or "") for modality in modalities)
-    return Sample(
-        key=cells.get("key") or next(given for given in paths if given),
-        pid=labels["pid"],
-        camid=labels["camid"],
-        sceneid=labels["sceneid"],
-        images=tuple(
-            through_window(folder / given, windows.get(modality)) if given else None
-            for modality, given in zip(modalities, paths, strict=True)
-        ),
-        captions=captions if any(captions) else (),
-    )
+def _label(where: str, column: str, cell: str | None) -> int:
+    try:
+        return int(cell or -1)
+    except ValueError:
+        raise ValueError(f"{where}: {column} must be a whole number, got {cell!r}") from None

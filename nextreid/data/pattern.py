@@ -1,9 +1,10 @@
-"""Anybody's own images as samples, found by their folders and names."""
+"""Custom images as samples, found by their folders and names."""
 
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,7 +36,7 @@ def read_pattern(
     split: str | None = None,
     window: Mapping[str, Window] | None = None,
 ) -> list[Sample]:
-    """Read samples from images whose labels stand in their paths.
+    """Read samples from images whose labels are in their paths.
 
     In the pattern ``{split}``, ``{modality}``, ``{pid}``, ``{camid}`` and ``{sceneid}`` (whole numbers) stand for
     labels, ``{*}`` for any text without a slash, ``{ext}`` for any image ending; a label that occurs twice must be
@@ -76,7 +77,7 @@ def read_folder(
 
     Images with one stem (the file name without its ending) are one sample. Folder names may be in upper or lower
     case; "vis" stands for rgb, "ni" for nir, "ti" and "th" for tir. A modality without a folder, or without this
-    image, is missing; how many are is logged.
+    image, is missing; how many are missing or left out is logged.
 
     Args:
         root: Folder of the folders.
@@ -87,40 +88,24 @@ def read_folder(
         Samples sorted by key (the name of the first image), with pid, camid and sceneid -1.
 
     Raises:
-        FileNotFoundError: If there is none of the folders.
+        FileNotFoundError: If no folder is there.
         ValueError: If two folders stand for one modality, two images have one stem, or there is no image.
     """
     root = Path(root).expanduser()
-    windows = check_windows(window, modalities)
     layout = f"{root}/{{{','.join(modalities)}}}/name.jpg"
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; expected {layout}")
-    names = {m: _ALIASES.get(m.lower(), (m.lower(),)) for m in modalities}
-    folders = {m: sorted(f for f in root.iterdir() if f.is_dir() and f.name.lower() in names[m]) for m in modalities}
+    entries = sorted(root.iterdir())
+    names = {modality: _ALIASES.get(modality.lower(), (modality.lower(),)) for modality in modalities}
+    folders = {m: [e.name for e in entries if e.is_dir() and e.name.lower() in names[m]] for m in modalities}
     if not any(folders.values()):
-        found = sorted(entry.name for entry in root.iterdir())[:5]
-        raise FileNotFoundError(f"none of the folders {layout} (found {', '.join(found) or 'nothing'} in {root})")
-    paths: dict[str, dict[str, Path]] = {m: {} for m in modalities}
-    for modality, places in folders.items():
-        if len(places) > 1:
-            raise ValueError(f"{root} has {len(places)} folders for {modality}: {', '.join(f.name for f in places)}")
-        for file in sorted(file for place in places for file in place.iterdir()):
-            if file.suffix.lower() in _ENDINGS:
-                if file.stem in paths[modality]:
-                    raise ValueError(f"{file} and {paths[modality][file.stem].name} have one stem: rename one")
-                paths[modality][file.stem] = file
-    stems = {stem for column in paths.values() for stem in column}
-    if not stems:
-        raise ValueError(f"no images ({', '.join(_ENDINGS)}) in {layout}")
-    samples = []
-    for stem in stems:
-        files = {m: paths[m].get(stem) for m in modalities}
-        images = tuple(file and through_window(file, windows.get(m)) for m, file in files.items())
-        samples.append(Sample(next(file.name for file in files.values() if file), -1, -1, -1, images))
-    for modality, column in paths.items():
-        if len(column) < len(stems):
-            _logger.warning("%s: %d of %d samples lack %s", root, len(stems) - len(column), len(stems), modality)
-    return sorted(samples, key=lambda sample: sample.key)
+        found = ", ".join(entry.name for entry in entries[:5]) or "nothing"
+        raise FileNotFoundError(f"no folder of the form {layout} (found {found} in {root})")
+    for modality, several in folders.items():
+        if len(several) > 1:
+            raise ValueError(f"{root} has {len(several)} folders for {modality}: {', '.join(several)}")
+    samples = read_pattern(root, "{modality}/{*}.{ext}", modalities, window=window)
+    return sorted((replace(s, key=Path(s.key).name) for s in samples), key=lambda sample: sample.key)
 
 
 def pattern_splits(
@@ -153,7 +138,7 @@ def pattern_splits(
         modality = modality_of.get(name)
         if modality is None:
             continue
-        # named by what it says, not by where it lies
+        # named by its labels, not by its folder
         moment = tuple((field, text) for field, text in match.groupdict().items() if field not in ("modality", "ext"))
         files = moments.setdefault(moment, {})
         if modality in files:
@@ -171,8 +156,8 @@ def pattern_splits(
     for split, samples in splits.items():
         samples.sort(key=lambda sample: sample.key)
         for index, modality in enumerate(chosen):
-            if lacking := sum(sample.images[index] is None for sample in samples):
-                notes.append(f"{split or 'all'}: {lacking} of {len(samples)} samples lack {modality}")
+            if missing := sum(sample.images[index] is None for sample in samples):
+                notes.append(f"{split or 'all'}: {missing} of {len(samples)} samples lack {modality}")
     return chosen, splits, notes
 
 
@@ -184,7 +169,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
         if not part.startswith("{"):
             out.append(re.escape(part))
         elif field not in _FIELDS:
-            raise ValueError(f"pattern {pattern!r}: {part} is none of {', '.join(f'{{{name}}}' for name in _FIELDS)}")
+            raise ValueError(f"pattern {pattern!r}: {part} is not one of {', '.join(f'{{{n}}}' for n in _FIELDS)}")
         elif field in seen:
             out.append(f"(?P={field})")
         else:
@@ -213,7 +198,7 @@ def _modalities(found: Set[str], wanted: Sequence[str] | None, where: str) -> tu
 
 
 def _files(folder: Path, depth: int, prefix: str = "") -> Iterator[str]:
-    """Yield the files that lie so many folders deep, as paths below the first folder."""
+    """Yield the files that are this many folders deep, as paths below the first folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if depth and entry.is_dir():

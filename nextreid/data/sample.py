@@ -1,19 +1,20 @@
-"""The three records that flow from readers to models: one sample, one batch, one dataset."""
+"""The records that flow from readers to models: one sample, one batch, one dataset."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
-from .image import Image, ImageFile, OnError, drop_unreadable_splits, image_path
+from .image import Image, ImageError, ImageFile, OnError, image_path, try_images
 
 MODALITIES: tuple[str, ...] = ("rgb", "nir", "tir")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Sample:
     """One object seen once: the same moment in every modality.
 
@@ -21,12 +22,12 @@ class Sample:
         key: Unique in its dataset; for published sets the file name, such as ``"000258_cam1_0_00.jpg"``.
         pid: Identity, or -1 when unknown.
         camid: Camera counted from 0, or -1 when unknown.
-        sceneid: Scene, or -1 when the set has none.
-        images: One per modality, each a file, a `ImageFile`, or a ``(H, W, 3)`` or ``(H, W)`` uint8 array; None
+        sceneid: Scene, or -1 when the dataset has none.
+        images: One per modality, each a file, an `ImageFile`, or a ``(H, W, 3)`` or ``(H, W)`` uint8 array; None
             where missing.
         captions: One tuple of sentences per modality; ``()`` means no captions at all, an inner ``()`` that this
             modality has none.
-        truth: What a synthetic set knows about the image (attributes, visibility, part map).
+        truth: What a synthetic dataset knows about the image (attributes, visibility, part map).
     """
 
     key: str
@@ -37,9 +38,14 @@ class Sample:
     captions: tuple[tuple[str, ...], ...] = ()
     truth: Mapping[str, Any] | None = None
 
+    def __repr__(self) -> str:
+        images = f"{sum(image is not None for image in self.images)} of {len(self.images)} images"
+        labels = f"pid={self.pid}, camid={self.camid}, sceneid={self.sceneid}"
+        return f"Sample({self.key!r}, {labels}, {images}, {sum(map(len, self.captions))} sentences)"
+
 
 def check_counts(samples: Sequence[Sample], modalities: Sequence[str]) -> None:
-    """Raise ValueError if a sample has another number of images or captions than there are modalities."""
+    """Raise ValueError if a sample does not have one image, and one caption or none, for each modality."""
     for sample in samples:
         for what, given in (("images", sample.images), ("captions", sample.captions)):
             if len(given) != len(modalities) and (what == "images" or given):
@@ -49,7 +55,7 @@ def check_counts(samples: Sequence[Sample], modalities: Sequence[str]) -> None:
                 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Batch:
     """B samples, collated.
 
@@ -81,6 +87,10 @@ class Batch:
         """Return the number of samples B."""
         return len(self.keys)
 
+    def __repr__(self) -> str:
+        images = self.images
+        return f"Batch({len(self)} samples, images {tuple(images.shape)} {images.dtype} on {images.device})"
+
     def to(self, device: torch.device | str) -> "Batch":
         """Return a batch whose tensors lie on `device`."""
         return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
@@ -90,18 +100,14 @@ class Batch:
         return self._with_tensors(torch.Tensor.pin_memory)
 
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        return replace(
-            self,
-            images=change(self.images),
-            present=change(self.present),
-            pid=change(self.pid),
-            camid=change(self.camid),
-            sceneid=change(self.sceneid),
-            augment_params=None if self.augment_params is None else change(self.augment_params),
-        )
+        changes: dict[str, Any] = {}
+        for name in self.__slots__:
+            if isinstance(value := getattr(self, name), torch.Tensor):
+                changes[name] = change(value)
+        return replace(self, **changes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReIDDataset:
     """A re-identification dataset: three splits of samples, each sorted by key.
 
@@ -125,6 +131,11 @@ class ReIDDataset:
     gallery: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        counts = (f"{name} {len(s)} samples of {len({x.pid for x in s})} ids" for name, s in self.splits().items())
+        facts = f"{'+'.join(self.modalities)}, protocol {self.protocol!r}, {', '.join(counts)}"
+        return f"ReIDDataset({self.name!r}, {facts}, {len(self.notes)} notes)"
+
     def summary(self) -> dict[str, dict[str, Any]]:
         """Count what each split holds.
 
@@ -132,30 +143,33 @@ class ReIDDataset:
             ``{split: {"samples", "ids", "cameras", "scenes", "images", "captions"}}`` for the splits train,
             query and gallery; the last two are dictionaries from modality to a count.
         """
-        return {split: _count(samples, self.modalities) for split, samples in self._splits().items()}
+        return {split: _count(samples, self.modalities) for split, samples in self.splits().items()}
+
+    def splits(self) -> dict[str, tuple[Sample, ...]]:
+        """Return the splits by name: train, query and gallery."""
+        return {"train": self.train, "query": self.query, "gallery": self.gallery}
 
     def drop_unreadable(self, on_error: OnError) -> "ReIDDataset":
-        """Return the set after every image was decoded once, without those that cannot be read.
+        """Decode every image once and return the dataset without those that cannot be read.
 
         Args:
             on_error: ``"raise"``, ``"skip"`` or ``"mask"``, see `drop_unreadable`.
 
         Returns:
-            The same set where nothing is wrong, else one whose notes say what was done.
+            The same dataset where nothing is wrong, else one whose notes say what was done.
 
         Raises:
             ValueError: If an image is bad and `on_error` is "raise".
         """
-        (train, query, gallery), notes = drop_unreadable_splits(self._splits(), self.modalities, on_error)
-        if not notes:
-            return self
-        return replace(self, train=train, query=query, gallery=gallery, notes=(*self.notes, *notes))
+        kept, notes = _drop_unreadable(self.splits(), self.modalities, on_error)
+        changes: dict[str, Any] = {**kept, "notes": (*self.notes, *notes)}
+        return replace(self, **changes) if notes else self
 
     def digest(self) -> str:
         """Return a fingerprint of what is read, the same wherever the files lie.
 
         It covers the modalities and, split by split and in order, every sample's key, labels, captions, which
-        images it has, and each image's size in bytes, crop and window (of arrays: their values). Two sets of one
+        images it has, and each image's size in bytes, crop and window (of arrays: their values). Two datasets of one
         fingerprint train and score alike unless files of one size differ in content.
 
         Returns:
@@ -166,7 +180,7 @@ class ReIDDataset:
         """
         state = hashlib.blake2b(digest_size=8)
         state.update(repr(self.modalities).encode())
-        for split, samples in self._splits().items():
+        for split, samples in self.splits().items():
             state.update(f"\n{split} {len(samples)}".encode())
             for s in samples:
                 # ascii, not repr: which characters repr escapes depends on the interpreter's Unicode version
@@ -175,14 +189,87 @@ class ReIDDataset:
                     state.update(_fingerprint(image))
         return state.hexdigest()
 
-    def _splits(self) -> dict[str, Sequence[Sample]]:
-        return {"train": self.train, "query": self.query, "gallery": self.gallery}
+
+def drop_unreadable(
+    samples: Sequence[Sample], modalities: Sequence[str], on_error: OnError
+) -> tuple[tuple[Sample, ...], list[str]]:
+    """Decode every image once and decide about those that cannot be read, before anything is trained or scored.
+
+    The outcome depends on the files only, so that worker processes and ranks agree on the samples.
+
+    Args:
+        samples: Samples with one image per modality.
+        modalities: Names of the images, in their order.
+        on_error: ``"raise"`` an error that counts all bad images, ``"skip"`` samples that have one, or ``"mask"``:
+            the modality is missing from there on, image and caption; a sample without any is left out.
+
+    Returns:
+        The samples that remain, in their order and untouched where nothing was wrong, and a note for each thing done.
+
+    Raises:
+        ValueError: If an image is bad and `on_error` is "raise", or `on_error` is not one of the three.
+    """
+    kept, notes = _drop_unreadable({"samples": samples}, modalities, on_error)
+    return kept["samples"], notes
+
+
+def _drop_unreadable(
+    splits: Mapping[str, Sequence[Sample]], modalities: Sequence[str], on_error: OnError
+) -> tuple[dict[str, tuple[Sample, ...]], list[str]]:
+    """Treat several splits as `drop_unreadable` does one; a sample that is in two of them is decoded once."""
+    if on_error not in get_args(OnError):
+        raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}; got {on_error!r}")
+    every = {id(sample): sample for samples in splits.values() for sample in samples}
+
+    def find_errors(sample: Sample) -> dict[str, str]:
+        opened = zip(modalities, try_images(sample.images, sample.key, modalities), strict=True)
+        return {modality: str(image) for modality, image in opened if isinstance(image, ImageError)}
+
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
+        errors = {key: found for key, found in zip(every, pool.map(find_errors, every.values()), strict=True) if found}
+    if errors and on_error == "raise":
+        messages = [message for found in errors.values() for message in found.values()]
+        more = f"\n… and {len(messages) - 5} more" if len(messages) > 5 else ""
+        raise ValueError(
+            f"{len(messages)} images of {len(errors)} samples cannot be read; repair them, or leave out the samples "
+            'with on_error="skip" or only the images with on_error="mask":\n' + "\n".join(messages[:5]) + more
+        )
+    repaired = {
+        key: _mask(every[key], found, modalities) if on_error == "mask" else None for key, found in errors.items()
+    }
+    notes: list[str] = []
+    kept: dict[str, tuple[Sample, ...]] = {}
+    for split, samples in splits.items():
+        after = [repaired.get(id(sample), sample) for sample in samples]
+        kept[split] = tuple(sample for sample in after if sample is not None)
+        bad = [sample for sample in samples if id(sample) in errors]
+        if dropped := [sample.key for sample in bad if repaired[id(sample)] is None]:
+            why = "an image" if on_error == "skip" else "all of their images"
+            notes.append(f"{split}: {len(dropped)} samples left out, {why} cannot be read: {_first(dropped)}")
+        for modality in modalities:
+            hidden = [s.key for s in bad if modality in errors[id(s)] and repaired[id(s)] is not None]
+            if hidden:
+                notes.append(f"{split}: {modality} of {len(hidden)} samples cannot be read, missing: {_first(hidden)}")
+    return kept, notes
+
+
+def _mask(sample: Sample, bad: Mapping[str, str], modalities: Sequence[str]) -> Sample | None:
+    """Return the sample without the bad modalities, None where no image is left."""
+    images = tuple(None if m in bad else image for m, image in zip(modalities, sample.images, strict=True))
+    if all(image is None for image in images):
+        return None
+    captions = tuple(() if m in bad else text for m, text in zip(modalities, sample.captions, strict=False))
+    return replace(sample, images=images, captions=captions)
+
+
+def _first(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
 
 
 def _fingerprint(image: Image | None) -> bytes:
     if isinstance(image, np.ndarray):
         return f"array {image.shape} {image.dtype} ".encode() + np.ascontiguousarray(image).tobytes()
-    path = image_path(image) if image is not None else None
+    path = image_path(image)
     if path is None:
         return b"none"
     part = (image.box, image.window) if isinstance(image, ImageFile) else (None, None)

@@ -65,9 +65,13 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
         self.num_instances = num_instances
         self.batch_size = num_ids * num_instances // world_size  # samples of a batch in this process
         self.seed = seed
-        self._own = slice(rank * self.batch_size, (rank + 1) * self.batch_size)
+        self._part = slice(rank * self.batch_size, (rank + 1) * self.batch_size)
         self._indices = [np.array(indices[pid]) for pid in sorted(indices)]
         self.set_epoch(0)
+
+    def __repr__(self) -> str:
+        identities = f"{self.num_ids} of {len(self._indices)} ids"
+        return f"PKSampler({identities} x {self.num_instances} instances, {len(self)} batches in epoch {self.epoch})"
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the batches of `epoch` (counted from 0); call before iterating over it."""
@@ -98,4 +102,4 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
         epoch = self.epoch
         for number, batch in enumerate(self._batches):
             first = number * len(batch)
-            yield [(index, epoch, first + i) for i, index in enumerate(batch)][self._own]
+            yield [(index, epoch, first + i) for i, index in enumerate(batch)][self._part]

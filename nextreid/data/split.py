@@ -1,7 +1,7 @@
 """Which queries have a match, and splits in which all of them do."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -10,34 +10,37 @@ from .sample import ReIDDataset, Sample
 
 Rule = Literal["camera", "scene", "none"]
 
-_LABEL: dict[str, Callable[[Sample], int]] = {
-    "camera": lambda sample: sample.camid,
-    "scene": lambda sample: sample.sceneid,
-    "none": lambda sample: 0,
-}
+# by what a query knows the gallery entries of its identity that it ignores
+_ATTRIBUTE = {"camera": "camid", "scene": "sceneid", "none": "key"}
 
 
-def with_match(query: Iterable[Sample], gallery: Sequence[Sample], rule: Rule) -> tuple[Sample, ...]:
-    """Return the queries that have a valid match: a gallery entry of their identity that the rule leaves.
+def count_matches(query: Iterable[Sample], gallery: Sequence[Sample], rule: Rule) -> list[int]:
+    """Count the valid matches of each query: the gallery entries of its identity that the rule does not exclude.
+
+    A query with at least one is valid; `nextreid.retrieval.rank` counts the same queries.
 
     Args:
         query: Query samples.
-        gallery: Gallery samples; an entry with the query's own key is the query itself and no match.
-        rule: A query ignores entries of its identity from its own ``"camera"``, from its own ``"scene"``, or none.
-            Label -1 counts as one camera or scene.
+        gallery: Gallery samples.
+        rule: A query ignores the entries of its identity from its own ``"camera"`` or its own ``"scene"`` (label -1
+            counts as one of them), or ``"none"``; and always itself, the entry of its identity with its key.
     """
-    label = _LABEL[rule]
-    count: dict[int, Counter[int]] = {}
-    for sample in gallery:
-        count.setdefault(sample.pid, Counter())[label(sample)] += 1
-    keys = {sample.key for sample in gallery}
+    attribute = _ATTRIBUTE[rule]
+    identity = Counter(sample.pid for sample in gallery)
+    ignored = Counter((sample.pid, getattr(sample, attribute)) for sample in gallery)
+    itself = {(sample.pid, sample.key): getattr(sample, attribute) for sample in gallery}
+    counts = []
+    for sample in query:
+        label = getattr(sample, attribute)
+        # the gallery may label the query itself differently, so that the rule alone would not ignore it
+        relabelled = itself.get((sample.pid, sample.key), label) != label
+        counts.append(identity[sample.pid] - ignored[sample.pid, label] - relabelled)
+    return counts
 
-    def has_match(sample: Sample) -> bool:
-        same = count.get(sample.pid, Counter())
-        own = (sample.key in keys) if rule == "none" else same[label(sample)]
-        return same.total() > own
 
-    return tuple(sample for sample in query if has_match(sample))
+def with_match(query: Sequence[Sample], gallery: Sequence[Sample], rule: Rule) -> tuple[Sample, ...]:
+    """Return the queries that have a valid match."""
+    return tuple(sample for sample, count in zip(query, count_matches(query, gallery, rule), strict=True) if count)
 
 
 def split_identities(
@@ -52,9 +55,9 @@ def split_identities(
 ) -> ReIDDataset:
     """Split samples by identity into train and test, with a query list in which every query has a valid match.
 
-    No identity is on both sides. All test samples are gallery; queries are those with a valid match under `rule`, and
-    at least one identity with such samples is kept for the test. Identities that can be queries and identities that
-    can only be distractors are drawn apart, so that both sides get their share of each. The draw depends on the
+    No identity is in both. All test samples are gallery; queries are those with a valid match under `rule`, and at
+    least one identity with such samples is kept for the test. Identities that can be queries and identities that can
+    only be distractors are drawn separately, so that train and test get their share of each. The draw depends on the
     identities and the seed, not on the order of the samples.
 
     Args:
@@ -62,9 +65,9 @@ def split_identities(
         modalities: Names of the images, in their order.
         train: Share of the identities to train on, in [0, 1).
         rule: What a query ignores in the gallery: entries of its identity from its own ``"camera"``, from its own
-            ``"scene"``, or ``"none"`` but itself. It becomes the set's protocol.
+            ``"scene"``, or ``"none"`` but itself. It becomes the dataset's protocol.
         seed: Seed of the draw.
-        name: Name of the set.
+        name: Name of the dataset.
         object_type: What is re-identified.
 
     Returns:
@@ -78,8 +81,8 @@ def split_identities(
     if rule not in get_args(Rule):
         raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}; got {rule!r}")
     ordered = sorted(samples, key=lambda sample: sample.key)
-    if twice := [one.key for one, two in pairwise(ordered) if one.key == two.key]:
-        raise ValueError(f"{len(twice)} keys occur more than once, such as {twice[0]!r}: keys must be unique")
+    if repeated := [one.key for one, two in pairwise(ordered) if one.key == two.key]:
+        raise ValueError(f"{len(repeated)} keys occur more than once, such as {repeated[0]!r}: keys must be unique")
     known = [sample for sample in ordered if sample.pid >= 0]
     identities = {sample.pid for sample in known}
     able = {sample.pid for sample in with_match(known, known, rule)}
@@ -92,8 +95,8 @@ def split_identities(
         notes.append(f"{len(ordered) - len(known)} samples of unknown identity (pid -1) left out")
     if distractors := sorted(held - able):
         shown = ", ".join(map(str, distractors[:10])) + (", …" if len(distractors) > 10 else "")
-        lack = "are seen once" if rule == "none" else f"have one {rule}"
-        notes.append(f"{len(distractors)} of {len(held)} test identities {lack}: distractors only: {shown}")
+        why = "are seen once" if rule == "none" else f"have one {rule}"
+        notes.append(f"{len(distractors)} of {len(held)} test identities {why}: distractors only: {shown}")
     return ReIDDataset(
         name=name,
         modalities=tuple(modalities),
@@ -117,8 +120,7 @@ def _draw(what: str, identities: set[int], share: float, least: int, seed: int) 
 def _no_match(rule: str, samples: Sequence[Sample]) -> str:
     if rule == "none":
         return f"none of {len(samples)} labelled samples has a second one of its identity: no query could ever match"
-    label = {"camera": "camid", "scene": "sceneid"}[rule]
     return (
         f"no identity of {len(samples)} labelled samples is seen by two {rule}s, so no query could ever match: label "
-        f"the {rule}s ({label}; -1 everywhere counts as one {rule}), or split with rule='none'"
+        f"the {rule}s ({_ATTRIBUTE[rule]}; -1 everywhere counts as one {rule}), or split with rule='none'"
     )

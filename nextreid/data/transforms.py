@@ -1,7 +1,8 @@
 """Images to tensors: the augmentation of the multi-modal re-identification literature, with explicit draws."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -32,9 +33,9 @@ class AugmentParams(NamedTuple):
         width: Columns of it.
     """
 
-    flip: bool
-    down: int
-    right: int
+    flip: bool = False
+    down: int = 0
+    right: int = 0
     top: int = 0
     left: int = 0
     height: int = 0
@@ -51,8 +52,8 @@ class EvalTransform:
         mean: Mean of pixel values in [0, 1], one number or one per channel.
         std: Standard deviation, likewise.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
-        resize: Who resizes: "pillow", as published code does, or "torch", several times faster for images larger than
-            the input, bilinear and bicubic only. Some of its values differ from Pillow's by one level of 256.
+        resize: The library that resizes: "pillow", as published code does, or "torch", several times faster for
+            images larger than the input, bilinear and bicubic only; some values differ from Pillow's by one of 256.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -82,22 +83,57 @@ class EvalTransform:
         if (self.std <= 0).any():
             raise ValueError(f"std must be positive, got {std!r}")
 
+    def __repr__(self) -> str:
+        settings = {
+            name: [round(number, 4) for number in value.flatten().tolist()] if name in ("mean", "std") else value
+            for name, value in vars(self).items()
+        }
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
+
     def __call__(
         self,
         images: Sequence[Pixels | None],
         rng: np.random.Generator | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return ``(M, 3, H, W)`` float32, zeros where an image is None, in `out` if it is given; `rng` is ignored."""
+        """Transform the M images of a sample.
+
+        Args:
+            images: None where a modality is missing; its draws are made all the same.
+            rng: Where all draws come from; evaluation needs none.
+            out: Where to put the result.
+
+        Returns:
+            ``(M, 3, H, W)`` float32, zeros where an image is None; `out` if it was given.
+
+        Raises:
+            ValueError: If training gets no generator.
+        """
         out = torch.empty(len(images), 3, *self.img_size) if out is None else out
-        for target, image in zip(out.numpy(), images, strict=True):
-            target[:] = 0 if image is None else self.pixels(image)
-            if image is not None:
-                self._normalise(target)
+        for target, image, params in zip(out, images, self.draws(len(images), rng), strict=True):
+            top, left, height, width = params[3:]
+            noise = rng.standard_normal((3, height, width), dtype=np.float32) if rng is not None and height else None
+            if image is None:
+                target.zero_()
+                continue
+            _move(target.numpy(), self.pixels(image), params)
+            self.normalise(target)
+            if noise is not None:
+                target[:, top : top + height, left : left + width] = torch.from_numpy(noise)
         return out
 
+    def draws(self, count: int, rng: np.random.Generator | None) -> Iterator[AugmentParams]:
+        """Yield what is done to each of `count` images: nothing, in evaluation."""
+        return repeat(AugmentParams(), count)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise float images ``(..., 3, H, W)`` of 0 … 255 in place, on the device that they are on."""
+        mean, std = (value.to(images.device, non_blocking=True) for value in (self.mean, self.std))
+        # by a tensor: a number would be turned into its reciprocal on CUDA, which rounds differently
+        return images.div_(torch.full_like(mean, 255)).sub_(mean).div_(std)
+
     def pixels(self, image: Pixels) -> np.ndarray:
-        """Return an image at the input size before all else is done to it, ``(3, H, W)`` uint8.
+        """Resize an image, ``(3, H, W)`` uint8.
 
         Raises:
             ValueError: If an array has another shape or type.
@@ -112,22 +148,11 @@ class EvalTransform:
         height, width = self.img_size
         if image.size != (width, height):
             if self.resize == "torch":
-                return self._resized(np.array(image).transpose(2, 0, 1))
+                # channels last in memory, for which there is a fast kernel
+                batch = torch.from_numpy(np.array(image).transpose(2, 0, 1)).unsqueeze(0)
+                return F.interpolate(batch, self.img_size, mode=self.interpolation, antialias=True)[0].numpy()
             image = image.resize((width, height), _INTERPOLATION[self.interpolation])
         return np.array(image).transpose(2, 0, 1)
-
-    def _resized(self, pixels: np.ndarray) -> np.ndarray:
-        batch = torch.from_numpy(pixels).unsqueeze(0)  # channels last in memory, for which there is a fast kernel
-        return F.interpolate(batch, self.img_size, mode=self.interpolation, antialias=True)[0].numpy()
-
-    def draw(self, count: int, rng: np.random.Generator) -> list[AugmentParams] | None:
-        """Return what is drawn for `count` images without touching them; None, for nothing is."""
-        return None
-
-    def _normalise(self, image: np.ndarray) -> None:
-        image /= 255
-        image -= self.mean.numpy()
-        image /= self.std.numpy()
 
 
 class TrainTransform(EvalTransform):
@@ -180,51 +205,24 @@ class TrainTransform(EvalTransform):
         self.erase = erase
         self.geometry = geometry
 
-    def __call__(
-        self,
-        images: Sequence[Pixels | None],
-        rng: np.random.Generator | None = None,
-        out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return ``(M, 3, H, W)`` float32, zeros where an image is None, in `out` if it is given.
+    def draws(self, count: int, rng: np.random.Generator | None) -> Iterator[AugmentParams]:
+        """Draw what is done to each of `count` images: first all flips and shifts, then one box after the other.
 
-        All draws come from `rng`.
+        A call of the transform draws the noise of each box from `rng` before the next box. Where the device makes the
+        noise, none is drawn in between, so that flips, shifts and the first box are those of a call with the same
+        generator, and the boxes after it are others of the same distribution.
 
         Raises:
             ValueError: If `rng` is None.
         """
         if rng is None:
             raise ValueError("TrainTransform needs a generator: pass rng=seeded_rng(...)")
-        out = torch.empty(len(images), 3, *self.img_size) if out is None else out
-        geometries = self._draw_geometries(len(images), rng)
-        for target, image, geometry in zip(out.numpy(), images, geometries, strict=True):
-            box = self._draw_box(rng)
-            if image is None:
-                target[:] = 0
-            else:
-                self._place(target, self.pixels(image), *geometry)
-                self._normalise(target)
-            if box is not None:
-                top, left, height, width = box
-                noise = rng.standard_normal((3, height, width), dtype=np.float32)
-                if image is not None:
-                    target[:, top : top + height, left : left + width] = noise
-        return out
-
-    def draw(self, count: int, rng: np.random.Generator) -> list[AugmentParams]:
-        """Return the draws for `count` images without the noise, which is left to the device.
-
-        Flips, shifts and the first box are those of a call with the same generator. Behind the first box a call draws
-        its noise, so that the boxes after it are others, of the same distribution.
-        """
-        return [
-            AugmentParams(*geometry, *(self._draw_box(rng) or ())) for geometry in self._draw_geometries(count, rng)
-        ]
-
-    def _draw_geometries(self, count: int, rng: np.random.Generator) -> list[tuple[bool, int, int]]:
         if self.geometry == "shared":
-            return [self._draw_geometry(rng)] * count
-        return [self._draw_geometry(rng) for _ in range(count)]
+            geometries = [self._draw_geometry(rng)] * count
+        else:
+            geometries = [self._draw_geometry(rng) for _ in range(count)]
+        for geometry in geometries:
+            yield AugmentParams(*geometry, *self._draw_box(rng))
 
     def _draw_geometry(self, rng: np.random.Generator) -> tuple[bool, int, int]:
         flip = bool(rng.random() < self.flip)
@@ -232,9 +230,9 @@ class TrainTransform(EvalTransform):
         down, right = (int(rng.integers(-self.pad, self.pad, endpoint=True)) for _ in range(2))
         return flip, down, right
 
-    def _draw_box(self, rng: np.random.Generator) -> tuple[int, int, int, int] | None:
+    def _draw_box(self, rng: np.random.Generator) -> tuple[int, ...]:
         if rng.random() >= self.erase:
-            return None
+            return ()
         rows, columns = self.img_size
         for _ in range(10):
             area = rng.uniform(0.02, 0.33) * rows * columns
@@ -244,19 +242,19 @@ class TrainTransform(EvalTransform):
                 top = int(rng.integers(0, rows - height, endpoint=True))
                 left = int(rng.integers(0, columns - width, endpoint=True))
                 return top, left, height, width
-        return None
+        return ()
 
-    @staticmethod
-    def _place(out: np.ndarray, pixels: np.ndarray, flip: bool, down: int, right: int) -> None:
-        """Flip, then shift by whole pixels and fill up with black: what padding and cropping back amount to."""
-        rows, columns = out.shape[1:]
-        down, right = min(max(down, -rows), rows), min(max(right, -columns), columns)
-        top, bottom, left, end = max(0, down), rows + min(0, down), max(0, right), columns + min(0, right)
-        if flip:
-            pixels = torch.from_numpy(pixels).flip(2).numpy()  # many times faster than NumPy's
-        out[:, :top] = out[:, bottom:] = 0
-        out[:, top:bottom, :left] = out[:, top:bottom, end:] = 0
-        out[:, top:bottom, left:end] = pixels[:, top - down : bottom - down, left - right : end - right]
+
+def _move(out: np.ndarray, pixels: np.ndarray, params: AugmentParams) -> None:
+    """Flip, then shift by whole pixels and fill up with black: what padding and cropping back amount to."""
+    rows, columns = out.shape[1:]
+    down, right = min(max(params.down, -rows), rows), min(max(params.right, -columns), columns)
+    top, bottom, left, end = max(0, down), rows + min(0, down), max(0, right), columns + min(0, right)
+    if params.flip:
+        pixels = torch.from_numpy(pixels).flip(2).numpy()  # many times faster than NumPy's
+    out[:, :top] = out[:, bottom:] = 0
+    out[:, top:bottom, :left] = out[:, top:bottom, end:] = 0
+    out[:, top:bottom, left:end] = pixels[:, top - down : bottom - down, left - right : end - right]
 
 
 def _per_channel(name: str, value: float | Sequence[float]) -> torch.Tensor:

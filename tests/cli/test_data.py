@@ -132,7 +132,7 @@ def test_unlabelled_images(run, tmp_path):
     ("words", "message"),
     [
         (["nowhere"], "'nowhere' is no file, no folder, and no dataset; datasets are"),
-        (["."], "Say what the folder is: a published set (nextreid data check NAME --root"),
+        (["."], "Name what the folder is: a published dataset (nextreid data check NAME --root"),
         (["rgbnt201", "--root", "."], "no RGBNT201 in ."),
         ([".", "--root", "."], "--root goes with the name of a dataset"),
         (["synthetic-persons", "--protocol", "nothing"], "unknown protocol 'nothing'"),

@@ -144,11 +144,11 @@ def test_torchrun_ends_when_one_process_cannot_go_on(tmp_path):
     script = tmp_path / "spoilt.py"
     script.write_text(
         "import sys, os\nfrom nextreid.cli import main\nimport nextreid.data.loader as loader\n"
-        "real = loader.SampleDataset._item\n"
+        "real = loader.SampleDataset.__getitem__\n"
         "def get(self, *item):\n"
         "    if os.environ['RANK'] == '1': raise ValueError('cannot read that.jpg')\n"
         "    return real(self, *item)\n"
-        "loader.SampleDataset._item = get\n"
+        "loader.SampleDataset.__getitem__ = get\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]

@@ -69,7 +69,7 @@ def bits(images: torch.Tensor) -> bytes:
     st.floats(-1, 1),
     st.floats(0.01, 3),
 )
-def test_flip_shift_and_normalisation_are_the_transforms_to_the_bit(
+def test_device_and_transform_flip_shift_and_normalise_alike_to_the_bit(
     epoch: int, pad: int, flip: float, geometry: Any, mean: float, std: float
 ) -> None:
     transform = TrainTransform(
@@ -96,7 +96,7 @@ def test_evaluation_normalises_only(kept: bool) -> None:
         assert bits(augment_batch(batch, transform).images) == bits(cpu.images)
 
 
-def test_what_is_erased_is_one_box_of_fresh_noise_in_each_image() -> None:
+def test_one_box_of_noise_is_erased_in_each_image() -> None:
     erasing, plain = (TrainTransform(SIZE, pad=3, erase=erase) for erase in (1.0, 0.0))
     noise = []
     for raw, bare in zip(batches(erasing, augment="device"), batches(plain, augment="device"), strict=True):
@@ -121,25 +121,28 @@ def test_what_is_erased_is_one_box_of_fresh_noise_in_each_image() -> None:
     assert abs(float(values.mean())) < 0.05 and abs(float(values.std()) - 1) < 0.05
 
 
-def test_the_first_box_is_the_transforms_own() -> None:
+def test_the_first_box_is_that_of_a_call() -> None:
     transform = TrainTransform(SIZE, flip=0, pad=0, erase=1.0)
     one = [np.zeros((3, *SIZE), np.uint8)]
     for key in range(50):
-        (move,) = transform.draw(1, seeded_rng(key))
-        assert len(transform.draw(3, seeded_rng(key))) == 3 and transform.draw(3, seeded_rng(key))[0] == move
+        (params,) = transform.draws(1, seeded_rng(key))
+        assert (
+            len(list(transform.draws(3, seeded_rng(key)))) == 3
+            and next(iter(transform.draws(3, seeded_rng(key)))) == params
+        )
         box = torch.zeros(SIZE, dtype=torch.bool)
-        box[move.top : move.top + move.height, move.left : move.left + move.width] = True
+        box[params.top : params.top + params.height, params.left : params.left + params.width] = True
         assert torch.equal((transform(one, seeded_rng(key))[0] != -1).all(0), box)
 
 
 def test_boxes_come_as_often_as_asked_for() -> None:
     transform = TrainTransform(SIZE, erase=0.3)
-    drawn = [move.height > 0 for key in range(1000) for move in transform.draw(3, seeded_rng(key))]
+    drawn = [params.height > 0 for key in range(1000) for params in transform.draws(3, seeded_rng(key))]
     assert 0.27 < sum(drawn) / len(drawn) < 0.33
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_workers_and_a_store_change_nothing(kept: bool) -> None:
+def test_workers_and_a_cache_change_nothing(kept: bool) -> None:
     transform = TrainTransform(SIZE, pad=4, geometry="independent")
     store = ImageCache.build(GIVEN, ("rgb", "nir", "tir"), transform) if kept else None
     one, two = batches(transform, augment="device"), batches(transform, augment="device", workers=2, store=store)
@@ -185,7 +188,7 @@ def test_the_number_of_operator_calls_does_not_grow_with_the_batch() -> None:
     assert counts[0] == counts[1] < 80
 
 
-def test_the_draws_travel_with_the_batch() -> None:
+def test_the_parameters_move_with_the_batch() -> None:
     (batch, *_) = batches(TrainTransform(SIZE), augment="device")
     moved = batch.to("meta")
     assert moved.augment_params is not None and moved.augment_params.is_meta and moved.images.is_meta
@@ -195,7 +198,7 @@ def test_the_draws_travel_with_the_batch() -> None:
     )
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_bad_arguments_are_rejected() -> None:
     transform = TrainTransform(SIZE)
     with pytest.raises(ValueError, match=r"float32.*uint8"):
         augment_batch(batches(transform)[0], transform, generator())

@@ -1,4 +1,4 @@
-"""Cards: every named set has one, their counts are those of the published names, and leaks are refused."""
+"""Cards: every named dataset has one, their counts are those of the published names, and leaks are errors."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from nextreid.data import list_datasets
 from nextreid.data.card import DataCard, Overlap, data_card, list_cards, list_overlaps, refuse_leak
 from nextreid.retrieval import list_protocols
 
-# what reads anybody's own data has no card
-OWN = {"manifest", "pattern"}
+# readers of custom data have no card
+CUSTOM = {"manifest", "pattern"}
 REPOSITORIES = {
     "https://github.com/924973292/IDEA",
     "https://github.com/Mzq12138/Official-Implementation-for-Flare-Aware-Cross-modal-Enhancement-for-Multi-spectral-Vehicle-ReID",
@@ -25,8 +25,8 @@ REPOSITORIES = {
 }
 
 
-def test_every_published_set_has_a_card():
-    assert set(list_cards()) == {name for name in list_datasets() if name not in OWN}
+def test_every_published_dataset_has_a_card():
+    assert set(list_cards()) == {name for name in list_datasets() if name not in CUSTOM}
     with pytest.raises(ValueError, match=r"no card for a dataset 'veri'.*msvr310"):
         data_card("veri")
 
@@ -67,8 +67,10 @@ def test_counts_are_those_of_the_published_names(published_captions, name):
         assert data_card(name).counts[split] == counted
 
 
-def test_the_known_leak_is_refused(caplog):
-    with pytest.raises(ValueError, match=r"trained on wmveid863 .*scored on msvr310: .*1,048 of its 1,055.*allow=True"):
+def test_the_known_leak_is_an_error(caplog):
+    with pytest.raises(
+        ValueError, match=r"trained on wmveid863 .*evaluated on msvr310: .*1,048 of its 1,055.*allow=True"
+    ):
         refuse_leak("wmveid863", "msvr310")
     with pytest.raises(ValueError, match="wmveid863"):
         refuse_leak(["rgbnt201", "wmveid863"], "msvr310")

@@ -125,12 +125,12 @@ def test_the_holding_folder_may_have_a_folder_of_the_same_name(write_rgbnt201: W
     assert len(load_dataset("rgbnt201", home.parent).train) == 5
 
 
-def test_a_tree_without_known_names_is_refused(write_rgbnt201: Writer) -> None:
+def test_a_tree_without_known_names_is_rejected(write_rgbnt201: Writer) -> None:
     with pytest.raises(ValueError, match=r"train: no image with a name of the published form .*RGB/1\.jpg"):
         load_dataset("rgbnt201", write_rgbnt201(train=["1.jpg", "2.jpg"]))
 
 
-def test_empty_folders_are_refused(write_rgbnt201: Writer) -> None:
+def test_empty_folders_are_rejected(write_rgbnt201: Writer) -> None:
     with pytest.raises(ValueError, match=r"test: no image .* hold no files"):
         load_dataset("rgbnt201", write_rgbnt201(test=[]))
 
@@ -176,7 +176,7 @@ def test_captions_and_images_that_do_not_meet_are_noted(write_msvr310: Writer, w
     )
 
 
-def test_captions_of_another_set_are_refused(write_rgbnt201: Writer, write_captions: Writer) -> None:
+def test_captions_of_another_dataset_are_rejected(write_rgbnt201: Writer, write_captions: Writer) -> None:
     home = write_rgbnt201()
     text = write_captions(["0001_s002_v0_000.jpg"], ["0018_s002_v1_000.jpg"])
     with pytest.raises(

@@ -68,7 +68,7 @@ def test_a_flat_image_is_black_and_eight_bits_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [(5, 5), (9, 2), (1,), "max", ("1", "2"), 7])
-def test_wrong_windows_and_boxes_are_refused(window: object) -> None:
+def test_wrong_windows_and_boxes_are_rejected(window: object) -> None:
     with pytest.raises(ValueError, match='window must be "minmax" or two raw values'):
         ImageFile(Path("a.png"), window=window)
     for box in ((0, 0, 0, 5), (4, 0, 2, 5), (-1, 0, 2, 5)):

@@ -58,10 +58,10 @@ def samples(tmp_path: Path) -> list[Sample]:
 
 @pytest.fixture
 def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> None:
+    def fail(path: Path) -> None:
         raise AssertionError(f"decoded {path}")
 
-    monkeypatch.setattr(image, "_decode", refuse)
+    monkeypatch.setattr(image, "_decode", fail)
 
 
 def same(one: list[Batch], two: list[Batch]) -> bool:
@@ -133,7 +133,7 @@ def test_a_transform_does_to_pixels_what_it_does_to_images(key: int, pad: int, g
     assert all(a is b is None or np.array_equal(a, b) for a, b in zip(stored, before, strict=True))
 
 
-def test_the_bytes_are_told_before_and_a_budget_is_kept(
+def test_the_size_is_logged_first_and_a_limit_is_kept(
     samples: list[Sample], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, no_decoding: None
 ) -> None:
     needed = 12 * 3 * SIZE[0] * SIZE[1]
@@ -148,9 +148,7 @@ def test_the_bytes_are_told_before_and_a_budget_is_kept(
     assert "in memory: 12 images of 16 x 8 pixels take 4608 bytes" in caplog.text
 
 
-def test_a_file_is_read_and_not_made_again(
-    samples: list[Sample], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_file_is_read_and_not_rebuilt(samples: list[Sample], tmp_path: Path, request: pytest.FixtureRequest) -> None:
     path = tmp_path / "deep" / "images.store"
     first = ImageCache.build(samples, NAMES, TRANSFORM, file=path)
     stamp = path.stat().st_mtime_ns
@@ -178,7 +176,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("reason", DAMAGE)
-def test_a_damaged_file_is_named_and_made_anew(
+def test_a_damaged_file_is_named_and_rebuilt(
     samples: list[Sample], tmp_path: Path, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
     path = tmp_path / "images.store"
@@ -188,39 +186,41 @@ def test_a_damaged_file_is_named_and_made_anew(
     assert path.read_bytes() != whole
     ImageCache.build(samples, NAMES, TRANSFORM, file=path)
     assert path.read_bytes() == whole
-    (told,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert str(path) in told.message and reason.strip() in told.message
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert str(path) in warning.message and reason.strip() in warning.message
 
 
-def test_a_file_of_something_else_is_made_anew(
+def test_a_file_of_something_else_is_rebuilt(
     samples: list[Sample], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, image = tmp_path / "images.store", tmp_path / "0.jpg"
 
-    def told(given: list[Sample], transform: EvalTransform = TRANSFORM) -> str:
+    def warnings_of(given: list[Sample], transform: EvalTransform = TRANSFORM) -> str:
         caplog.clear()
         built = ImageCache.build(given, NAMES, transform, file=path)
         fresh = ImageCache.build(given, NAMES, transform)
         assert np.array_equal(built.pixels, fresh.pixels)
         return " ".join(record.message for record in caplog.records if record.levelno == logging.WARNING)
 
-    assert told(samples) == ""
-    assert "with other images:" in told(samples[:-1])
-    assert "with other img_size:" in told(samples[:-1], EvalTransform((8, 8)))
-    assert "with other interpolation:" in told(samples[:-1], EvalTransform((8, 8), interpolation="bilinear"))
-    assert "with other img_size, interpolation, resize:" in told(samples[:-1], EvalTransform(SIZE, resize="torch"))
-    assert "with other resize:" in told(samples[:-1])
+    assert warnings_of(samples) == ""
+    assert "with other images:" in warnings_of(samples[:-1])
+    assert "with other img_size:" in warnings_of(samples[:-1], EvalTransform((8, 8)))
+    assert "with other interpolation:" in warnings_of(samples[:-1], EvalTransform((8, 8), interpolation="bilinear"))
+    assert "with other img_size, interpolation, resize:" in warnings_of(
+        samples[:-1], EvalTransform(SIZE, resize="torch")
+    )
+    assert "with other resize:" in warnings_of(samples[:-1])
     os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
-    assert "with other images:" in told(samples[:-1])
+    assert "with other images:" in warnings_of(samples[:-1])
     stamp = image.stat().st_mtime_ns
     image.write_bytes(image.read_bytes() + b"0")
     os.utime(image, ns=(stamp, stamp))
-    assert "with other images:" in told(samples[:-1])
-    assert told(samples[:-1]) == ""
+    assert "with other images:" in warnings_of(samples[:-1])
+    assert warnings_of(samples[:-1]) == ""
     monkeypatch.setattr(image_cache, "__version__", "0.0")
-    assert "with other nextreid:" in told(samples[:-1])
+    assert "with other nextreid:" in warnings_of(samples[:-1])
     monkeypatch.setattr(image_cache.PIL, "__version__", "0.0")
-    assert "with other pillow:" in told(samples[:-1])
+    assert "with other pillow:" in warnings_of(samples[:-1])
 
 
 def test_a_full_disk_leaves_what_was_there(
@@ -239,9 +239,9 @@ def test_a_full_disk_leaves_what_was_there(
     ImageCache.build(samples, NAMES, TRANSFORM, file=path)
     whole = path.read_bytes()
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: type("U", (), {"free": 5000}))
-    with pytest.raises(OSError, match="the disk has 5000 bytes") as refused:
+    with pytest.raises(OSError, match="the disk has 5000 bytes") as rejected:
         ImageCache.build(samples[:-1], NAMES, TRANSFORM, file=path)
-    assert refused.value.errno == errno.ENOSPC
+    assert rejected.value.errno == errno.ENOSPC
     assert path.read_bytes() == whole and len(list(tmp_path.iterdir())) == len(before) + 1
 
 
@@ -259,7 +259,7 @@ def test_a_bad_image_is_named_and_nothing_is_written(
     assert not [name for name in tmp_path.iterdir() if ".store" in name.name]
 
 
-def test_what_cannot_be_is_refused(samples: list[Sample], tmp_path: Path) -> None:
+def test_bad_arguments_are_rejected(samples: list[Sample], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in \.store, got .*train\.json"):
         ImageCache.build(samples, NAMES, TRANSFORM, file=tmp_path / "train.json")
     (tmp_path / "folder.store").mkdir()

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from nextreid.data import EvalTransform, ImageFile, load_dataset, make_loader, read_manifest
+from nextreid.retrieval import get_protocol
 
 Rows = list[dict[str, object]]
 
@@ -97,7 +98,7 @@ def test_parquet_reads_as_csv_does(write: Callable[[Rows], Path], tmp_path: Path
         read_manifest(tmp_path / "m.parquet")
 
 
-def test_modalities_of_ones_own_are_declared(write: Callable[[Rows], Path], tmp_path: Path) -> None:
+def test_custom_modalities_are_declared(write: Callable[[Rows], Path], tmp_path: Path) -> None:
     path = write([{"rgb": "images/a.jpg", "depth": "images/b.jpg", "event": "", "caption_depth": "Near."}])
     expected = r"columns \['depth', 'event', 'caption_depth'\] are unknown.*modalities=\('rgb', 'depth', 'event'\)"
     with pytest.raises(ValueError, match=expected):
@@ -149,7 +150,7 @@ def split_rows(camid: object = 3) -> Rows:
     ]
 
 
-def test_a_manifest_is_a_data_set(write: Callable[[Rows], Path]) -> None:
+def test_a_manifest_is_a_dataset(write: Callable[[Rows], Path]) -> None:
     path = write(split_rows())
     data = load_dataset("manifest", path, window={"rgb": "minmax"})
     assert (data.name, data.modalities, data.object_type, data.protocol) == ("manifest", ("rgb",), "object", "camera")
@@ -164,8 +165,10 @@ def test_a_manifest_is_a_data_set(write: Callable[[Rows], Path]) -> None:
     assert (data.protocol, data.object_type, data.modalities) == ("none", "horse", ("tir", "rgb"))
     # without cameras the camera rule would leave no query a match
     assert load_dataset("manifest", write(split_rows(""))).protocol == "none"
+    # a name is looked up where it is used
+    data = load_dataset("manifest", path, protocol="cam")
     with pytest.raises(ValueError, match="unknown protocol 'cam'"):
-        load_dataset("manifest", path, protocol="cam")
+        get_protocol(data.protocol)
 
 
 def test_one_image_may_be_query_and_gallery_but_not_twice_in_one(write: Callable[[Rows], Path]) -> None:
@@ -191,6 +194,10 @@ def test_a_manifest_without_splits_is_split_by_identity(write: Callable[[Rows], 
     data = load_dataset("manifest", path, train=0.5, seed=3)
     assert (len(data.train), len(data.query), len(data.gallery), data.protocol) == (6, 6, 6, "camera")
     assert load_dataset("manifest", path, train=0.5, seed=3, protocol="rgbnt201").query == data.query
+    anywhere = load_dataset("manifest", path, train=0.5, seed=3, protocol="none:rgb>rgb")
+    assert anywhere.protocol == "none:rgb>rgb" and anywhere.gallery == data.gallery
+    with pytest.raises(ValueError, match="seen by two scenes"):
+        load_dataset("manifest", path, train=0.5, protocol="scene:rgb>rgb")
     for rows, message in (
         (split_rows(), "train=0.5 splits by identity, but the splits are named: train, query, gallery, test, val"),
         (split_rows()[:3], r"no sample has split 'gallery', there are train, query; .*have split 'test'"),
@@ -207,8 +214,8 @@ def test_bad_manifests_are_named(tmp_path: Path) -> None:
         ("rgb,tir\n", "has no rows"),
         ("rgb,rgb\na,b\n", r"columns \['rgb'\] occur more than once"),
         ('rgb\n"a"b\n', "not CSV in UTF-8"),
-        ("rgb,tir\na.jpg\n", "line 2: the row has not the 2 cells"),
-        ("rgb\na.jpg,b.jpg\n", "line 2: the row has not the 1 cells"),
+        ("rgb,tir\na.jpg\n", "line 2: the row does not have the 2 cells"),
+        ("rgb\na.jpg,b.jpg\n", "line 2: the row does not have the 1 cells"),
     ):
         (tmp_path / "m.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -224,13 +231,13 @@ def test_captions_of_a_run_join_by_key(tmp_path):
     for pid, cam, split in rows:
         for modality in ("rgb", "tir"):
             Image.new("RGB", (8, 16), (pid, cam, 9)).save(tmp_path / f"{pid}_{cam}_{modality}.png")
-        lines.append(f"{pid},{cam},{split},{pid}_{cam}_rgb.png,{pid}_{cam}_tir.png,Own words.")
+        lines.append(f"{pid},{cam},{split},{pid}_{cam}_rgb.png,{pid}_{cam}_tir.png,Manifest words.")
     (tmp_path / "mine.csv").write_text("\n".join(lines))
     home = tmp_path / "captions"
     home.mkdir()
-    told = [{"item": f"{pid}_{cam}_rgb.png", "description": f"Person {pid}."} for pid, cam, _ in rows[:-1]]
-    (home / "all_RGB.json").write_text(json.dumps(told))
-    assert load_dataset("manifest", tmp_path / "mine.csv").train[0].captions[0] == ("Own words.",)
+    written = [{"item": f"{pid}_{cam}_rgb.png", "description": f"Person {pid}."} for pid, cam, _ in rows[:-1]]
+    (home / "all_RGB.json").write_text(json.dumps(written))
+    assert load_dataset("manifest", tmp_path / "mine.csv").train[0].captions[0] == ("Manifest words.",)
     dataset = load_dataset("manifest", tmp_path / "mine.csv", captions=home)
     assert [sample.captions for sample in dataset.train] == [((f"Person {s.pid}.",), ()) for s in dataset.train]
     assert [bool(sample.captions[0]) for sample in dataset.query] == [True, True, True, False]

@@ -56,7 +56,7 @@ def test_msvr310_with_all_published_names(write_msvr310: Writer, published_capti
 def test_rgbnt100_with_as_many_names_as_published(tmp_path: Path, query: bool) -> None:
     train, test, published = trees.rgbnt100_names()
     source = trees.jpeg(tmp_path, (768, 128))
-    trees.write_strips(tmp_path / "RGBNT100", source, train, test, published if query else None)
+    trees.write_side_by_side(tmp_path / "RGBNT100", source, train, test, published if query else None)
     data = load_dataset("rgbnt100", tmp_path)
     assert counts(data) == [(8675, 50, 8), (1715, 50, 8), (8575, 50, 8)]
     assert [s.key for s in data.query] == sorted(published)

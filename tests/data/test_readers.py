@@ -12,14 +12,14 @@ from PIL import Image
 
 from nextreid.data import EvalTransform, ReIDDataset, SampleDataset, load_dataset
 
-STRIP_TRAIN = ("0501_c0001_000.jpg", "0501_c0001_001.jpg", "0503_c0008_000.jpg")
-STRIP_TEST = (*(f"0502_c000{c}_{f:03d}.jpg" for c in (2, 5) for f in range(6)), "0504_c0003_003.jpg")
-STRIP_QUERY = tuple(name for name in STRIP_TEST if name.endswith(("000.jpg", "005.jpg")))
+VEHICLE_TRAIN = ("0501_c0001_000.jpg", "0501_c0001_001.jpg", "0503_c0008_000.jpg")
+VEHICLE_TEST = (*(f"0502_c000{c}_{f:03d}.jpg" for c in (2, 5) for f in range(6)), "0504_c0003_003.jpg")
+VEHICLE_QUERY = tuple(name for name in VEHICLE_TEST if name.endswith(("000.jpg", "005.jpg")))
 
 
-def strips(home: Path, parts: int, query: tuple[str, ...] | None = STRIP_QUERY) -> Path:
+def write_vehicles(home: Path, parts: int, query: tuple[str, ...] | None = VEHICLE_QUERY) -> Path:
     source = trees.jpeg(home.parent, (256 * parts, 128))
-    return trees.write_strips(home, source, STRIP_TRAIN, STRIP_TEST, query)
+    return trees.write_side_by_side(home, source, VEHICLE_TRAIN, VEHICLE_TEST, query)
 
 
 def keys(samples: tuple) -> list[str]:
@@ -37,20 +37,20 @@ def write_texts(folder: Path, **items: list[str]) -> Path:
 
 @pytest.mark.parametrize("inside", ["", "RGBNT100", "RGBNT100/rgbir"])
 def test_rgbnt100(tmp_path: Path, inside: str) -> None:
-    home = strips(tmp_path / "RGBNT100", 3)
+    home = write_vehicles(tmp_path / "RGBNT100", 3)
     data = load_dataset("rgbnt100", tmp_path / inside)
     assert (data.object_type, data.protocol, data.modalities) == ("vehicle", "rgbnt100", ("rgb", "nir", "tir"))
-    assert keys(data.train) == list(STRIP_TRAIN) and keys(data.gallery) == sorted(STRIP_TEST)
-    assert keys(data.query) == sorted(STRIP_QUERY) and data.notes == ()
+    assert keys(data.train) == list(VEHICLE_TRAIN) and keys(data.gallery) == sorted(VEHICLE_TEST)
+    assert keys(data.query) == sorted(VEHICLE_QUERY) and data.notes == ()
     assert all(any(q is g for g in data.gallery) for q in data.query)
     sample = data.train[2]
     assert (sample.pid, sample.camid, sample.sceneid) == (503, 7, -1)
     assert {image.path for image in sample.images} == {home / "rgbir" / "bounding_box_train" / sample.key}
 
 
-def test_a_strip_is_cut_into_its_modalities(tmp_path: Path) -> None:
-    home = strips(tmp_path / "RGBNT100", 3)
-    file = home / "rgbir" / "bounding_box_train" / STRIP_TRAIN[0]
+def test_a_file_is_cropped_into_its_modalities(tmp_path: Path) -> None:
+    home = write_vehicles(tmp_path / "RGBNT100", 3)
+    file = home / "rgbir" / "bounding_box_train" / VEHICLE_TRAIN[0]
     file.unlink()
     values = np.repeat(np.array([40, 120, 200], np.uint8), 256)[None, :, None] * np.ones((128, 1, 3), np.uint8)
     Image.fromarray(values).save(file, quality=100)
@@ -66,9 +66,9 @@ def test_a_strip_is_cut_into_its_modalities(tmp_path: Path) -> None:
 
 
 def test_rgbnt100_compares_its_query_folder_with_the_rule(tmp_path: Path) -> None:
-    home = strips(tmp_path / "RGBNT100", 3, query=(STRIP_QUERY[0], STRIP_TEST[1]))
+    home = write_vehicles(tmp_path / "RGBNT100", 3, query=(VEHICLE_QUERY[0], VEHICLE_TEST[1]))
     data = load_dataset("rgbnt100", home)
-    assert keys(data.query) == [STRIP_QUERY[0], STRIP_TEST[1]]
+    assert keys(data.query) == [VEHICLE_QUERY[0], VEHICLE_TEST[1]]
     assert data.notes == (
         "query: the every-fifth-frame rule gives 4 samples, folder query has 2 (used); 3 only by the rule, "
         "1 only in the folder",
@@ -76,9 +76,9 @@ def test_rgbnt100_compares_its_query_folder_with_the_rule(tmp_path: Path) -> Non
 
 
 def test_rgbnt100_takes_captions_of_idea(tmp_path: Path) -> None:
-    strips(tmp_path / "RGBNT100", 3)
+    write_vehicles(tmp_path / "RGBNT100", 3)
     every = {
-        f"{s}_{m}": list(n) for s, n in (("train", STRIP_TRAIN), ("test", STRIP_TEST)) for m in ("RGB", "NI", "TI")
+        f"{s}_{m}": list(n) for s, n in (("train", VEHICLE_TRAIN), ("test", VEHICLE_TEST)) for m in ("RGB", "NI", "TI")
     }
     every["test_TI"].remove("0504_c0003_003.jpg")
     write_texts(tmp_path / "anno" / "RGBNT100" / "text", **every)
@@ -89,9 +89,9 @@ def test_rgbnt100_takes_captions_of_idea(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["RGBN300", "RGBNT300"])
-@pytest.mark.parametrize("query", [STRIP_QUERY, None])
+@pytest.mark.parametrize("query", [VEHICLE_QUERY, None])
 def test_rgbn300(tmp_path: Path, folder: str, query: tuple[str, ...] | None) -> None:
-    strips(tmp_path / folder, 2, query)
+    write_vehicles(tmp_path / folder, 2, query)
     data = load_dataset("rgbn300", tmp_path)
     assert (data.modalities, data.protocol, data.object_type) == (("rgb", "nir"), "rgbn300", "vehicle")
     assert [(i.box, i.size) for i in data.train[0].images] == [
@@ -99,7 +99,7 @@ def test_rgbn300(tmp_path: Path, folder: str, query: tuple[str, ...] | None) -> 
         ((256, 0, 512, 128), (512, 128)),
     ]
     # 0504 has one camera only: without a list its images are no queries
-    assert keys(data.query) == sorted(query or STRIP_TEST[:-1])
+    assert keys(data.query) == sorted(query or VEHICLE_TEST[:-1])
     assert (data.notes == ()) == (query is not None)
     assert query or "no folder query, and its list is not published: all 12 of 13 gallery" in data.notes[0]
     with pytest.raises(ValueError, match=r"one or more of \('rgb', 'nir'\)"):
@@ -193,8 +193,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "msvr310": lambda home: trees.write_msvr310(
         home, trees.jpeg(home), trees.MSVR310_TRAIN, trees.MSVR310_TEST, trees.MSVR310_TEST[2:5]
     ),
-    "rgbnt100": lambda home: strips(home, 3),
-    "rgbn300": lambda home: strips(home, 2, None),
+    "rgbnt100": lambda home: write_vehicles(home, 3),
+    "rgbn300": lambda home: write_vehicles(home, 2, None),
     "wmveid863": lambda home: trees.write_wmveid863(home, trees.jpeg(home)),
     "market1501-mm": lambda home: trees.write_market(home, trees.jpeg(home)),
 }
@@ -224,10 +224,10 @@ def test_captions_from_the_table_of_a_run(tmp_path: Path) -> None:
     from nextreid.captioning import get_schema
     from nextreid.captioning.export import Description, write_captions, write_table
 
-    strips(tmp_path / "RGBNT100", 3)
+    write_vehicles(tmp_path / "RGBNT100", 3)
     told = [
         Description(split, key, modality, (f"{modality} of {key}.", "A car."), {})
-        for split, names in (("train", STRIP_TRAIN), ("test", STRIP_TEST[:3]))
+        for split, names in (("train", VEHICLE_TRAIN), ("test", VEHICLE_TEST[:3]))
         for key in names
         for modality in ("rgb", "tir")
     ]
@@ -237,8 +237,8 @@ def test_captions_from_the_table_of_a_run(tmp_path: Path) -> None:
     for split in ("train", "query", "gallery"):
         assert [s.captions for s in getattr(from_table, split)] == [s.captions for s in getattr(from_files, split)]
     assert from_table.train[0].captions == (
-        (f"rgb of {STRIP_TRAIN[0]}.", "A car."),
+        (f"rgb of {VEHICLE_TRAIN[0]}.", "A car."),
         (),
-        (f"tir of {STRIP_TRAIN[0]}.", "A car."),
+        (f"tir of {VEHICLE_TRAIN[0]}.", "A car."),
     )
-    assert sum(map(bool, (s.captions for s in from_table.gallery))) == len(STRIP_TEST)
+    assert sum(map(bool, (s.captions for s in from_table.gallery))) == len(VEHICLE_TEST)

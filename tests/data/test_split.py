@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextreid.data import ReIDDataset, Sample, split_identities
-from nextreid.data.split import with_match
-from nextreid.retrieval import Identities, get_protocol, rank
+from nextreid.data.split import count_matches, with_match
+from nextreid.retrieval import Identities, Protocol, get_protocol, rank
 
 IMAGE = np.zeros((2, 2), np.uint8)
 
@@ -15,7 +17,7 @@ def sample(key: object, pid: int, camid: int = -1, sceneid: int = -1) -> Sample:
     return Sample(f"{key}", pid, camid, sceneid, (IMAGE,))
 
 
-def labels(samples: tuple[Sample, ...]) -> Identities:
+def labels(samples: Sequence[Sample]) -> Identities:
     return Identities(*(np.array([getattr(s, name) for s in samples]) for name in ("pid", "camid", "sceneid")))
 
 
@@ -28,11 +30,41 @@ def valid_by_retrieval(data: ReIDDataset, queries: tuple[Sample, ...], rule: str
     return int(result.to_dict()["valid_queries"])
 
 
+rows = st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 2), st.integers(-1, 2)), min_size=1, max_size=12)
+
+
+@given(rows, rows, st.sets(st.integers(0, 11)), st.booleans(), st.sampled_from(["camera", "scene", "none"]))
+def test_matches_are_those_of_the_ranking(gallery, query, shared, relabelled, rule) -> None:
+    """Against a loop over pairs, and against the queries that the library's own evaluation counts as valid."""
+    entries = [sample(f"g{i}", *row) for i, row in enumerate(gallery)]
+    queries = [sample(f"q{i}", *row) for i, row in enumerate(query)]
+    for i in shared & set(range(min(len(entries), len(queries)))):
+        # the entry is the query itself, under its labels or under others of the same identity
+        queries[i] = sample(f"g{i}", entries[i].pid, *query[i][1:]) if relabelled else entries[i]
+    counts = count_matches(queries, entries, rule)
+    label = {"camera": "camid", "scene": "sceneid", "none": "key"}[rule]
+    for q, count in zip(queries, counts, strict=True):
+        others = [g for g in entries if g.pid == q.pid and g.key != q.key]
+        assert count == sum(getattr(g, label) != getattr(q, label) for g in others)
+    valid = with_match(queries, entries, rule)
+    assert [q.key for q in valid] == [q.key for q, count in zip(queries, counts, strict=True) if count]
+    if valid:
+        keys = {"query_keys": [q.key for q in queries], "gallery_keys": [g.key for g in entries]}
+        embeddings = [np.eye(16)[: len(samples)] for samples in (queries, entries)]
+        result = rank(*embeddings, labels(queries), labels(entries), Protocol("p", rule), **keys)
+        assert result.num_valid == len(valid)
+
+
+def test_a_key_of_another_identity_is_not_the_query_itself() -> None:
+    gallery = [sample("a", 1), sample("b", 1), sample("c", 2)]
+    assert count_matches([sample("c", 1)], gallery, "none") == [2]
+
+
 people = st.lists(st.tuples(st.integers(-1, 6), st.integers(-1, 2), st.integers(-1, 2)), max_size=24)
 
 
 @given(people, st.sampled_from(["camera", "scene", "none"]), st.floats(0, 0.99), st.integers(0, 9), st.randoms())
-def test_every_query_has_a_match_and_nobody_is_on_both_sides(rows, rule, train, seed, random) -> None:
+def test_every_query_has_a_match_and_no_identity_is_in_train_and_test(rows, rule, train, seed, random) -> None:
     samples = [sample(i, *row) for i, row in enumerate(rows)]
     known = [s for s in samples if s.pid >= 0]
     able = {s.pid for s in with_match(known, known, rule)}
@@ -71,7 +103,7 @@ def test_seeds_draw_other_identities_and_distractors_are_named() -> None:
     assert split_identities(samples, modalities=("rgb",), train=0).train == ()
 
 
-def test_settings_and_samples_that_do_not_fit_are_refused() -> None:
+def test_settings_and_samples_that_do_not_fit_are_rejected() -> None:
     pair = [sample("a", 1, 0), sample("b", 1, 1)]
     for train in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match=r"train is the share .* in \[0, 1\)"):

@@ -180,7 +180,7 @@ def test_arrays_of_the_input_size_are_images_too(transform: EvalTransform) -> No
         ({"resize": "torch", "interpolation": "lanczos"}, '"bilinear" or "bicubic"'),
     ],
 )
-def test_bad_settings_are_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainTransform(**options)
 

@@ -91,7 +91,7 @@ def write_msvr310(home: Path, source: Path, train: Sequence[str], test: Sequence
     return home
 
 
-def write_strips(
+def write_side_by_side(
     home: Path, source: Path, train: Iterable[str], test: Iterable[str], query: Iterable[str] | None
 ) -> Path:
     """The tree of RGBNT100 and RGBN300; no folder ``query`` where it is None."""
@@ -120,7 +120,7 @@ def write_market(home: Path, source: Path, tree: Mapping[str, Sequence[str]] = M
 def rgbnt100_names() -> tuple[list[str], list[str], list[str]]:
     """Names of train, test and query with the published counts: 50 + 50 identities, 347 + 343 (identity, camera).
 
-    Which identity is seen by which of the eight cameras is made up; the counts and the 25 frames of each are not.
+    Which identity is seen by which of the eight cameras is invented; the counts and the 25 frames of each are not.
     """
 
     def frames(identities: range, pairs: int) -> list[str]:

@@ -1,12 +1,13 @@
 """Is a dataset usable? What is wrong with it, and what to do about it."""
 
 from collections.abc import Callable
+from typing import get_args
 
-from ...retrieval import Protocol, get_protocol
 from ..sample import ReIDDataset
+from ..split import Rule
 from .captions import check_captions
 from .findings import LEVELS, Finding, Level, Report
-from .images import check_images, check_presence, look_at_images, size_facts
+from .images import check_images, check_presence, inspect_images, size_facts
 from .labels import check_labels, label_facts
 
 __all__ = ["Finding", "Level", "Report", "check_dataset"]
@@ -14,8 +15,9 @@ __all__ = ["Finding", "Level", "Report", "check_dataset"]
 
 def check_dataset(
     dataset: ReIDDataset,
+    exclude: Rule,
     *,
-    protocol: str | Protocol | None = None,
+    protocol: str | None = None,
     images: bool = True,
     captions: bool = True,
     count_tokens: Callable[[str], int] | None = None,
@@ -24,11 +26,13 @@ def check_dataset(
     workers: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> Report:
-    """Look for what makes training fail or numbers wrong, before either begins.
+    """Look for what makes training fail or results wrong, before either begins.
 
     Args:
         dataset: Any dataset; one without identities is checked for its images and captions only.
-        protocol: Protocol of the evaluation to come; None takes the dataset's own.
+        exclude: What a query ignores in the evaluation to come, ``nextreid.retrieval.get_protocol(name).exclude``: the
+            entries of its identity from its own ``"camera"`` or ``"scene"``, or ``"none"`` but itself.
+        protocol: Name of that protocol, for the report; None takes the dataset's.
         images: Whether to decode every image once.
         captions: Whether to read the captions.
         count_tokens: Number of tokens of a text with the start and end marks, by the tokenizer of the text tower in
@@ -42,20 +46,22 @@ def check_dataset(
         The findings, errors first, and the counts of each split.
 
     Raises:
-        ValueError: If the protocol is unknown.
+        ValueError: If `exclude` is unknown.
     """
-    rule = get_protocol(dataset.protocol if protocol is None else protocol)
-    splits = label_facts(dataset, rule)
-    findings = [*check_labels(dataset, rule, num_ids), *check_presence(dataset)]
+    if exclude not in get_args(Rule):
+        raise ValueError(f"exclude must be one of {', '.join(get_args(Rule))}; got {exclude!r}")
+    protocol = protocol or dataset.protocol
+    splits = label_facts(dataset, exclude)
+    findings = [*check_labels(dataset, protocol, exclude, num_ids), *check_presence(dataset)]
     sizes: dict[str, dict[str, dict[str, int]]] = {}
     if images:
-        looks = look_at_images(dataset, workers, progress)
-        sizes = size_facts(dataset, looks)
-        findings += check_images(dataset, looks)
+        inspected = inspect_images(dataset, workers, progress)
+        sizes = size_facts(dataset, inspected)
+        findings += check_images(dataset, inspected)
     for split, facts in splits.items():
         facts["sizes"] = sizes.get(split, {})
     if captions:
         findings += check_captions(dataset, count_tokens, window)
     findings += [Finding("note", "reader", note, "", 1) for note in dataset.notes]
     findings.sort(key=lambda finding: LEVELS.index(finding.level))
-    return Report(dataset.name, dataset.modalities, rule.name, rule.exclude, splits, tuple(findings))
+    return Report(dataset.name, dataset.modalities, protocol, exclude, splits, tuple(findings))

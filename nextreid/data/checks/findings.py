@@ -1,4 +1,4 @@
-"""What a check says: findings with their remedies, and the table of facts above them."""
+"""What a check reports: findings with hints, and the table of counts above them."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,29 +6,30 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..sample import ReIDDataset, Sample
+from ..split import Rule
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 _EXAMPLES = 5
 
-_IGNORED = {
+_IGNORED: dict[Rule, str] = {
     "camera": "a query ignores its own identity in its own camera",
     "scene": "a query ignores its own identity in its own scene",
     "none": "a query ignores only itself",
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Finding:
     """One thing that a check noticed.
 
     Attributes:
-        level: ``"error"``: training or scoring fails or gives wrong numbers; ``"warning"``: probably not what you want;
-            ``"note"``: good to know.
+        level: ``"error"``: training or evaluation fails or gives wrong results; ``"warning"``: probably not what you
+            want; ``"note"``: good to know.
         code: Short fixed name, such as ``"unreadable"``; `docs/checking.md` lists all.
-        message: What is so.
-        remedy: What to do about it.
+        message: What was found.
+        hint: What to do about it.
         count: How many samples, images, captions or identities it concerns.
         examples: The first few of them.
     """
@@ -36,12 +37,15 @@ class Finding:
     level: Level
     code: str
     message: str
-    remedy: str
+    hint: str
     count: int
     examples: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Finding({self.level!r}, {self.code!r}, {self.count})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Report:
     """Outcome of `check_dataset`.
 
@@ -57,7 +61,7 @@ class Report:
     name: str
     modalities: tuple[str, ...]
     protocol: str
-    exclude: str
+    exclude: Rule
     splits: Mapping[str, Mapping[str, Any]]
     findings: tuple[Finding, ...]
 
@@ -91,16 +95,17 @@ class Report:
             parts += [f"    {example}" for example in finding.examples]
             if finding.count > len(finding.examples) > 0:
                 parts.append(f"    … {len(finding.examples)} of {finding.count:,} shown")
-            if finding.remedy:
-                parts.append(f"    -> {finding.remedy}")
-        counts = [_number(len(self.of_level(level)), level) for level in LEVELS]
+            if finding.hint:
+                parts.append(f"    -> {finding.hint}")
+        return "\n".join([*parts, self._verdict()])
+
+    def __repr__(self) -> str:
+        return f"Report({self.name!r}, {self._verdict()})"
+
+    def _verdict(self) -> str:
+        counts = [(len(self.of_level(level)), level) for level in LEVELS]
         verdict = "usable" if self.ok else "not usable as it is"
-        return "\n".join([*parts, f"{verdict}: {', '.join(counts)}"])
-
-
-def splits_of(dataset: ReIDDataset) -> dict[str, tuple[Sample, ...]]:
-    """Return the splits by name."""
-    return {"train": dataset.train, "query": dataset.query, "gallery": dataset.gallery}
+        return f"{verdict}: {', '.join(f'{count} {level}' + 's' * (count != 1) for count, level in counts)}"
 
 
 def each_sample(dataset: ReIDDataset) -> list[tuple[str, Sample]]:
@@ -112,10 +117,16 @@ def each_sample(dataset: ReIDDataset) -> list[tuple[str, Sample]]:
     return rows + [("gallery", sample) for sample in dataset.gallery if id(sample) not in shared]
 
 
-def found(level: Level, code: str, message: str, remedy: str, names: Iterable[str]) -> Finding:
+def found(level: Level, code: str, message: str, hint: str, names: Iterable[str]) -> Finding:
     """Return a finding about all of `names`, with the first few as examples."""
     every = list(names)
-    return Finding(level, code, message, remedy, len(every), tuple(every[:_EXAMPLES]))
+    return Finding(level, code, message, hint, len(every), tuple(every[:_EXAMPLES]))
+
+
+def found_in(level: Level, code: str, what: str, hint: str, pairs: Sequence[tuple[str, str]]) -> list[Finding]:
+    """Return a finding about pairs of a place and a name, which counts the places; none where there are no pairs."""
+    message = f"{what}: {len(pairs):,} ({tally(place for place, _ in pairs)})"
+    return [found(level, code, message, hint, map(" ".join, pairs))] if pairs else []
 
 
 def tally(places: Iterable[str]) -> str:
@@ -127,10 +138,6 @@ def spread(numbers: Sequence[int]) -> list[int] | None:
     """Return ``[lowest, median, highest]``, None of nothing; the median is the lower of the two in the middle."""
     ordered = sorted(numbers)
     return [ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1]] if ordered else None
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _table(splits: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -> list[str]:

@@ -1,18 +1,17 @@
-"""Anybody's own images as a dataset by name: from a manifest, or from a pattern of their paths."""
+"""Custom images as a dataset by name: from a manifest, or from a pattern of their paths."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import get_args
 
-from ...retrieval import get_protocol
 from ..captions import add_captions, caption_home
 from ..image import Window
 from ..manifest import manifest_splits
 from ..pattern import PATTERN, pattern_splits
 from ..sample import ReIDDataset, Sample
 from ..split import Rule, split_identities
-from .folder_layout import note_shared_identities
+from .published import note_shared_identities
 from .registry import register_dataset
 
 # "test" is query and gallery alike; the others are what Market-1501 and its followers call their folders
@@ -39,18 +38,19 @@ def load_manifest(
     seed: int = 0,
     captions: str | Path | None = None,
 ) -> ReIDDataset:
-    """Read a dataset from a manifest, see `read_manifest`; its column ``split`` says which rows are what.
+    """Read a dataset from a manifest, see `read_manifest`; its column ``split`` assigns the rows.
 
     Args:
         root: The CSV or parquet file. Its column ``split`` has "train", "query", "gallery" or "test" (query and
             gallery alike); rows with another value are left out.
         modalities: Order of the images; None takes those of ``("rgb", "nir", "tir")`` that have a column.
-        protocol: Name of the evaluation protocol; None takes "camera" where query and gallery have cameras, else
-            "none".
+        protocol: Name of the evaluation protocol, which is looked up where it is used; None takes "camera" where
+            query and gallery have cameras, else "none".
         object_type: What is re-identified.
         window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
         anywhere: Allow paths that leave the manifest's folder.
-        train: Where there is no column ``split``: the share of identities to train on, see `split_identities`.
+        train: Where there is no column ``split``: the share of identities to train on, see `split_identities`. Its
+            rule is the protocol if that is "camera", "scene" or "none", else the default protocol.
         seed: Seed of that split.
         captions: What ``nextreid captions run`` wrote for these images, its folder or ``attributes.parquet``.
 
@@ -63,10 +63,12 @@ def load_manifest(
     """
     path = Path(root).expanduser()
     chosen, splits = manifest_splits(path, modalities, window, anywhere)
-    call = f"read_manifest({str(root)!r}, {chosen!r})"
-    notes = _join_captions(splits, captions, chosen)
-    found = _Found(path.stem, chosen, splits, notes, f"{path} has no column 'split'", call)
-    return _dataset(found, protocol, object_type, train, seed)
+    notes: list[str] = []
+    splits = _join_captions(splits, captions, chosen, notes)
+    if set(splits) == {""}:
+        call = f"read_manifest({str(root)!r}, {chosen!r})"
+        _require_share(train, f"{path} has no column 'split'", call, chosen)
+    return _dataset(path.stem, chosen, splits, notes, protocol, object_type, train, seed)
 
 
 @register_dataset("pattern")
@@ -82,20 +84,11 @@ def load_pattern(
     seed: int = 0,
     captions: str | Path | None = None,
 ) -> ReIDDataset:
-    """Read a dataset from images whose labels stand in their paths, see `read_pattern`.
+    """Read a dataset from images whose labels are in their paths, see `read_pattern`.
 
-    Args:
-        root: Folder in which the pattern starts.
-        pattern: Form of the paths; its ``{split}`` has "train", "query", "gallery" or "test" (query and gallery
-            alike), or Market-1501's folder names; samples with another value are left out.
-        modalities: Order of the images; None takes those of ``("rgb", "nir", "tir")`` that are found.
-        protocol: Name of the evaluation protocol; None takes "camera" where query and gallery have cameras, else
-            "none".
-        object_type: What is re-identified.
-        window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
-        train: Where the pattern has no ``{split}``: the share of identities to train on, see `split_identities`.
-        seed: Seed of that split.
-        captions: What ``nextreid captions run`` wrote for these images, its folder or ``attributes.parquet``.
+    The pattern's ``{split}`` has "train", "query", "gallery" or "test" (query and gallery alike), or Market-1501's
+    folder names; samples with another value are left out. A pattern without ``{split}`` needs `train`. The other
+    arguments are those of `load_manifest`.
 
     Returns:
         The dataset, named by the folder, each split sorted by key.
@@ -106,90 +99,70 @@ def load_pattern(
     """
     path = Path(root).expanduser()
     chosen, splits, notes = pattern_splits(path, pattern, modalities, window)
-    call = f"read_pattern({str(root)!r}, {pattern!r}, {chosen!r})"
-    notes = [*notes, *_join_captions(splits, captions, chosen)]
-    found = _Found(path.resolve().name, chosen, splits, notes, f"pattern {pattern!r} has no {{split}}", call)
-    return _dataset(found, protocol, object_type, train, seed)
+    splits = _join_captions(splits, captions, chosen, notes)
+    if set(splits) == {""}:
+        call = f"read_pattern({str(root)!r}, {pattern!r}, {chosen!r})"
+        _require_share(train, f"pattern {pattern!r} has no {{split}}", call, chosen)
+    return _dataset(path.resolve().name, chosen, splits, notes, protocol, object_type, train, seed)
 
 
 def _join_captions(
-    splits: dict[str, list[Sample]], captions: str | Path | None, modalities: Sequence[str]
-) -> list[str]:
-    """Give the samples of all splits the captions of a run, in the place of their own; return what does not meet."""
-    notes: list[str] = []
+    splits: Mapping[str, list[Sample]], captions: str | Path | None, modalities: Sequence[str], notes: list[str]
+) -> dict[str, list[Sample]]:
+    """Return the samples of all splits with the captions of a run in place of theirs; note what does not match."""
     home = caption_home(captions, (), modalities, splits=("all",))
-    if home is not None:
-        every = [(word, sample) for word, samples in splits.items() for sample in samples]
-        joined = add_captions([sample for _, sample in every], home, "all", modalities, notes)
-        for word in splits:
-            splits[word] = [new for (own, _), new in zip(every, joined, strict=True) if own == word]
-    return notes
+    every = [sample for samples in splits.values() for sample in samples]
+    joined = iter(add_captions(every, home, "all", modalities, notes))
+    return {word: [next(joined) for _ in samples] for word, samples in splits.items()}
 
 
-class _Found(NamedTuple):
-    """What a reader found: the samples by the word for their split, ``""`` where nothing names it."""
-
-    name: str
-    modalities: tuple[str, ...]
-    splits: Mapping[str, list[Sample]]
-    notes: Sequence[str]
-    # how to say that nothing names the split, and the call that reads the samples
-    no_split: str
-    call: str
+def _require_share(train: float | None, no_split: str, call: str, modalities: tuple[str, ...]) -> None:
+    if train is None:
+        raise ValueError(
+            f"{no_split}: name the split of each sample (train, query, gallery or test), or split by identity "
+            f"with train=0.5 (--dataset-arg train=0.5), as split_identities({call}, modalities={modalities!r}) does"
+        )
 
 
-def _dataset(found: _Found, protocol: str | None, object_type: str, train: float | None, seed: int) -> ReIDDataset:
-    rule = None if protocol is None else get_protocol(protocol).exclude
-    if set(found.splits) == {""}:
-        return _split(found, protocol, rule, object_type, train, seed)
+def _dataset(
+    name: str,
+    modalities: tuple[str, ...],
+    found: Mapping[str, list[Sample]],
+    notes: list[str],
+    protocol: str | None,
+    object_type: str,
+    train: float | None,
+    seed: int,
+) -> ReIDDataset:
+    """Assign the samples by the word for their split; split by identity where all are under ``""``."""
+    if train is not None and set(found) == {""}:
+        base = (protocol or "").partition(":")[0]
+        rule = next((rule for rule in get_args(Rule) if rule == base), None) or _default_rule(found[""])
+        made = split_identities(
+            found[""], modalities=modalities, train=train, rule=rule, seed=seed, name=name, object_type=object_type
+        )
+        return replace(made, protocol=protocol or rule, notes=(*notes, *made.notes))
     if train is not None:
-        raise ValueError(f"train={train} splits by identity, but the splits are named: {', '.join(found.splits)}")
-    notes = list(found.notes)
+        raise ValueError(f"train={train} splits by identity, but the splits are named: {', '.join(found)}")
     splits: dict[str, list[Sample]] = {"train": [], "query": [], "gallery": []}
-    for word, samples in found.splits.items():
+    for word, samples in found.items():
         for split in _SPLITS.get(word, ()):
             splits[split] += samples
         if word not in _SPLITS:
             notes.append(f"{len(samples)} samples with split {word!r} left out; known are {', '.join(_SPLITS)}")
     if bool(splits["query"]) != bool(splits["gallery"]):
-        lacking = "gallery" if splits["query"] else "query"
+        missing = "gallery" if splits["query"] else "query"
         raise ValueError(
-            f"{found.name}: no sample has split {lacking!r}, there are {', '.join(found.splits)}; "
+            f"{name}: no sample has split {missing!r}, there are {', '.join(found)}; "
             "samples that are query and gallery alike have split 'test'"
         )
     if not any(splits.values()):
-        raise ValueError(f"{found.name}: no sample has a known split; " + "; ".join(notes))
-    for samples in splits.values():
-        samples.sort(key=lambda sample: sample.key)
-    protocol = protocol or _rule([*splits["query"], *splits["gallery"]])
-    train_, query, gallery = (tuple(samples) for samples in splits.values())
-    note_shared_identities(train_, (*query, *gallery), notes)
-    return ReIDDataset(found.name, found.modalities, object_type, protocol, train_, query, gallery, tuple(notes))
+        raise ValueError(f"{name}: no sample has a known split; " + "; ".join(notes))
+    training, query, gallery = (tuple(sorted(s, key=lambda sample: sample.key)) for s in splits.values())
+    note_shared_identities(training, (*query, *gallery), notes)
+    protocol = protocol or _default_rule([*query, *gallery])
+    return ReIDDataset(name, modalities, object_type, protocol, training, query, gallery, tuple(notes))
 
 
-def _split(
-    found: _Found, protocol: str | None, rule: Rule | None, object_type: str, train: float | None, seed: int
-) -> ReIDDataset:
-    """Split by identity what has no splits."""
-    if train is None:
-        raise ValueError(
-            f"{found.no_split}: name the split of each sample (train, query, gallery or test), or split by identity "
-            f"with train=0.5 (--dataset-arg train=0.5), as split_identities({found.call}, "
-            f"modalities={found.modalities!r}) does"
-        )
-    samples = found.splits[""]
-    rule = rule or _rule(samples)
-    made = split_identities(
-        samples,
-        modalities=found.modalities,
-        train=train,
-        rule=rule,
-        seed=seed,
-        name=found.name,
-        object_type=object_type,
-    )
-    return replace(made, protocol=protocol or rule, notes=(*found.notes, *made.notes))
-
-
-def _rule(samples: Sequence[Sample]) -> Rule:
+def _default_rule(samples: Sequence[Sample]) -> Rule:
     return "camera" if any(sample.camid >= 0 for sample in samples) else "none"

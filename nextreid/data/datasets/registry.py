@@ -60,21 +60,21 @@ def load_dataset(
     """Load a dataset.
 
     What the reader noticed (images missing, files that it does not know, captions without an image) is in the
-    set's `notes` and is logged once.
+    dataset's `notes` and is logged once.
 
     Args:
         name: One of `list_datasets`.
         root: Folder of the dataset, or the folder that holds it; for "manifest" the file.
         captions: Folder with the published caption files ``{train,test}_{RGB,NI,TI}.json``, or one that holds it.
         modalities: Modalities to read, in this order; None reads all.
-        **options: Further keywords of this set, such as ``complete`` of "wmveid863", ``protocol`` of "manifest",
+        **options: Further keywords of this dataset, such as ``complete`` of "wmveid863", ``protocol`` of "manifest",
             ``pattern`` of "pattern" or ``seed`` of "synthetic-persons".
 
     Returns:
         The dataset, each split sorted by key.
 
     Raises:
-        ValueError: If the name is unknown, an argument is missing or not one of this set, or files do not fit.
+        ValueError: If the name is unknown, an argument is missing or not one of this dataset, or files do not fit.
         FileNotFoundError: If a folder or file is missing; names what was looked for and the expected layout.
     """
     _load_plugins()
@@ -88,7 +88,7 @@ def load_dataset(
     except TypeError as error:
         raise ValueError(f"dataset {name!r}: {error}; it takes {', '.join(signature.parameters)}") from error
     dataset = _readers[name](**given)
-    # What a made set says of itself is no surprise; what a reader found in files may be one.
+    # notes of a synthetic dataset are no surprise; what a reader found in files may be one
     level = logging.WARNING if root is not None else logging.INFO
     for note in dataset.notes:
         _logger.log(level, "%s: %s", name, note)
