@@ -10,6 +10,7 @@ from .version import __version__
 
 _NAMES = {
     "FeatureExtractor": "engine",
+    "adapt": "models",
     "create_layer": "layers",
     "create_model": "models",
     "evaluate": "engine",

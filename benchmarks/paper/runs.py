@@ -39,7 +39,7 @@ _WIDEN_CLASSES = 100  # classifiers count among the parameters; this many identi
 
 # On the synthetic persons every row is trained alike: chosen on the control (Table 3, row A) by training identities
 # that were held out, before any other row was run; docs/benchmark.md has the search.
-SYNTHETIC_RECIPE: dict[str, Any] = {"name": "bench-small", "epochs": 6, "lr_image_tower": 3e-4, "pad": 4}
+SYNTHETIC_RECIPE: dict[str, Any] = {"name": "bench-small", "epochs": 6, "lr_tower": 3e-4, "pad": 4}
 PRETRAIN: dict[str, PretrainConfig] = {
     "tiny": PretrainConfig(profile="tiny", patch=8, num_ids=48, epochs=2, batch_ids=8),
     "small": PretrainConfig(),

@@ -12,7 +12,7 @@ from benchmarks.paper.pretraining import PretrainConfig, load_towers, pretrain
 from benchmarks.paper.runs import kept_share
 from nextreid.data import ReIDDataset
 from nextreid.engine import evaluate, get_recipe, train
-from nextreid.engine.provenance import record_measures, record_training
+from nextreid.engine.provenance import record_metrics, record_training
 from nextreid.models import ReIDModel
 from nextreid.models._hub import CARD
 from nextreid.models._pretrained import BUNDLED
@@ -29,7 +29,7 @@ RECIPE: dict[str, Any] = {
     "name": "tiny-weights",
     "epochs": 10,
     "num_ids": 16,
-    "lr_image_tower": 3e-4,
+    "lr_tower": 3e-4,
     "warmup_epochs": 1,
     "eval_every": 0,
 }
@@ -79,7 +79,7 @@ def _make(name: str, model: ReIDModel, world: ReIDDataset, others: Sequence[ReID
     points = pointing(model, world.query) if model.text_tower is not None else []
     names = naming(model, world.query) if model.text_tower is not None else []
     kept = kept_share(model, world)
-    record_measures(model, evaluate(model, world).to_dict(), "last, of a number fixed beforehand")
+    record_metrics(model, evaluate(model, world).to_dict(), "last, of a number fixed beforehand")
     model.pretrained_cfg = model.pretrained_cfg.replace(
         tag=TAG,
         notes=NOTES + (WORDS if model.uses_text else ""),

@@ -1,13 +1,12 @@
-"""Loops that use every room: train, evaluate, extract."""
+"""Train, evaluate, extract, export."""
 
-from .ablations import with_caption_quality
+from .ablations import Condition, with_caption_quality
 from .distributed import is_main, process_group
-from .embedding import embed_samples
-from .evaluation import EvaluationReport, evaluate
+from .embedding import EmbedOptions, embed_conditions, embed_samples
+from .evaluation import EvaluationReport, evaluate, evaluate_conditions, modality_matrix
 from .exporter import ExportReport, export
 from .extraction import Extraction, extract
 from .feature_extractor import FeatureExtractor
-from .matrix import modality_matrix
 from .recipe import RECIPES, Recipe, get_recipe
 from .run_folder import TrainReport
 from .seeds import SeedsReport, train_seeds
@@ -15,6 +14,8 @@ from .trainer import train
 
 __all__ = [
     "RECIPES",
+    "Condition",
+    "EmbedOptions",
     "EvaluationReport",
     "ExportReport",
     "Extraction",
@@ -22,8 +23,10 @@ __all__ = [
     "Recipe",
     "SeedsReport",
     "TrainReport",
+    "embed_conditions",
     "embed_samples",
     "evaluate",
+    "evaluate_conditions",
     "export",
     "extract",
     "get_recipe",

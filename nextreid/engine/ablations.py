@@ -1,53 +1,60 @@
-"""What a model gets to see: hidden modalities and captions of lower quality, as changes of the samples."""
+"""What a model gets to see: captions or none, some of the modalities, captions of lower quality."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from nextreid.data import ReIDDataset, Sample, seeded_rng
 from nextreid.data.captions import keep_quality
 
 
-def has_captions(samples: Sequence[Sample]) -> bool:
-    """Whether any modality of any sample has a sentence."""
-    return any(any(sample.captions) for sample in samples)
+@dataclass(frozen=True)
+class Condition:
+    """What is shown of each sample.
+
+    Attributes:
+        text: Whether captions are read, where the model reads captions and there are some.
+        modalities: Those that are shown; None for all. Of the others neither image nor caption is seen.
+    """
+
+    text: bool = True
+    modalities: tuple[str, ...] | None = None
+
+    def shows(self, modalities: Sequence[str]) -> list[bool]:
+        """Whether each modality is shown, in their order.
+
+        Raises:
+            ValueError: If a modality is unknown or none is shown.
+        """
+        shown = modalities if self.modalities is None else self.modalities
+        if unknown := sorted(set(shown) - set(modalities)):
+            raise ValueError(f"unknown modality {', '.join(map(repr, unknown))}; there are: {', '.join(modalities)}")
+        if not shown:
+            raise ValueError(f"all modalities ({', '.join(modalities)}) are hidden; leave at least one")
+        return [modality in shown for modality in modalities]
+
+    def hidden(self, modalities: Sequence[str]) -> tuple[str, ...]:
+        """The modalities that are not shown, in their order."""
+        return tuple(m for m, shown in zip(modalities, self.shows(modalities), strict=True) if not shown)
 
 
-def hide_modalities(samples: Sequence[Sample], modalities: Sequence[str], missing: Sequence[str]) -> tuple[Sample, ...]:
-    """Make modalities missing: neither their images nor their captions are left.
-
-    Args:
-        samples: Samples whose images are in the order of `modalities`.
-        modalities: Names of the modalities.
-        missing: Those to hide, none or some but not all.
-
-    Returns:
-        The samples, unchanged if nothing is hidden.
+def hide_modalities(modalities: Sequence[str], missing: Sequence[str], text: bool = True) -> Condition:
+    """The condition under which some modalities are missing.
 
     Raises:
-        ValueError: A name is unknown, all modalities are hidden, or a sample has no image left.
+        ValueError: If a name is unknown or nothing is left.
     """
-    unknown = sorted(set(missing) - set(modalities))
-    if unknown:
+    if unknown := sorted(set(missing) - set(modalities)):
         raise ValueError(f"unknown modality {', '.join(map(repr, unknown))}; there are: {', '.join(modalities)}")
-    if set(missing) == set(modalities):
-        raise ValueError(f"all modalities ({', '.join(modalities)}) are to be missing; leave at least one")
-    hidden = {index for index, modality in enumerate(modalities) if modality in missing}
-    out = tuple(samples)
-    if hidden:
-        out = tuple(
-            replace(
-                sample,
-                images=tuple(None if i in hidden else image for i, image in enumerate(sample.images)),
-                captions=tuple(() if i in hidden else caption for i, caption in enumerate(sample.captions)),
-            )
-            for sample in samples
-        )
-    empty = [sample.key for sample in out if all(image is None for image in sample.images)]
-    if empty:
-        shown = ", ".join(map(repr, empty[:3])) + (" ..." if len(empty) > 3 else "")
-        once = f" once {', '.join(missing)} is hidden" if missing else ""
-        raise ValueError(f"{len(empty)} of {len(out)} samples have no image{once}: {shown}; leave them out")
-    return out
+    condition = Condition(text, tuple(m for m in modalities if m not in missing) if missing else None)
+    condition.shows(modalities)
+    return condition
+
+
+def has_captions(samples: Sequence[Sample], shows: Sequence[bool] | None = None) -> bool:
+    """Whether any modality of any sample has a sentence; of the modalities that are shown, where that is given."""
+    if shows is None:
+        return any(any(sample.captions) for sample in samples)
+    return any(show and bool(c) for sample in samples for c, show in zip(sample.captions, shows, strict=False))
 
 
 def with_caption_quality(dataset: ReIDDataset, share: float, seed: int = 0) -> ReIDDataset:
@@ -71,10 +78,7 @@ def with_caption_quality(dataset: ReIDDataset, share: float, seed: int = 0) -> R
 
     def shorten(sample: Sample) -> Sample:
         rngs = (seeded_rng("quality", seed, sample.key, i) for i in range(len(sample.captions)))
-        kept = tuple(
-            keep_quality(caption, share, rng) if caption else ()
-            for caption, rng in zip(sample.captions, rngs, strict=True)
-        )
+        kept = tuple(keep_quality(caption, share, rng) for caption, rng in zip(sample.captions, rngs, strict=True))
         return replace(sample, captions=kept)
 
     splits = {split: tuple(map(shorten, getattr(dataset, split))) for split in ("train", "query", "gallery")}

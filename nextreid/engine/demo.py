@@ -1,4 +1,4 @@
-"""The demo: synthetic persons in, NEXT and its control trained (or taken as they ship), measured and shown."""
+"""The demo: NEXT and its baseline on synthetic persons, trained or with the bundled weights, evaluated and shown."""
 
 import logging
 import platform
@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 
 from nextreid._files import write_folder, write_json
-from nextreid.data import EvalTransform, ReIDDataset, Sample, collate
+from nextreid.data import ReIDDataset, Sample, collate
 from nextreid.data.loader import SampleDataset
 from nextreid.models import ReIDModel, create_model
 from nextreid.retrieval import get_protocol, top_k
@@ -20,7 +20,9 @@ from nextreid.synthetic import synthetic_persons
 from nextreid.version import __version__
 from nextreid.viz import Table, mask_image, rank_list_image, save_image, write_report
 
-from .evaluation import embed_samples, evaluate, identities
+from .ablations import hide_modalities
+from .embedding import embed_samples, eval_transform
+from .evaluation import EvaluationReport, evaluate, evaluate_conditions, identities
 from .recipe import get_recipe
 from .trainer import train
 
@@ -50,22 +52,22 @@ def run_demo(
     seed: int = 0,
     smoke: bool = False,
     pretrained: bool = False,
-    say: Callable[[str], object] | None = None,
+    write_line: Callable[[str], object] = _logger.info,
 ) -> dict[str, Any]:
-    """Build the synthetic set, train ``baseline_tiny`` and ``next_tiny`` alike, measure both on unseen identities.
+    """Build the synthetic set, train ``baseline_tiny`` and ``next_tiny`` alike, evaluate both on unseen identities.
 
     Both start from the same random image tower and get the same recipe, batches and epochs. No CLIP weights fit these
     tiny towers, so NEXT's text tower stays random here: the rows with captions exercise the path and show what random
-    text is worth. With ``pretrained`` nothing is trained: the weights that ship with the package are measured, whose
-    training met none of the demo's persons. Everything but the seconds is a function of the seed on one machine.
+    text is worth. With ``pretrained`` nothing is trained: the bundled weights are evaluated, whose training did not see
+    the demo's persons. Everything but the seconds is a function of the seed on one machine.
 
     Args:
         out: Folder to write: ``metrics.json``, ``report.html``, ``rank_list.png``, ``masks.png``, and the folders of
             the runs, if there were any. A demo's folder there is replaced as a whole; any other is left alone.
         seed: Of the data, the weights and the training.
         smoke: The smallest form, which only shows that every step runs.
-        pretrained: Take the weights that ship with the package instead of training.
-        say: Called with each line of progress and result.
+        pretrained: Take the bundled weights instead of training.
+        write_line: Called with each line of progress and results.
 
     Returns:
         What ``metrics.json`` holds.
@@ -73,17 +75,17 @@ def run_demo(
     Raises:
         FileExistsError: ``out`` is a folder or file that no demo wrote.
     """
-    target, tell = Path(out), say or _logger.info
+    target = Path(out)
     if target.exists() and not (target / METRICS).is_file():
         raise FileExistsError(f"{target} exists and no demo wrote it; name another folder")
     size = replace(SMOKE if smoke else DemoSize(), **({"num_train": 0, "epochs": 0} if pretrained else {}))
     with write_folder(target) as fresh:
-        metrics = _build(fresh, seed, size, tell)
-    tell(f"\n{target / REPORT} shows the images; {target / METRICS} holds the numbers.")
+        metrics = _build(fresh, seed, size, write_line)
+    write_line(f"\n{target / REPORT} shows the images; {target / METRICS} holds the metrics.")
     return metrics
 
 
-def _build(folder: Path, seed: int, size: DemoSize, tell: Callable[[str], object]) -> dict[str, Any]:
+def _build(folder: Path, seed: int, size: DemoSize, write_line: Callable[[str], object]) -> dict[str, Any]:
     start = clock = time.perf_counter()
     seconds: dict[str, float] = {}
 
@@ -91,7 +93,7 @@ def _build(folder: Path, seed: int, size: DemoSize, tell: Callable[[str], object
         nonlocal clock
         seconds[name] = round(time.perf_counter() - clock, 1)
         clock = time.perf_counter()
-        tell(f"[{clock - start:5.0f} s] {line}")
+        write_line(f"[{clock - start:5.0f} s] {line}")
 
     counts = {k: v for k, v in asdict(size).items() if k.startswith(("num_", "frames"))}
     persons = synthetic_persons("tiny", seed=seed, **counts)
@@ -106,10 +108,10 @@ def _build(folder: Path, seed: int, size: DemoSize, tell: Callable[[str], object
             done = train(model, dataset, recipe, folder / "runs" / name, progress=False)
             last = done.last or {}
             lap(f"train {name}", f"trained {name}: {size.epochs} epochs, loss {last['loss']['total']:.2f}")
-    rows += [row for name, model in models.items() for row in _measure(name, model, dataset)]
-    lap("evaluate", "measured both with every modality, with each one missing, with and without captions")
+    rows += [row for name, model in models.items() for row in _evaluate(name, model, dataset)]
+    lap("evaluate", "evaluated both with every modality, with each one missing, with and without captions")
     columns, table = _table(rows, dataset.modalities)
-    tell("\n" + "\n".join(_aligned(columns, table)) + "\n")
+    write_line("\n" + "\n".join(_aligned(columns, table)) + "\n")
     next_model = models["next_tiny"]
     ranks = _rank_list(next_model, dataset)
     masks, captions = _masks(next_model, dataset)
@@ -144,17 +146,17 @@ def _models(seed: int, pretrained: bool) -> dict[str, ReIDModel]:
     return models
 
 
-def _measure(name: str, model: ReIDModel, dataset: ReIDDataset) -> list[dict[str, Any]]:
-    conditions: list[tuple[str, ...]] = [(), *((modality,) for modality in dataset.modalities)]
-    texts = (True, False) if model.uses_text else (False,)
-    return [
-        _row(name, "trained", evaluate(model, dataset, text=text, missing=missing))
-        for text in texts
-        for missing in conditions
+def _evaluate(name: str, model: ReIDModel, dataset: ReIDDataset) -> list[dict[str, Any]]:
+    """With every modality and with each one missing, with captions and without."""
+    conditions = [
+        hide_modalities(dataset.modalities, missing, text)
+        for text in ((True, False) if model.uses_text else (False,))
+        for missing in ((), *((modality,) for modality in dataset.modalities))
     ]
+    return [_row(name, "trained", report) for report in evaluate_conditions(model, dataset, conditions)]
 
 
-def _row(name: str, stage: str, report: Any) -> dict[str, Any]:
+def _row(name: str, stage: str, report: EvaluationReport) -> dict[str, Any]:
     row = {"model": name, "stage": stage, **report.to_dict()}
     row.pop("seconds")
     return row
@@ -185,8 +187,7 @@ def _aligned(columns: Sequence[str], table: Sequence[Sequence[str]]) -> list[str
 def _rank_list(model: ReIDModel, dataset: ReIDDataset) -> Image:
     """Queries from the worst average precision to the best, evenly spread, so that failures show."""
     protocol = get_protocol(dataset.protocol)
-    embeddings, keys = embed_samples(model, dataset.query)
-    ids = identities(dataset.query)
+    embeddings, keys = embed_samples(model, dataset.query), [sample.key for sample in dataset.query]
     ap = evaluate(model, dataset).result.ap
     order = [int(i) for i in ap.argsort(kind="stable") if ap[i] == ap[i]]
     count = min(SHOWN_QUERIES, len(order))
@@ -196,7 +197,7 @@ def _rank_list(model: ReIDModel, dataset: ReIDDataset) -> Image:
         embeddings[chosen],
         embeddings,
         identities(queries),
-        ids,
+        identities(dataset.query),
         protocol,
         TOP,
         query_keys=[keys[i] for i in chosen],
@@ -211,13 +212,12 @@ def _masks(model: ReIDModel, dataset: ReIDDataset) -> tuple[Image, list[list[str
     for sample in dataset.query:
         firsts.setdefault(sample.pid, sample)
     samples = list(firsts.values())[:SHOWN_MASKS]
-    cfg = model.pretrained_cfg
-    source = SampleDataset(samples, EvalTransform(model.img_size, cfg.mean, cfg.std), model.modalities)
+    source = SampleDataset(samples, eval_transform(model), model.modalities)
     batch = collate([source[i] for i in range(len(samples))])
     model.eval()
     with torch.no_grad():
         features = model.forward_features(batch.images, batch.captions, batch.present)
-    mask, gamma = (features[name].unflatten(-1, model.grid_size).numpy() for name in ("mask", "gamma"))
+    mask, gamma = (features[name].unflatten(-1, model.image_tower.grid_size).numpy() for name in ("mask", "gamma"))
     captions = [
         [sample.key, *(" ".join(sentences) for sentences in sample.captions)] for sample in samples if sample.captions
     ]
@@ -236,11 +236,11 @@ def _report(
     height, width = generator["img_size"]
     text_tower = "The text tower is random, since no CLIP weights fit towers this small."
     if not recipe:
-        text_tower = "The weights are those that ship with the package."
+        text_tower = "The weights are the bundled ones."
     note = (
         f"{size['num_test']} identities that training never saw; protocol {metrics['protocol']}: "
         f"a query ignores its own identity's images from its own camera. One seed. {text_tower} "
-        "The numbers speak of this generator only and compare with no benchmark."
+        "The metrics hold for this generator only and compare with no benchmark."
     )
     tables = [
         Table("Results, mAP / rank-1 in percent", results[0], results[1], note),
@@ -253,7 +253,7 @@ def _report(
     ]
     images = [
         (
-            "Rank lists of next_tiny with captions, from the query it does worst to the one it does best. "
+            "Rank lists of next_tiny with captions, from the query with the lowest average precision to the highest. "
             "A tick in a solid frame is the same identity, a cross in a dashed frame another one.",
             ranks,
         ),
@@ -273,8 +273,8 @@ def _report(
     write_report(
         path,
         title="nextreid demo",
-        intro=f"NEXT and its control, {'trained alike' if recipe else 'as they ship,'} on procedural persons seen in "
-        "three spectra.",
+        intro=f"NEXT and its baseline, {'trained alike' if recipe else 'with bundled weights,'} on procedural persons seen "
+        "in three spectra.",
         tables=tables,
         images=images,
         facts=facts,

@@ -1,142 +1,178 @@
-"""Samples to embeddings, in one process or shared by several."""
+"""Samples to embeddings, the one way: the towers run once for each batch, the rest once for each condition."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from nextreid.data import Batch, ImageCache, Sample, augment_batch
 from nextreid.data.loader import Augment, make_loader
 from nextreid.data.transforms import EvalTransform
-from nextreid.models import ReIDModel
+from nextreid.models import ReIDModel, as_reid_model
 
-from .ablations import has_captions, hide_modalities
+from .ablations import Condition, has_captions
 from .distributed import all_gather, is_main, rank, world_size
+
+_TEXT_LOCK = threading.Lock()  # a text tower keeps what it encoded in a table that two threads must not fill at once
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How samples are embedded; evaluation, extraction and their like pass it on as one value.
+
+    Attributes:
+        batch_size: Samples of a forward pass.
+        workers: Processes that load images.
+        device: Where to compute; None stays where the model is, otherwise the model moves there.
+        progress: Whether to show a progress bar.
+        cache: Where the images are read from, instead of their files.
+        augment: Where they are normalised, in the loading processes or on the device; the values are the same.
+        embedding: Which of the vectors that ``model.embeddings`` names; None for the default.
+        after_neck: Whether the classified vectors are taken behind their batch-norm necks. In an evaluation the
+            protocol's ``feature`` may say so too.
+
+    Raises:
+        ValueError: If ``batch_size`` is below 1.
+    """
+
+    batch_size: int = 64
+    workers: int = 0
+    device: torch.device | str | None = None
+    progress: bool = False
+    cache: ImageCache | None = None
+    augment: Augment = "cpu"
+    embedding: str | None = None
+    after_neck: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 def embed_samples(
-    model: ReIDModel,
+    model: nn.Module,
     samples: Sequence[Sample],
-    *,
-    text: bool = True,
-    missing: Sequence[str] = (),
-    after_neck: bool = False,
-    batch_size: int = 64,
-    device: torch.device | str | None = None,
-    workers: int = 0,
-    progress: bool = False,
-    store: ImageCache | None = None,
-    augment: Augment = "cpu",
-) -> tuple[Tensor, list[str]]:
+    condition: Condition = Condition(),
+    options: EmbedOptions = EmbedOptions(),
+) -> Tensor:
     """Embed samples in their order; the model is left in the mode it was in.
 
     Several processes (``torchrun``) share the batches, whose composition stays, and each returns all embeddings, equal
     to the bit to those of one process that computes with as many threads.
 
     Args:
-        model: A model of the zoo.
+        model: A model of the zoo, or a module that `nextreid.adapt` takes.
         samples: Any number of samples with images in the order of ``model.modalities``.
-        text: Whether captions are read, where there are some.
-        missing: Modalities to hide.
-        after_neck: Whether the embedding is taken after the batch-norm neck.
-        batch_size: Samples of a forward pass.
-        device: Where to compute; None stays where the model is, otherwise the model moves there.
-        workers: Processes that load images.
-        progress: Whether to show a progress bar.
-        store: Where the images are read from, instead of their files.
-        augment: Where they are normalised, in the loading processes or on the device; the numbers are the same.
+        condition: What is shown of them.
+        options: How they are embedded.
 
     Returns:
-        Embeddings ``(n, F)``, float32, on the CPU, not normalised, and the samples' keys.
+        Embeddings ``(n, F)``, float32, on the CPU, not normalised.
 
     Raises:
         ValueError: There is no sample, a sample has no image, or an image cannot be read.
     """
     if not samples:
         raise ValueError("there is no sample to embed")
-    visible = hide_modalities(samples, model.modalities, missing)
-    (embeddings,) = embed_subsets(
-        model,
-        visible,
-        [model.modalities],
-        text=text,
-        after_neck=after_neck,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        progress=progress,
-        store=store,
-        augment=augment,
-    )
-    return embeddings, [sample.key for sample in samples]
+    model = as_reid_model(model)
+    check_visible(samples, model.modalities, condition)
+    return embed_conditions(model, samples, [condition], options)[0]
 
 
-def embed_subsets(
-    model: ReIDModel,
-    samples: Sequence[Sample],
-    subsets: Sequence[Sequence[str]],
-    *,
-    text: bool = True,
-    after_neck: bool = False,
-    batch_size: int = 64,
-    device: torch.device | str | None = None,
-    workers: int = 0,
-    progress: bool = False,
-    store: ImageCache | None = None,
-    augment: Augment = "cpu",
+def embed_conditions(
+    model: nn.Module, samples: Sequence[Sample], conditions: Sequence[Condition], options: EmbedOptions = EmbedOptions()
 ) -> list[Tensor]:
-    """Embed samples once for each subset of the modalities; every image is decoded once.
+    """Embed samples under several conditions; every image is decoded and passes the image tower once.
 
-    A sample that has nothing to show under a subset gets a row that means nothing.
-
-    Args:
-        model: See `embed_samples`.
-        samples: See `embed_samples`.
-        subsets: For each result the names of the modalities that are shown.
-        text: See `embed_samples`.
-        after_neck: See `embed_samples`.
-        batch_size: See `embed_samples`.
-        device: See `embed_samples`.
-        workers: See `embed_samples`.
-        progress: See `embed_samples`.
-        store: See `embed_samples`.
-        augment: See `embed_samples`.
+    A sample of which a condition shows no image gets a row that means nothing. For arguments see `embed_samples`.
 
     Returns:
-        For each subset the embeddings ``(n, F)``, float32, on the CPU, not normalised.
+        For each condition the embeddings ``(n, F)``, float32, on the CPU, not normalised.
     """
-    text = text and model.uses_text and has_captions(samples)
-    device = move_to_device(model, device)
+    model = as_reid_model(model)
+    device = move_to_device(model, options.device)
     transform = eval_transform(model)
-    own = _own_rows(len(samples), batch_size, rank())
-    parts: list[list[Tensor]] = [[torch.empty(0, model.num_features)] for _ in subsets]
-    if own:
+    resolved = [replace(c, text=reads_text(model, samples, c)) for c in conditions]
+    mine = _shared_rows(len(samples), options.batch_size, rank())
+    parts: list[list[Tensor]] = [[torch.empty(0, embedding_width(model, options))] for _ in conditions]
+    if mine:
+        shown = [any(column) for column in zip(*(c.shows(model.modalities) for c in conditions), strict=True)]
         loader = make_loader(
-            [samples[row] for row in own],
+            [_decoded(samples[row], shown) for row in mine],
             transform,
             model.modalities,
-            batch_size=batch_size,
-            workers=workers,
+            batch_size=options.batch_size,
+            workers=options.workers,
             pin_memory=device.type == "cuda",
-            store=store,
-            augment=augment,
+            store=options.cache,
+            augment=options.augment,
         )
-        bar = tqdm(loader, desc="embed", unit="batch", leave=False, disable=not (progress and is_main()))
-        with torch.no_grad(), _evaluating(model), bar:
+        bar = tqdm(loader, desc="embed", unit="batch", leave=False, disable=not (options.progress and is_main()))
+        with evaluating(model), bar:
             for batch in bar:
                 batch = batch.to(device)
-                if augment == "device":
+                if options.augment == "device":
                     batch = augment_batch(batch, transform)
-                for part, subset in zip(parts, subsets, strict=True):
-                    part.append(_forward(model, batch, subset, text, after_neck).float().cpu())
+                for part, rows in zip(parts, embed_batch(model, batch, resolved, options), strict=True):
+                    part.append(rows)
     keep_texts(model)
-    return [_joined(torch.cat(part), len(samples), batch_size) for part in parts]
+    return [_joined(torch.cat(part), len(samples), options.batch_size) for part in parts]
+
+
+@torch.no_grad()
+def embed_batch(
+    model: ReIDModel, batch: Batch, conditions: Sequence[Condition], options: EmbedOptions = EmbedOptions()
+) -> list[Tensor]:
+    """Embed one batch on the model's device: the image tower runs once, the rest once for each condition."""
+    encoded = model.encode_images(batch.images, batch.present, batch.camid)
+    vectors = []
+    for condition in conditions:
+        shows = condition.shows(model.modalities)
+        text = None
+        if condition.text:
+            captions = [[c if show else () for c, show in zip(row, shows, strict=True)] for row in batch.captions]
+            with _TEXT_LOCK:
+                text = model.prepare_text(captions)
+        present = batch.present & torch.tensor(shows, device=batch.present.device)
+        features = model.forward_tokens(encoded, text, present)
+        vectors.append(model.vector(features, options.embedding, options.after_neck).float().cpu())
+    return vectors
+
+
+def reads_text(model: ReIDModel, samples: Sequence[Sample], condition: Condition) -> bool:
+    """Whether captions reach the model: it reads them, the condition allows it, and it shows some."""
+    return condition.text and model.uses_text and has_captions(samples, condition.shows(model.modalities))
+
+
+def is_visible(sample: Sample, shows: Sequence[bool]) -> bool:
+    """Whether any image of a sample is shown."""
+    return any(show and image is not None for image, show in zip(sample.images, shows, strict=True))
+
+
+def check_visible(samples: Sequence[Sample], modalities: Sequence[str], condition: Condition) -> None:
+    """Raise ValueError if a condition shows no image of a sample."""
+    shows = condition.shows(modalities)
+    empty = [sample.key for sample in samples if not is_visible(sample, shows)]
+    if empty:
+        shown = ", ".join(map(repr, empty[:3])) + (" ..." if len(empty) > 3 else "")
+        hidden = ", ".join(condition.hidden(modalities))
+        once = f" once {hidden} is hidden" if hidden else ""
+        raise ValueError(f"{len(empty)} of {len(samples)} samples have no image{once}: {shown}; leave them out")
+
+
+def embedding_width(model: ReIDModel, options: EmbedOptions) -> int:
+    """Width F of the vectors that `embed_batch` gives."""
+    if options.after_neck:
+        return sum(model.head_widths)
+    return model.num_features if options.embedding is None else model.embeddings.get(options.embedding, 0)
 
 
 def keep_texts(model: ReIDModel) -> None:
-    """Write the text table of a model to the file that was opened for it, if one was."""
+    """Write the text features of a model to the file that was opened for them, if one was."""
     if model.text_tower is not None:
         model.text_tower.save_cache()
 
@@ -148,48 +184,16 @@ def eval_transform(model: ReIDModel) -> EvalTransform:
 
 
 def move_to_device(model: ReIDModel, device: torch.device | str | None) -> torch.device:
-    """AugmentParams the model to `device`, or find out where it is; return the device."""
+    """Move the model to `device`, or find out where it is; return the device."""
     if device is None:
         return next(model.parameters()).device
     model.to(device)
     return torch.device(device)
 
 
-def _forward(model: ReIDModel, batch: Batch, subset: Sequence[str], text: bool, after_neck: bool) -> Tensor:
-    shown = [modality in subset for modality in model.modalities]
-    captions = [[said if show else () for said, show in zip(row, shown, strict=True)] for row in batch.captions]
-    return model.embed(
-        batch.images,
-        text=captions if text else None,
-        present=batch.present & torch.tensor(shown, device=batch.present.device),
-        camid=batch.camid,
-        after_neck=after_neck,
-    )
-
-
-def _own_rows(count: int, batch_size: int, which: int) -> list[int]:
-    """Return the rows that a process embeds: every so manieth batch, cut as one process would cut them."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    starts = range(which * batch_size, count, world_size() * batch_size)
-    return [row for start in starts for row in range(start, min(start + batch_size, count))]
-
-
-def _joined(rows: Tensor, count: int, batch_size: int) -> Tensor:
-    if world_size() == 1:
-        return rows
-    places = [_own_rows(count, batch_size, which) for which in range(world_size())]
-    padded = rows.new_zeros(len(places[0]), rows.shape[1])  # the first has the most
-    padded[: len(rows)] = rows
-    everything = all_gather(padded).view(len(places), *padded.shape)
-    out = rows.new_empty(count, rows.shape[1])
-    for theirs, part in zip(places, everything, strict=True):
-        out[theirs] = part[: len(theirs)]
-    return out
-
-
 @contextmanager
-def _evaluating(model: ReIDModel) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode inside; every part gets its mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -198,3 +202,29 @@ def _evaluating(model: ReIDModel) -> Iterator[None]:
         # Not model.train(): a part that the user keeps in evaluation mode stays there.
         for module, mode in modes:
             module.training = mode
+
+
+def _decoded(sample: Sample, shown: Sequence[bool]) -> Sample:
+    """A sample without the images that no condition shows."""
+    if all(shown):
+        return sample
+    return replace(sample, images=tuple(image if s else None for image, s in zip(sample.images, shown, strict=True)))
+
+
+def _shared_rows(count: int, batch_size: int, process: int) -> list[int]:
+    """The rows that a process embeds: every n-th batch of n processes, cut as one process would cut them."""
+    starts = range(process * batch_size, count, world_size() * batch_size)
+    return [row for start in starts for row in range(start, min(start + batch_size, count))]
+
+
+def _joined(rows: Tensor, count: int, batch_size: int) -> Tensor:
+    if world_size() == 1:
+        return rows
+    places = [_shared_rows(count, batch_size, process) for process in range(world_size())]
+    padded = rows.new_zeros(len(places[0]), rows.shape[1])  # the first has the most
+    padded[: len(rows)] = rows
+    everything = all_gather(padded).view(len(places), *padded.shape)
+    out = rows.new_empty(count, rows.shape[1])
+    for theirs, part in zip(places, everything, strict=True):
+        out[theirs] = part[: len(theirs)]
+    return out

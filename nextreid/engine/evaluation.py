@@ -1,41 +1,45 @@
-"""A dataset to its numbers under a protocol."""
+"""A dataset to its metrics under a protocol: with captions and without, with any of its modalities."""
 
+import itertools
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextreid.data import ReIDDataset, Sample
 from nextreid.data.image import OnError
-from nextreid.models import ReIDModel
+from nextreid.models import ReIDModel, as_reid_model
 from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, get_protocol, rank
 
 from . import distributed
-from .ablations import has_captions, hide_modalities
-from .embedding import embed_samples
-from .provenance import refuse_trained_on
+from .ablations import Condition, hide_modalities
+from .embedding import EmbedOptions, check_visible, embed_conditions, is_visible, reads_text
+from .provenance import reject_trained_on
+
+_logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EvaluationReport:
     """A retrieval result together with what it was measured on.
 
     Attributes:
-        result: The numbers of every query and the protocol.
+        result: The metrics of every query and the protocol.
         text: Whether captions were read; False when none exist or the model reads none.
-        missing: Modalities that were hidden on both sides.
+        missing: Modalities that were hidden from query and gallery.
         samples: Embeddings that were ranked: a sample counts once for each set of modalities that it shows.
-        seconds: Duration of embedding and ranking.
+        seconds: Duration of ranking, and of embedding as far as it was for this report.
         dataset: Name of the dataset.
         digest: Its fingerprint; None if it was not taken.
-        trained_on: What the weights were trained on, as their checkpoint tells; None if it does not.
+        trained_on: What the weights were trained on, as their checkpoint records; None if it does not.
         left_out: Queries and gallery entries that show none of the modalities and were not ranked; only in a matrix.
         averaged: Whether the modalities' parts of the embeddings were averaged (`average_modalities`): so where the
             protocol shows other modalities in the query than in the gallery.
+        embedding: Which of the model's named embeddings was ranked; None for the default.
     """
 
     result: RetrievalResult
@@ -48,6 +52,14 @@ class EvaluationReport:
     trained_on: dict[str, Any] | None = None
     left_out: int = 0
     averaged: bool = False
+    embedding: str | None = None
+
+    def __repr__(self) -> str:
+        row = self.to_dict()
+        return (
+            f"EvaluationReport({self.dataset}, protocol {row['protocol']}: mAP {self.result.mAP:.4f}, rank-1 "
+            f"{row['rank-1']:.4f}; text={self.text}, missing={self.missing}, samples={self.samples})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat dict for JSON: the result's entries, then the conditions."""
@@ -59,13 +71,18 @@ class EvaluationReport:
             "seconds": round(self.seconds, 3),
             "dataset": self.dataset,
         }
-        told = {"digest": self.digest, "trained_on": self.trained_on, "left_out": self.left_out or None}
-        told["averaged"] = self.averaged or None
-        return {**row, **{name: value for name, value in told.items() if value is not None}}
+        more = {
+            "digest": self.digest,
+            "trained_on": self.trained_on,
+            "left_out": self.left_out or None,
+            "averaged": self.averaged or None,
+            "embedding": self.embedding,
+        }
+        return {**row, **{name: value for name, value in more.items() if value is not None}}
 
 
 def evaluate(
-    model: ReIDModel,
+    model: nn.Module,
     dataset: ReIDDataset,
     *,
     protocol: str | Protocol | None = None,
@@ -74,32 +91,25 @@ def evaluate(
     rerank: Rerank | None = None,
     on_error: OnError = "raise",
     allow_leak: bool = False,
-    batch_size: int = 64,
-    device: torch.device | str | None = None,
-    workers: int = 0,
-    progress: bool = False,
+    options: EmbedOptions = EmbedOptions(),
 ) -> EvaluationReport:
-    """Rank the gallery for every query and measure it.
+    """Rank the gallery for every query and compute the metrics.
 
-    Query and gallery show the modalities that the protocol gives to their side; where these differ, the modalities'
-    parts of each embedding are averaged first. A sample that is in both splits is
-    embedded once, or once for each set of modalities that it shows. Embeddings are float32 whatever the training used.
-    Several processes (``torchrun``) share the work, and all return the same report.
+    Query and gallery show the modalities that the protocol gives to them; where these differ, the modalities' parts of
+    each embedding are averaged first. A sample that is in both splits passes the image tower once. Embeddings are
+    float32 whatever the training used. Several processes (``torchrun``) share the work, and all return the same report.
 
     Args:
-        model: A model of the zoo; its modalities must be the dataset's.
+        model: A model of the zoo, or a module that `nextreid.adapt` takes; its modalities must be the dataset's.
         dataset: Query and gallery come from here.
         protocol: A name, such as ``"camera"`` or ``"camera:tir>rgb"``, or a protocol; None takes the dataset's own.
         text: Whether captions are read, where the model reads captions and the dataset has some.
-        missing: Modalities to hide on both sides, images and captions both.
+        missing: Modalities to hide from query and gallery, images and captions both.
         rerank: Rank by k-reciprocal neighbours; None by the distance itself.
         on_error: What to do about images that cannot be read: ``"raise"`` at the first one, or look at all before
             and ``"skip"`` their samples or ``"mask"`` those modalities.
         allow_leak: Whether to go on when the weights were trained on identities of this test set.
-        batch_size: Samples of a forward pass.
-        device: Where to compute; None stays where the model is, otherwise the model moves there.
-        workers: Processes that load images.
-        progress: Whether to show a progress bar.
+        options: Batch size, device, loading processes, the model's embedding.
 
     Returns:
         The result and its conditions.
@@ -109,102 +119,120 @@ def evaluate(
             has none to show, the modalities differ, one key names two different samples, or the weights have seen the
             test identities.
     """
-    refuse_trained_on(model, dataset, allow_leak)
-    dataset = drop_unreadable(dataset, on_error)
-    report = measure(
+    condition = hide_modalities(dataset.modalities, missing, text)
+    return evaluate_conditions(
         model,
         dataset,
+        [condition],
         protocol=protocol,
-        text=text,
-        missing=missing,
         rerank=rerank,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        progress=progress,
-    )
-    return replace(report, digest=distributed.on_main(dataset.digest), trained_on=model.pretrained_cfg.trained_on)
+        on_error=on_error,
+        allow_leak=allow_leak,
+        options=options,
+    )[0]
+
+
+def evaluate_conditions(
+    model: nn.Module,
+    dataset: ReIDDataset,
+    conditions: Sequence[Condition],
+    *,
+    protocol: str | Protocol | None = None,
+    rerank: Rerank | None = None,
+    on_error: OnError = "raise",
+    allow_leak: bool = False,
+    options: EmbedOptions = EmbedOptions(),
+) -> list[EvaluationReport]:
+    """Evaluate under several conditions, such as with captions and without; images are read and encoded once.
+
+    Arguments and errors are those of `evaluate`, with ``conditions`` in the place of ``text`` and ``missing``.
+
+    Returns:
+        The report of each condition.
+    """
+    model = as_reid_model(model)
+    dataset = _checked(model, dataset, on_error, allow_leak)
+    return _with_provenance(measure(model, dataset, conditions, options, protocol, rerank), model, dataset)
+
+
+def modality_matrix(
+    model: nn.Module,
+    dataset: ReIDDataset,
+    *,
+    protocol: str | Protocol | None = None,
+    cross: bool = False,
+    text: bool | Sequence[bool] = True,
+    rerank: Rerank | None = None,
+    on_error: OnError = "raise",
+    allow_leak: bool = False,
+    options: EmbedOptions = EmbedOptions(),
+) -> list[EvaluationReport]:
+    """Evaluate with every non-empty subset of the modalities; images are read and encoded once.
+
+    A sample that shows nothing under a subset is left out of that cell, which says how many were; a cell without
+    queries or gallery is left out whole. Arguments that are not listed are those of `evaluate`.
+
+    Args:
+        model: See `evaluate`.
+        dataset: See `evaluate`.
+        protocol: See `evaluate`; one without modalities of its own.
+        cross: Whether every subset as query meets every subset as gallery (49 cells for three modalities), instead of
+            query and gallery showing the same (7 cells).
+        text: Whether captions are read; ``(True, False)`` gives the matrix with them and then without.
+        rerank: See `evaluate`.
+        on_error: See `evaluate`.
+        allow_leak: See `evaluate`.
+        options: See `evaluate`.
+
+    Returns:
+        One report a cell, query subsets outermost. A cell with equal subsets reports what `evaluate` does with
+        ``missing``; with `cross`, every cell has its own protocol, such as ``"camera:tir>rgb+nir"``, and those with
+        different subsets compare the mean of the modalities' parts.
+
+    Raises:
+        ValueError: As `evaluate`, or the protocol fixes already which modalities are shown.
+    """
+    model = as_reid_model(model)
+    rule = get_protocol(protocol or dataset.protocol)
+    if rule.query_modalities is not None or rule.gallery_modalities is not None:
+        raise ValueError(
+            f"protocol {rule.name!r} fixes the modalities of query and gallery; a matrix of all subsets takes one "
+            f"without, such as {rule.name.partition(':')[0]!r}"
+        )
+    dataset = _checked(model, dataset, on_error, allow_leak)
+    shown = subsets(dataset.modalities)
+    cells = []
+    for reads in [text] if isinstance(text, bool) else text:
+        for of_query, of_gallery in itertools.product(shown, shown) if cross else zip(shown, shown, strict=True):
+            name = f"{rule.name}:{'+'.join(of_query)}>{'+'.join(of_gallery)}"
+            own = replace(rule, name=name, query_modalities=of_query, gallery_modalities=of_gallery) if cross else rule
+            hidden = () if cross else Condition(reads, of_query).hidden(dataset.modalities)
+            cells.append(_Cell(own, (Condition(reads, of_query), Condition(reads, of_gallery)), hidden, name))
+    return _with_provenance(_measure_cells(model, dataset, cells, rerank, options), model, dataset)
+
+
+def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the non-empty subsets, small ones first: seven for three modalities."""
+    sizes = range(1, len(modalities) + 1)
+    return [subset for size in sizes for subset in itertools.combinations(modalities, size)]
 
 
 def measure(
     model: ReIDModel,
     dataset: ReIDDataset,
-    *,
+    conditions: Sequence[Condition],
+    options: EmbedOptions,
     protocol: str | Protocol | None = None,
-    text: bool = True,
-    missing: Sequence[str] = (),
     rerank: Rerank | None = None,
-    **embedding: Any,
-) -> EvaluationReport:
-    """Do what `evaluate` does without looking at where the weights and the data come from; for training's own use."""
+) -> list[EvaluationReport]:
+    """Do what `evaluate_conditions` does without a look at where weights and data come from; for training's own use."""
     rule = get_protocol(protocol or dataset.protocol)
     check_modalities(model, dataset)
-    check_splits(dataset)
-    start = time.perf_counter()
-    query, gallery = (
-        hide_modalities(split, dataset.modalities, hidden)
-        for split, hidden in zip(
-            (dataset.query, dataset.gallery), hidden_by_side(rule, dataset.modalities, missing), strict=True
-        )
-    )
-    views, rows = _views(query, gallery)
-    text = text and model.uses_text and has_captions(views)
-    after_neck = rule.feature == "after_neck"
-    embeddings, _ = embed_samples(model, views, text=text, after_neck=after_neck, **embedding)
-    averaged = averages_modalities(rule)
-    if averaged:
-        embeddings = model.average_modalities(embeddings)
-    result = rank_splits(embeddings[rows[0]], embeddings[rows[1]], query, gallery, rule, rerank)
-    seconds = time.perf_counter() - start
-    return EvaluationReport(result, text, tuple(missing), len(views), seconds, dataset.name, averaged=averaged)
-
-
-def rank_splits(
-    query_emb: Tensor,
-    gallery_emb: Tensor,
-    query: Sequence[Sample],
-    gallery: Sequence[Sample],
-    rule: Protocol,
-    rerank: Rerank | None = None,
-) -> RetrievalResult:
-    """Rank, several processes a share of the queries each; see `nextreid.retrieval.rank`."""
-    result = rank(
-        query_emb,
-        gallery_emb,
-        identities(query),
-        identities(gallery),
-        rule,
-        query_keys=[sample.key for sample in query],
-        gallery_keys=[sample.key for sample in gallery],
-        rerank=rerank,
-        part=(distributed.rank(), distributed.world_size()) if distributed.world_size() > 1 else None,
-    )
-    return RetrievalResult.concat(distributed.all_gather_objects([result])) if distributed.world_size() > 1 else result
-
-
-def averages_modalities(rule: Protocol) -> bool:
-    """Whether the sides show different modalities, and so are compared by the mean of their modalities' parts.
-
-    Raises:
-        ValueError: The protocol compares such sides behind the neck, where absent parts are no longer zero.
-    """
-    if rule.query_modalities == rule.gallery_modalities:
-        return False
-    if rule.feature == "after_neck":
-        raise ValueError(
-            f"protocol {rule.name!r} compares different modalities behind the neck, where an absent modality leaves "
-            'its mark; take feature="before_neck"'
-        )
-    return True
-
-
-def identities(samples: Sequence[Sample]) -> Identities:
-    """Return the samples' ids as the arrays that retrieval takes."""
-    pid, camid, sceneid = (
-        np.array([getattr(sample, field) for sample in samples], dtype=np.int64)
-        for field in ("pid", "camid", "sceneid")
-    )
-    return Identities(pid, camid, sceneid)
+    cells = [
+        _Cell(rule, _of_query_and_gallery(rule, dataset.modalities, condition), condition.hidden(dataset.modalities))
+        for condition in conditions
+    ]
+    return _measure_cells(model, dataset, cells, rerank, options)
 
 
 def check_modalities(model: ReIDModel, dataset: ReIDDataset) -> None:
@@ -217,7 +245,145 @@ def check_modalities(model: ReIDModel, dataset: ReIDDataset) -> None:
         )
 
 
-def check_splits(dataset: ReIDDataset) -> None:
+def identities(samples: Sequence[Sample]) -> Identities:
+    """Return the samples' ids as the arrays that retrieval takes."""
+    pid, camid, sceneid = (
+        np.array([getattr(sample, field) for sample in samples], dtype=np.int64)
+        for field in ("pid", "camid", "sceneid")
+    )
+    return Identities(pid, camid, sceneid)
+
+
+class _Cell(NamedTuple):
+    """One report to be: a protocol and what query and gallery show; a name where samples may be left out."""
+
+    rule: Protocol
+    shown: Sequence[Condition]
+    missing: tuple[str, ...]
+    name: str | None = None
+
+
+def _measure_cells(
+    model: ReIDModel, dataset: ReIDDataset, cells: Sequence[_Cell], rerank: Rerank | None, options: EmbedOptions
+) -> list[EvaluationReport]:
+    _check_splits(dataset)
+    start = time.perf_counter()
+    splits = (dataset.query, dataset.gallery)
+    for cell in cells:
+        for split, condition in zip(splits, cell.shown, strict=True):
+            if cell.name is None:
+                check_visible(split, dataset.modalities, condition)
+    if cells[0].rule.feature == "after_neck":
+        options = replace(options, after_neck=True)
+    averaged = [_averages_modalities(cell.rule, options) for cell in cells]
+    # A sample of both splits is one, unless only its captions differ.
+    rows: dict[tuple[str, tuple[tuple[str, ...], ...]], int] = {}
+    samples: list[Sample] = []
+    for sample in (*dataset.query, *dataset.gallery):
+        if rows.setdefault((sample.key, sample.captions), len(samples)) == len(samples):
+            samples.append(sample)
+    conditions = list(dict.fromkeys(condition for cell in cells for condition in cell.shown))
+    embedded = dict(zip(conditions, embed_conditions(model, samples, conditions, options), strict=True))
+    text = {condition: reads_text(model, samples, condition) for condition in conditions}
+    share = (time.perf_counter() - start) / len(cells)
+    reports = []
+    for cell, average in zip(cells, averaged, strict=True):
+        start = time.perf_counter()
+        ranked, embeddings, views = [], [], set()
+        for split, condition in zip(splits, cell.shown, strict=True):
+            shows = condition.shows(dataset.modalities)
+            ranked.append([sample for sample in split if is_visible(sample, shows)])
+            places = [rows[sample.key, sample.captions] for sample in ranked[-1]]
+            vectors = embedded[condition][places]
+            embeddings.append(model.average_modalities(vectors) if average else vectors)
+            shown = [tuple(s and i is not None for s, i in zip(shows, x.images, strict=True)) for x in ranked[-1]]
+            views |= set(zip(places, shown, strict=True))
+        if not all(ranked):
+            _logger.warning("%s is left out: no sample of query or gallery shows these modalities", cell.name)
+            continue
+        report = EvaluationReport(
+            _rank(embeddings, ranked, cell.rule, rerank),
+            any(text[condition] for condition in cell.shown),
+            cell.missing,
+            len(views),
+            share + time.perf_counter() - start,
+            dataset.name,
+            left_out=len(dataset.query) + len(dataset.gallery) - sum(map(len, ranked)),
+            averaged=average,
+            embedding=options.embedding,
+        )
+        reports.append(report)
+    return reports
+
+
+def _rank(
+    embeddings: Sequence[Tensor], samples: Sequence[Sequence[Sample]], rule: Protocol, rerank: Rerank | None
+) -> RetrievalResult:
+    """Rank, several processes a share of the queries each; see `nextreid.retrieval.rank`."""
+    query, gallery = samples
+    several = distributed.world_size() > 1
+    result = rank(
+        embeddings[0],
+        embeddings[1],
+        identities(query),
+        identities(gallery),
+        rule,
+        query_keys=[sample.key for sample in query],
+        gallery_keys=[sample.key for sample in gallery],
+        rerank=rerank,
+        part=(distributed.rank(), distributed.world_size()) if several else None,
+    )
+    return RetrievalResult.concat(distributed.all_gather_objects([result])) if several else result
+
+
+def _averages_modalities(rule: Protocol, options: EmbedOptions) -> bool:
+    """Whether query and gallery show different modalities, and so are compared by the mean of their parts."""
+    if rule.query_modalities == rule.gallery_modalities:
+        return False
+    if options.after_neck:
+        raise ValueError(
+            f"protocol {rule.name!r} compares different modalities behind the neck, where an absent modality leaves "
+            'its mark; take feature="before_neck"'
+        )
+    return True
+
+
+def _of_query_and_gallery(rule: Protocol, modalities: Sequence[str], condition: Condition) -> list[Condition]:
+    """What query and gallery show when the protocol and the condition are both kept.
+
+    Raises:
+        ValueError: The protocol shows a modality that is not one of `modalities`, or nothing is left to show.
+    """
+    allowed = [m for m, shown in zip(modalities, condition.shows(modalities), strict=True) if shown]
+    conditions = []
+    for split, shown in (("query", rule.query_modalities), ("gallery", rule.gallery_modalities)):
+        if unknown := sorted(set(shown or ()) - set(modalities)):
+            raise ValueError(
+                f"protocol {rule.name!r} shows {', '.join(map(repr, unknown))} in the {split}; the dataset has: "
+                f"{', '.join(modalities)}"
+            )
+        left = tuple(m for m in allowed if shown is None or m in shown)
+        if not left:
+            raise ValueError(
+                f"protocol {rule.name!r} shows {', '.join(shown or ())} in the {split}, and without "
+                f"{', '.join(condition.hidden(modalities))} nothing is left of it"
+            )
+        conditions.append(replace(condition, modalities=left))
+    return conditions
+
+
+def _checked(model: ReIDModel, dataset: ReIDDataset, on_error: OnError, allow_leak: bool) -> ReIDDataset:
+    reject_trained_on(model, dataset, allow_leak)
+    check_modalities(model, dataset)
+    return dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
+
+
+def _with_provenance(reports: list[EvaluationReport], model: ReIDModel, dataset: ReIDDataset) -> list[EvaluationReport]:
+    digest = distributed.on_main(dataset.digest)
+    return [replace(report, digest=digest, trained_on=model.pretrained_cfg.trained_on) for report in reports]
+
+
+def _check_splits(dataset: ReIDDataset) -> None:
     """Raise ValueError if query or gallery is empty, or if one key names two different samples of them."""
     for split in ("query", "gallery"):
         if not getattr(dataset, split):
@@ -229,62 +395,11 @@ def check_splits(dataset: ReIDDataset) -> None:
             raise ValueError(f"key {sample.key!r} names two different samples of query and gallery; make keys unique")
 
 
-def drop_unreadable(dataset: ReIDDataset, on_error: OnError) -> ReIDDataset:
-    """Apply a policy for unreadable images; ``"raise"`` looks at none, loading does."""
-    return dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
-
-
-def hidden_by_side(rule: Protocol, modalities: Sequence[str], missing: Sequence[str]) -> list[list[str]]:
-    """Return the modalities that are hidden in the query and in the gallery.
-
-    Raises:
-        ValueError: The protocol shows a modality that is none of `modalities`, or nothing is left to show.
-    """
-    sides = []
-    for side, shown in (("query", rule.query_modalities), ("gallery", rule.gallery_modalities)):
-        unknown = sorted(set(shown or ()) - set(modalities))
-        if unknown:
-            raise ValueError(
-                f"protocol {rule.name!r} shows {', '.join(map(repr, unknown))} on its {side} side; the dataset has: "
-                f"{', '.join(modalities)}"
-            )
-        outside = [m for m in modalities if shown is not None and m not in shown]
-        hidden = [*missing, *(m for m in outside if m not in missing)]
-        if outside and set(hidden) >= set(modalities):
-            raise ValueError(
-                f"protocol {rule.name!r} shows {', '.join(shown or ())} on its {side} side, and without "
-                f"{', '.join(missing)} nothing is left of it"
-            )
-        sides.append(hidden)
-    return sides
-
-
-def _views(*sides: Sequence[Sample]) -> tuple[list[Sample], list[list[int]]]:
-    """Return the distinct samples of the sides, told apart by key and by what they show, and each side's rows."""
-    places: dict[tuple[Any, ...], int] = {}
-    views: list[Sample] = []
-    rows: list[list[int]] = []
-    for side in sides:
-        rows.append([])
-        for sample in side:
-            shows = (
-                sample.key,
-                tuple(image is not None for image in sample.images),
-                tuple(map(bool, sample.captions)),
-            )
-            if shows not in places:
-                places[shows] = len(views)
-                views.append(sample)
-            rows[-1].append(places[shows])
-    return views, rows
-
-
 def _same(a: Sample, b: Sample) -> bool:
+    def same_image(a: object, b: object) -> bool:
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+            return np.array_equal(a, b)
+        return type(a) is type(b) and a == b
+
     ids = (a.pid, a.camid, a.sceneid) == (b.pid, b.camid, b.sceneid)
-    return ids and len(a.images) == len(b.images) and all(map(_same_image, a.images, b.images))
-
-
-def _same_image(a: object, b: object) -> bool:
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
-        return np.array_equal(a, b)
-    return type(a) is type(b) and a == b
+    return ids and len(a.images) == len(b.images) and all(map(same_image, a.images, b.images))

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from nextreid._files import write_whole
 from nextreid.data import Sample
 from nextreid.data.loader import make_loader
-from nextreid.models import ReIDModel
+from nextreid.models import ReIDModel, as_reid_model
 from nextreid.ops import use_backend
 from nextreid.version import __version__
 
-from .ablations import hide_modalities
-from .embedding import eval_transform
+from .ablations import Condition
+from .embedding import check_visible, eval_transform
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ METADATA = "nextreid.json"  # the member of a .pt2 archive
 MAX_BATCH = 4096
 MIN_COSINE = MIN_AGREEMENT = 0.999
 _SIZES = (1, 2, 7)
-_MADE_UP = 24
+_SYNTHETIC = 24
 _MOST = 128  # samples of the check: for each of them all pairs of the others are compared
 _APART = 1e-4  # two cosines nearer to each other than this have no order
 
@@ -63,7 +63,7 @@ class ExportReport:
 
 
 def export(
-    model: ReIDModel,
+    model: nn.Module,
     out: str | Path,
     format: str = "onnx",
     *,
@@ -75,12 +75,13 @@ def export(
     """Write a model's embedding as one file, if the file computes what the model does.
 
     The file's inputs are ``images`` ``(B, M, 3, H, W)`` float32, normalised as its metadata says; ``present``
-    ``(B, M)`` bool; and ``text`` ``(B, M, D)``, the features that ``model.encode_text`` gives, zero for an absent
-    caption. Its output is ``embedding`` ``(B, F)``. B is free, 1 included. Cameras are taken as unknown.
+    ``(B, M)`` bool; and ``text``, what ``model.prepare_text`` gives, such as ``(B, M, D)``, zero for an absent caption.
+    Its output is ``embedding`` ``(B, F)``. B is free, 1 included. Cameras are taken as unknown.
 
     Args:
-        model: A model of the zoo; it is left as it is. The file computes in float32.
-        out: File to write, by custom ``.onnx`` or ``.pt2``.
+        model: A model of the zoo, or a module that `nextreid.adapt` takes; it is left as it is. The file computes in
+            float32.
+        out: File to write, by convention ``.onnx`` or ``.pt2``.
         format: ``"onnx"``, or ``"torch_export"`` for ``torch.export.load``.
         text: Whether the file has the input ``text``; without it no sample has a caption. None for whether the model
             reads captions.
@@ -97,6 +98,7 @@ def export(
         ValueError: If the format is unknown, ``text`` is asked of a model that reads none, the model cannot be traced,
             or the file does not compute what the model does: then none is left.
     """
+    model = as_reid_model(model)
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; allowed: {', '.join(FORMATS)}")
     if text and not model.uses_text:
@@ -110,7 +112,7 @@ def export(
             _package(package)
     module = _Embedding(model, normalize)
     text = model.uses_text if text is None else text
-    synthetic = _made_up(model, text)
+    synthetic = _synthetic(model, text)
     real = list(_batches(model, check[:_MOST], text))
     results: list[tuple[float, float]] = []
 
@@ -119,7 +121,7 @@ def export(
             write(_traced(module, synthetic[1]), temporary, _metadata(model, text, normalize))
         except OSError:
             raise
-        except Exception as error:  # tracers raise many kinds
+        except Exception as error:  # tracers raise errors of many types
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{model.pretrained_cfg.architecture} cannot be exported as {format}: {reason}") from error
         run = read(temporary)
@@ -138,13 +140,13 @@ class _Embedding(nn.Module):
     def __init__(self, model: ReIDModel, normalize: bool) -> None:
         super().__init__()
         bare = copy.copy(model)
-        bare._modules = {**model._modules, "text_tower": None, "neck": nn.Identity()}
+        bare._modules = {**model._modules, "text_tower": None, "necks": nn.ModuleList()}
         self.model = copy.deepcopy(bare).cpu().float().eval()
         self.normalize = normalize
         self.eval()
 
     def forward(self, images: Tensor, present: Tensor, text: Tensor | None = None) -> Tensor:
-        embedding = self.model.embed(images, text, present)
+        embedding = self.model.pool(self.model.forward_features(images, text, present))
         return F.normalize(embedding, dim=1) if self.normalize else embedding
 
 
@@ -211,41 +213,54 @@ def _metadata(model: ReIDModel, text: bool, normalize: bool) -> str:
     return json.dumps(facts)
 
 
-def _made_up(model: ReIDModel, text: bool) -> list[Inputs]:
-    """Batches of 1, 2, 7 and more samples, of which some lack modalities or captions."""
+def _synthetic(model: ReIDModel, text: bool) -> list[Inputs]:
+    """Batches of 1, 2, 7 and more samples, some without all modalities or captions."""
     generator = torch.Generator().manual_seed(0)
     count = len(model.modalities)
-    images = torch.randn(_MADE_UP, count, 3, *model.img_size, generator=generator)
-    present = torch.rand(_MADE_UP, count, generator=generator) < 0.7
+    images = torch.randn(_SYNTHETIC, count, 3, *model.img_size, generator=generator)
+    present = torch.rand(_SYNTHETIC, count, generator=generator) < 0.7
     present[:, 0] |= ~present.any(dim=1)
     inputs = {"images": images, "present": present}
     if text:
-        features = F.normalize(torch.randn(_MADE_UP, count, model.embed_dim, generator=generator), dim=-1)
-        inputs["text"] = features * (torch.rand(_MADE_UP, count, 1, generator=generator) < 0.8)
-    parts = [tensor.split([*_SIZES, _MADE_UP - sum(_SIZES)]) for tensor in inputs.values()]
+        shape = _text(model, [["A caption."] * count]).shape[1:]
+        features = F.normalize(torch.randn(_SYNTHETIC, *shape, generator=generator), dim=-1)
+        present_text = torch.rand(_SYNTHETIC, *shape[:-1], 1, generator=generator) < 0.8
+        inputs["text"] = features * present_text
+    parts = [tensor.split([*_SIZES, _SYNTHETIC - sum(_SIZES)]) for tensor in inputs.values()]
     return [dict(zip(inputs, rows, strict=True)) for rows in zip(*parts, strict=True)]
 
 
 def _batches(model: ReIDModel, samples: Sequence[Sample], text: bool) -> Iterator[Inputs]:
     if not samples:
         return
-    samples = hide_modalities(samples, model.modalities, ())  # refuses a sample without an image
+    check_visible(samples, model.modalities, Condition())
     for batch in make_loader(samples, eval_transform(model), model.modalities, batch_size=16):
         inputs = {"images": batch.images, "present": batch.present}
-        if text and model.text_tower is not None:
-            inputs["text"] = model.encode_text(batch.captions).float().cpu()
-        elif text:
-            inputs["text"] = torch.zeros(*batch.present.shape, model.embed_dim)
+        if text:
+            inputs["text"] = _text(model, batch.captions)
         yield inputs
 
 
+@torch.no_grad()
+def _text(model: ReIDModel, captions: Sequence[Any]) -> Tensor:
+    if model.text_tower is None and hasattr(model, "embed_dim"):  # its caption features are made elsewhere
+        return torch.zeros(len(captions), len(model.modalities), model.embed_dim)
+    text = model.prepare_text(captions)
+    assert text is not None  # as it reads captions
+    return text.float().cpu()
+
+
 def _compare(module: nn.Module, run: Runner, batches: Sequence[Inputs], name: str) -> tuple[float, float]:
-    """Return the lowest cosine and the share of like orders, or refuse."""
+    """Return the lowest cosine and the share of equal orders.
+
+    Raises:
+        ValueError: If one is too low or the file does not run.
+    """
     found = []
     for batch in batches:
         try:
             found.append(run(batch))
-        except Exception as error:  # runtimes raise many kinds
+        except Exception as error:  # runtimes raise errors of many types
             size, reason = len(batch["images"]), str(error).partition("\n")[0]
             raise ValueError(f"{name} was not written: it does not run on a batch of {size} ({reason})") from error
     with torch.no_grad():

@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
+from torch import nn
 
 from nextreid._files import write_csv, write_tensors
 from nextreid.data import Sample, drop_unreadable
 from nextreid.data.image import OnError
 from nextreid.data.manifest import read_manifest
 from nextreid.data.pattern import read_folder
-from nextreid.models import ReIDModel
+from nextreid.models import as_reid_model
 
-from .ablations import has_captions
+from .ablations import Condition
 from .distributed import on_main
-from .embedding import embed_samples
+from .embedding import EmbedOptions, embed_samples, reads_text
 
 _logger = logging.getLogger(__name__)
 
@@ -45,38 +45,30 @@ class Extraction:
 
 
 def extract(
-    model: ReIDModel,
+    model: nn.Module,
     source: Sequence[Sample] | str | Path,
     out: str | Path,
     *,
     text: bool = True,
     normalize: bool = True,
-    after_neck: bool = False,
     overwrite: bool = False,
     on_error: OnError = "raise",
-    batch_size: int = 64,
-    device: torch.device | str | None = None,
-    workers: int = 0,
-    progress: bool = False,
+    options: EmbedOptions = EmbedOptions(),
 ) -> Extraction:
-    """Embed anybody's images and write the embeddings with an index.
+    """Embed images and write the embeddings with an index.
 
     Several processes (``torchrun``) share the embedding, and the first writes.
 
     Args:
-        model: A model of the zoo.
+        model: A model of the zoo, or a module that `nextreid.adapt` takes.
         source: Samples, a manifest (CSV), or a folder with one folder of images for each modality.
         out: Folder to write ``embeddings.safetensors`` and ``index.csv`` into; made if there is none.
         text: Whether captions are read, where there are some and the model reads them.
         normalize: Whether each embedding has length 1; the header says so.
-        after_neck: Whether the embedding is taken after the batch-norm neck.
         overwrite: Whether embeddings that lie in `out` already may be replaced.
         on_error: What to do about images that cannot be read: ``"raise"`` at the first one, or look at all before
             and ``"skip"`` their samples or ``"mask"`` those modalities; what was done is logged.
-        batch_size: Samples of a forward pass.
-        device: Where to compute; None stays where the model is, otherwise the model moves there.
-        workers: Processes that load images.
-        progress: Whether to show a progress bar.
+        options: Batch size, device, loading processes, the model's embedding.
 
     Returns:
         The two files and the shape of what is in them.
@@ -86,7 +78,7 @@ def extract(
         FileExistsError: `out` has embeddings already and `overwrite` is False.
         ValueError: There is no sample, a sample has no image, an image cannot be read, or two samples share a key.
     """
-    folder = Path(out)
+    model, folder = as_reid_model(model), Path(out)
     if (folder / EMBEDDINGS).exists() and not overwrite:
         raise FileExistsError(
             f"{folder / EMBEDDINGS} exists; take another folder, or replace them (overwrite=True, --overwrite)"
@@ -100,23 +92,15 @@ def extract(
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"key {twice!r} names more than one sample; make keys unique")
-    text = text and model.uses_text and has_captions(samples)
-    embedding, _ = embed_samples(
-        model,
-        samples,
-        text=text,
-        after_neck=after_neck,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        progress=progress,
-    )
+    text = reads_text(model, samples, Condition(text))
+    embedding = embed_samples(model, samples, Condition(text), options)
     metadata = {
         "model": model.pretrained_cfg.architecture,
         "modalities": list(model.modalities),
         "text": text,
         "normalized": normalize,
-        "after_neck": after_neck,
+        "after_neck": options.after_neck,
+        **({"embedding": options.embedding} if options.embedding else {}),
         "samples": len(samples),
     }
     tensors = {"embedding": F.normalize(embedding, dim=1) if normalize else embedding}

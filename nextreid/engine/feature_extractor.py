@@ -1,8 +1,7 @@
-"""Anybody's images to vectors in one call: files, Pillow images, arrays and tensors."""
+"""Images to vectors in one call: files, Pillow images, arrays and tensors."""
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -12,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image as PILImage
 from PIL import ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from nextreid.data import Image, ImageFile, Sample, SampleDataset, collate, open_image, split_sentences
 from nextreid.data.image import Window, check_windows, through_window
-from nextreid.models import ReIDModel, create_model
+from nextreid.models import as_reid_model, create_model
 
-from .embedding import eval_transform
+from .ablations import Condition
+from .embedding import EmbedOptions, embed_batch, embedding_width, eval_transform
 
 ImageInput: TypeAlias = str | os.PathLike[str] | ImageFile | PILImage.Image | np.ndarray | Tensor
 Caption: TypeAlias = str | Sequence[str] | None
@@ -50,13 +50,14 @@ class FeatureExtractor:
     another could see, so that threads may share an extractor; give a model to one extractor only.
 
     Args:
-        model: A name or source that `create_model` takes, such as ``"local-dir:run/best"``, or a model. A model is
-            taken as it is, not copied: it is put into evaluation mode, and moved and cast if that is asked for.
+        model: A name or source that `create_model` takes, such as ``"local-dir:run/best"``, a model, or a module that
+            `nextreid.adapt` takes. A model is not copied: it is put into evaluation mode, and moved and cast on demand.
         device: Where to compute, such as ``"cuda"``; None stays where the model is, for a name the CPU.
         pretrained: Whether a name's weights are loaded; a model has its own.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, or torch's own, for the weights; None leaves them.
         normalize: Whether vectors have length 1; then ``a @ b`` is the cosine of two of them.
         batch_size: Samples of a forward pass.
+        embedding: Which of the vectors that ``model.embeddings`` names; None for the default.
         window: For images of more than 8 bits the raw values by modality that become black and white, as in
             ``{"tir": (7000, 9000)}``; see `ImageFile`. It holds for files.
 
@@ -71,19 +72,19 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        model: str | ReIDModel,
+        model: str | nn.Module,
         device: torch.device | str | None = None,
         *,
         pretrained: bool = True,
         dtype: torch.dtype | str | None = None,
         normalize: bool = True,
         batch_size: int = 64,
+        embedding: str | None = None,
         window: Mapping[str, Window] | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        kind = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-        if dtype is not None and kind not in _DTYPES.values():
+        self._options = EmbedOptions(batch_size, embedding=embedding)
+        torch_dtype = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        if dtype is not None and torch_dtype not in _DTYPES.values():
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
         if isinstance(model, str):
             model = create_model(model, pretrained=pretrained)
@@ -94,15 +95,17 @@ class FeatureExtractor:
                     "such as 'local-dir:run/best'",
                     weights.architecture,
                 )
-        self.model = model.to(device=device, dtype=kind).eval()
-        self.modalities = model.modalities
+        self.model = as_reid_model(model).to(device=device, dtype=torch_dtype).eval()
+        self.modalities = self.model.modalities
         if _CAPTIONS in self.modalities:
             raise ValueError(f"a modality cannot be named {_CAPTIONS!r} here; the modalities are {self.modalities}")
         self.normalize = normalize
-        self.batch_size = batch_size
         self._windows = check_windows(window, self.modalities)
-        self._transform = eval_transform(model)
-        self._encoding = threading.Lock()
+        self._transform = eval_transform(self.model)
+
+    def __repr__(self) -> str:
+        name, device = self.model.pretrained_cfg.architecture, next(self.model.parameters()).device
+        return f"FeatureExtractor({name}, {'+'.join(self.modalities)}, {self.model.num_features} numbers, {device})"
 
     def __call__(
         self, *given: Any, captions: Mapping[str, Caption] | None = None, **images: ImageInput | None
@@ -238,26 +241,21 @@ class FeatureExtractor:
         if model.training:
             raise ValueError("the model is in training mode: call model.eval() before features are extracted again")
         device = next(model.parameters()).device
-        parts = [torch.empty(0, model.num_features)]
-        for start in range(0, count, self.batch_size):
-            samples = [sample(number) for number in range(start, min(start + self.batch_size, count))]
+        size, condition = self._options.batch_size, Condition(text)
+        parts = [torch.empty(0, embedding_width(model, self._options))]
+        for start in range(0, count, size):
+            samples = [sample(number) for number in range(start, min(start + size, count))]
             dataset = SampleDataset(samples, self._transform, self.modalities)
             batch = collate([dataset[i] for i in range(len(samples))]).to(device)
-            with torch.no_grad():
-                said = self._encode_text(batch.captions) if text else None
-                rows = model.embed(batch.images, text=said, present=batch.present, camid=batch.camid)
-            parts.append(rows.float().cpu())
+            parts += embed_batch(model, batch, [condition], self._options)
         vectors = torch.cat(parts)
         if bad := (~vectors.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
             raise ValueError(
-                f"{len(bad)} of {count} vectors are not finite, first that of number {bad[0]}, in {rows.dtype}: "
-                "half precision may have overflowed, take bfloat16 or float32; else the weights are damaged"
+                f"{len(bad)} of {count} vectors are not finite, first that of number {bad[0]}, in "
+                f"{next(model.parameters()).dtype}: half precision may have overflowed, take bfloat16 or float32; else "
+                "the weights are damaged"
             )
         return F.normalize(vectors, dim=1) if self.normalize else vectors
-
-    def _encode_text(self, captions: list[list[tuple[str, ...]]]) -> Tensor:
-        with self._encoding:  # the text tower keeps what it encoded, in a table that two threads must not fill at once
-            return self.model.encode_text(captions)
 
     def _image(self, source: Any, modality: str, what: str) -> Image:
         """Turn an image as users give it into one as samples have it."""

@@ -3,52 +3,51 @@
 import math
 
 import torch
-from torch import nn
 
 from nextreid.models import ReIDModel
 
 from .recipe import Recipe
 
-_TOWER = "image_tower."
-
 
 def parameter_groups(model: ReIDModel, recipe: Recipe) -> list[dict]:
-    """Split the trainable parameters into the image tower and the new layers.
+    """Group the trainable parameters by their role in the model.
 
     Args:
-        model: Parameters whose name starts with ``image_tower.`` are the pretrained tower's; frozen ones
-            (``requires_grad`` False, such as the text tower's) are left out.
+        model: Its ``param_groups()`` names the roles; ``"tower"`` learns at ``lr_tower``, every other at ``lr_new``.
         recipe: With ``decay_all`` False, one-dimensional parameters and those that ``model.no_weight_decay()`` names
             are in groups of their own without weight decay.
 
     Returns:
-        Groups for a torch optimizer, two to four, in a fixed order; each has a ``name``, its full rate ``base_lr`` and
-        ``param_names`` in the order of ``params``.
+        Groups for a torch optimizer in a fixed order, one or two for each role; each has a ``name``, its full learning
+        rate ``base_lr``, and ``param_names`` in the order of ``params``.
 
     Raises:
         ValueError: No parameter is left to train.
     """
     spared = model.no_weight_decay()
-    named: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
-    rates = {"image_tower": recipe.lr_image_tower, "new": recipe.lr_new}
-    for name, parameter in model.named_parameters():
-        part = "image_tower" if name.startswith(_TOWER) else "new"
-        if parameter.requires_grad:
-            decays = recipe.decay_all or (parameter.ndim > 1 and name not in spared)
-            named.setdefault((part, decays), []).append((name, parameter))
-    if not named:
+    groups = []
+    for role, parameters in sorted(model.param_groups().items()):
+        for decays in (True, False):
+            members = {
+                name: parameter
+                for name, parameter in parameters.items()
+                if decays == (recipe.decay_all or (parameter.ndim > 1 and name not in spared))
+            }
+            lr = recipe.lr_tower if role == "tower" else recipe.lr_new
+            if members:
+                groups.append(
+                    {
+                        "name": role if decays else f"{role}.no_decay",
+                        "params": list(members.values()),
+                        "param_names": list(members),
+                        "weight_decay": recipe.weight_decay if decays else 0.0,
+                        "lr": lr,
+                        "base_lr": lr,
+                    }
+                )
+    if not groups:
         raise ValueError("no parameter to train: requires_grad is False for all of them")
-    return [
-        {
-            "name": part if decays else f"{part}.no_decay",
-            "params": [parameter for _, parameter in members],
-            "param_names": [name for name, _ in members],
-            "weight_decay": recipe.weight_decay if decays else 0.0,
-            "lr": rates[part],
-            "base_lr": rates[part],
-        }
-        for (part, decays), members in sorted(named.items(), key=lambda item: (item[0][0], not item[0][1]))
-    ]
+    return groups
 
 
 def build_optimizer(model: ReIDModel, recipe: Recipe) -> torch.optim.Optimizer:
@@ -60,10 +59,10 @@ def build_optimizer(model: ReIDModel, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def lr_factor(recipe: Recipe, epoch: int) -> float:
-    """Return what every group's rate is multiplied with in an epoch.
+    """Return the factor of every group's learning rate in an epoch.
 
-    The shape is the peers' (timm's cosine without a warm-up prefix): linear from ``warmup_start`` towards 1 while
-    ``epoch < warmup_epochs``, then the cosine over all epochs, which reaches ``floor`` in the last one.
+    The shape is that of related methods (timm's cosine without a warm-up prefix): linear from ``warmup_start`` towards
+    1 while ``epoch < warmup_epochs``, then the cosine over all epochs, which reaches ``floor`` in the last one.
 
     Args:
         recipe: Its ``schedule``, ``epochs``, ``warmup_epochs``, ``warmup_start`` and ``floor`` count.
@@ -77,7 +76,7 @@ def lr_factor(recipe: Recipe, epoch: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Set every group to its full rate times `factor`; return the rates by group name."""
+    """Set every group to its full learning rate times `factor`; return them by the groups' names."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return {group["name"]: group["lr"] for group in optimizer.param_groups}

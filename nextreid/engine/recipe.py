@@ -14,7 +14,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "epochs": (1, math.inf, True),
     "num_ids": (2, math.inf, True),
     "num_instances": (2, math.inf, True),
-    "lr_image_tower": (0, math.inf, False),
+    "lr_tower": (0, math.inf, False),
     "lr_new": (0, math.inf, False),
     "weight_decay": (0, math.inf, True),
     "beta1": (0, 1, True),
@@ -51,7 +51,7 @@ class Recipe:
         num_ids: P, identities of a batch (peers: batch 64 with 8 images each).
         num_instances: K, samples of each identity in a batch.
         optimizer: ``"adam"`` (the paper; weight decay is coupled) or ``"adamw"``.
-        lr_image_tower: Rate of the pretrained image tower (the paper: 3.5e-6). Frozen parameters are
+        lr_tower: Rate of the pretrained image tower (the paper: 3.5e-6). Frozen parameters are
             left out.
         lr_new: Rate of every other trainable layer (DeMo, MambaPro: 3.5e-4).
         weight_decay: The paper: 1e-4.
@@ -93,7 +93,7 @@ class Recipe:
     num_ids: int = 8
     num_instances: int = 8
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr_image_tower: float = 3.5e-6
+    lr_tower: float = 3.5e-6
     lr_new: float = 3.5e-4
     weight_decay: float = 1e-4
     decay_all: bool = True
@@ -195,7 +195,7 @@ RECIPES: dict[str, Recipe] = {
             epochs=20,
             num_instances=4,
             optimizer="adamw",
-            lr_image_tower=1e-3,
+            lr_tower=1e-3,
             lr_new=1e-3,
             warmup_epochs=2,
             identity_weight=1.0,

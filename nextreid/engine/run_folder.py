@@ -66,10 +66,10 @@ def describe(
     model: ReIDModel, dataset: ReIDDataset, recipe: Recipe, source: Mapping[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """Return what ``recipe.json`` keeps: the recipe, the model and its start, the dataset, software and hardware."""
-    cfg = model.pretrained_cfg
+    cfg, arguments = model.pretrained_cfg, getattr(model, "model_args", {})
     return {
         "recipe": recipe.to_dict(),
-        "model": {**model.model_args, "architecture": cfg.architecture, "num_classes": model.num_classes},
+        "model": {**arguments, "architecture": cfg.architecture, "num_classes": model.num_classes},
         "start": {
             "weights": cfg.file or cfg.hf_hub_id or cfg.clip,
             "digest": _weights_digest(model),

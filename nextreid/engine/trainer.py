@@ -2,29 +2,30 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from nextreid._files import write_jsonl
 from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, seeded_rng
-from nextreid.data.captions import draw_captions
+from nextreid.data.captions import draw_sentences
 from nextreid.data.image import OnError
 from nextreid.data.loader import make_loader
 from nextreid.data.sampler import PKSampler
 from nextreid.data.transforms import TrainTransform
 from nextreid.losses import Criterion
-from nextreid.models import ReIDModel, save_model
+from nextreid.models import Head, ReIDModel, as_reid_model, save_model
 
-from .ablations import has_captions, with_caption_quality
+from .ablations import Condition, has_captions, with_caption_quality
 from .checkpoint import load_state, save_state
 from .distributed import (
     all_gather,
@@ -37,10 +38,10 @@ from .distributed import (
     rank,
     world_size,
 )
-from .embedding import eval_transform, keep_texts, move_to_device
-from .evaluation import check_modalities, drop_unreadable, measure
+from .embedding import EmbedOptions, eval_transform, keep_texts, move_to_device
+from .evaluation import check_modalities, measure
 from .optimizer import build_optimizer, lr_factor, set_lr
-from .provenance import record_measures, record_training, refuse_trained_on
+from .provenance import record_metrics, record_training, reject_trained_on
 from .recipe import Recipe
 from .run_folder import BEST, LAST, METRICS, STATE, TrainReport, best_row, describe, open_run
 
@@ -48,7 +49,7 @@ _logger = logging.getLogger(__name__)
 
 
 def train(
-    model: ReIDModel,
+    model: nn.Module,
     dataset: ReIDDataset,
     recipe: Recipe,
     out: str | Path,
@@ -62,15 +63,17 @@ def train(
 ) -> TrainReport:
     """Train a model and keep the run in a folder.
 
-    Several processes that ``torchrun`` started share each batch and take the very steps of one process: identities are
-    spread over them, neck and losses see the whole batch. The first one writes the folder, which all must see.
+    Several processes that ``torchrun`` started share each batch and take the steps of one process: identities are
+    spread over them, necks and losses see the whole batch. Losses of the model's own (`ReIDModel.own_losses`) are those
+    of each process's share, averaged. The first process writes the folder, which all must see.
 
     After every epoch the folder holds ``metrics.jsonl`` (one row an epoch), ``last/`` and ``best/`` (model folders for
     ``create_model("local-dir:...")``) and ``state.safetensors``, which ``resume=True`` continues from. On the CPU an
     interrupted and resumed run ends with the same weights, to the last bit, as one that was not interrupted.
 
     Args:
-        model: A model of the zoo, changed in place. Without a classifier it gets one for the training identities.
+        model: A model of the zoo, or a module that `nextreid.adapt` takes, changed in place. Without a classifier it
+            gets one for the training identities.
         dataset: Its ``train`` split is learned from; ``query`` and ``gallery`` are evaluated on.
         recipe: How; see `get_recipe`.
         out: The run folder, made if there is none.
@@ -78,7 +81,7 @@ def train(
         on_error: What to do about images that cannot be read: ``"raise"`` at the first one, or look at all before
             and ``"skip"`` their samples or ``"mask"`` those modalities.
         allow_leak: Whether to start from weights that have seen identities of this test set.
-        source: What the caller knows of where the data come from, such as root and captions; kept in ``recipe.json``.
+        source: Where the data come from, such as root and captions; kept in ``recipe.json``.
         device: Where to compute; None stays where the model is, otherwise the model moves there.
         progress: Whether to show a progress bar.
 
@@ -92,22 +95,16 @@ def train(
             something else.
         FloatingPointError: A loss or gradient is not finite; the files of the epoch before stay.
     """
-    folder = Path(out)
+    model, folder = as_reid_model(model), Path(out)
     _train_pids(dataset)
     check_modalities(model, dataset)
     if recipe.eval_every and not (dataset.query and dataset.gallery):
         raise ValueError(f"dataset {dataset.name!r} has no query or no gallery to evaluate on; set eval_every=0")
-    refuse_trained_on(model, dataset, allow_leak)
-    images = dataset = drop_unreadable(dataset, on_error)
+    reject_trained_on(model, dataset, allow_leak)
+    images = dataset = dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
     pids = _train_pids(dataset)
-    sampler = PKSampler(
-        [sample.pid for sample in dataset.train],
-        recipe.num_ids,
-        recipe.num_instances,
-        recipe.seed,
-        rank(),
-        world_size(),
-    )
+    labels = [sample.pid for sample in dataset.train]
+    sampler = PKSampler(labels, recipe.num_ids, recipe.num_instances, recipe.seed, rank(), world_size())
     dataset = with_caption_quality(dataset, recipe.caption_quality, recipe.seed)
     text = recipe.text and model.uses_text and has_captions(dataset.train)
     if recipe.text and not text and is_main():
@@ -129,7 +126,8 @@ def train(
         raise ValueError(f"process {rank()} does not see the run of the first one in {folder}: put it on a shared disk")
     if history and is_main():
         _logger.info("continuing %s after epoch %d", folder, len(history))
-    store = _open_store(model, dataset, recipe)
+    cache = _open_cache(model, dataset, recipe)
+    options = EmbedOptions(recipe.eval_batch_size, recipe.workers, None, progress, cache, recipe.augment)
     transform = _train_transform(model, recipe)
     loader = make_loader(
         dataset.train,
@@ -139,11 +137,11 @@ def train(
         seed=recipe.seed,
         workers=recipe.workers,
         pin_memory=device.type == "cuda",
-        store=store,
+        store=cache,
         augment=recipe.augment,
     )
     classes = {pid: i for i, pid in enumerate(pids)}
-    forward = model if world_size() == 1 else model.embed
+    forward: Callable[..., Any] = model if world_size() == 1 else partial(_forward_share, model)
     if recipe.compile:
         forward = torch.compile(forward)
     loop = _Epoch(model, forward, optimizer, recipe, loader, transform, classes, text, device, progress)
@@ -152,17 +150,17 @@ def train(
         sampler.set_epoch(epoch)
         row = {"epoch": epoch, **loop.run(epoch)}
         row["train_seconds"] = round(time.perf_counter() - start, 3)
-        row |= _evaluations(model, dataset, recipe, epoch, text, progress, store)
+        row |= _evaluations(model, dataset, recipe, epoch, text, options)
         history.append(broadcast(row))
-        told = {name: described["dataset"][name] for name in ("digest", "protocol")}
-        told |= {"recipe": recipe.name, "seed": recipe.seed, "epoch": epoch, "epochs": recipe.epochs}
-        record_training(model, {"dataset": dataset.name, **told}, described["start"]["trained_on"])
+        record = {"dataset": dataset.name, **{name: described["dataset"][name] for name in ("digest", "protocol")}}
+        record |= {"recipe": recipe.name, "seed": recipe.seed, "epoch": epoch, "epochs": recipe.epochs}
+        record_training(model, record, described["start"]["trained_on"])
         on_main(lambda: _save(folder, model, optimizer, history))
     return TrainReport(folder, tuple(history))
 
 
-def _open_store(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> ImageCache | None:
-    """Return the store of all images that the run looks at; None if its recipe wants none."""
+def _open_cache(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> ImageCache | None:
+    """Return the cache of all images that the run looks at; None if its recipe wants none."""
     if recipe.store == "off":
         return None
     samples = (*dataset.train, *((*dataset.query, *dataset.gallery) if recipe.eval_every else ()))
@@ -175,46 +173,37 @@ def _open_store(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> Image
 
 
 def _evaluations(
-    model: ReIDModel,
-    dataset: ReIDDataset,
-    recipe: Recipe,
-    epoch: int,
-    text: bool,
-    progress: bool,
-    store: ImageCache | None,
+    model: ReIDModel, dataset: ReIDDataset, recipe: Recipe, epoch: int, text: bool, options: EmbedOptions
 ) -> dict[str, Any]:
-    """Return the numbers of an epoch that is due; after the last one those without captions, too."""
+    """Return the metrics of an epoch that is due; after the last one those without captions, too."""
     last = epoch == recipe.epochs
     if not recipe.eval_every or (epoch % recipe.eval_every and not last):
         return {}
     settings = {"evaluation": text, **({"evaluation_without_text": False} if last and text else {})}
-    return {
-        name: measure(
-            model,
-            dataset,
-            text=reads,
-            batch_size=recipe.eval_batch_size,
-            workers=recipe.workers,
-            progress=progress,
-            store=store,
-            augment=recipe.augment,
-        ).to_dict()
-        for name, reads in settings.items()
-    }
+    reports = measure(model, dataset, [Condition(reads) for reads in settings.values()], options)
+    return {name: report.to_dict() for name, report in zip(settings, reports, strict=True)}
 
 
 def _save(folder: Path, model: ReIDModel, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
     _logger.info("%s: %s", folder.name, history[-1])
-    measured = history[-1].get("evaluation")
+    evaluation = history[-1].get("evaluation")
     if best_row(history) is history[-1]:
-        record_measures(model, measured, "best mAP on the evaluated samples")
+        record_metrics(model, evaluation, "best mAP on the evaluated samples")
         save_model(model, folder / BEST)
-    record_measures(model, measured, "last")
+    record_metrics(model, evaluation, "last")
     save_model(model, folder / LAST)
     keep_texts(model)
     write_jsonl(folder / METRICS, history)
     # The state comes last: a run that dies before it repeats the epoch and writes the same files again.
     save_state(folder / STATE, model, optimizer, history)
+
+
+def _forward_share(
+    model: ReIDModel, images: Tensor, **inputs: Tensor | None
+) -> tuple[tuple[tuple[Tensor, Tensor | None], ...], dict[str, Tensor]]:
+    """What a process computes of its share of a batch: the vectors to classify and the model's own losses."""
+    features = model.forward_features(images, **inputs)
+    return model.pool_heads(features), model.own_losses(features)
 
 
 @dataclass(frozen=True)
@@ -233,12 +222,13 @@ class _Epoch:
     progress: bool
 
     def run(self, epoch: int) -> dict[str, Any]:
-        """Train for one epoch; return the mean losses, the rates and the number of steps."""
+        """Train for one epoch; return the mean losses, the learning rates and the number of steps."""
         recipe = self.recipe
         criterion = Criterion(recipe.identity_weight, recipe.triplet_weight, recipe.smoothing, recipe.margin)
-        rates = set_lr(self.optimizer, lr_factor(recipe, epoch))
+        lrs = set_lr(self.optimizer, lr_factor(recipe, epoch))
         sums: dict[str, float] = {}
         steps = 0
+        after_step: Any = getattr(self.model, "after_step", None)
         self.model.train()
         shown = self.progress and is_main()
         bar = tqdm(self.loader, f"epoch {epoch}/{recipe.epochs}", unit="batch", disable=not shown, leave=False)
@@ -248,12 +238,14 @@ class _Epoch:
                 losses = self._step(self._on_device(batch, epoch, steps), criterion, f"epoch {epoch}, step {steps}")
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value
+                if after_step is not None:
+                    after_step(epoch, steps)
                 done = steps / len(self.loader)
                 left = (recipe.epochs - epoch + 1 - done) * bar.format_dict["elapsed"] / done / 60
-                bar.set_postfix(loss=f"{losses['total']:.3f}", lr=f"{max(rates.values()):.1e}", left=f"{left:.0f} min")
+                bar.set_postfix(loss=f"{losses['total']:.3f}", lr=f"{max(lrs.values()):.1e}", left=f"{left:.0f} min")
         if not steps:
             raise ValueError(f"the sampler gave no batch of {recipe.num_ids} identities in epoch {epoch}")
-        return {"loss": {name: value / steps for name, value in sums.items()}, "lr": rates, "steps": steps}
+        return {"loss": {name: value / steps for name, value in sums.items()}, "lr": lrs, "steps": steps}
 
     def _on_device(self, batch: Batch, epoch: int, step: int) -> Batch:
         batch = batch.to(self.device)
@@ -268,51 +260,56 @@ class _Epoch:
         # Outside of autocast: features of the frozen tower are cached, and the evaluation reads the same cache.
         text = self._draw_text(batch) if self.text else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
-            embedding, logits = self._forward(batch, text)
-        losses = criterion(embedding.float(), logits.float(), pid)
+            heads, own = self._forward(batch, text)
+        losses = criterion(heads, pid, own)
         values = {name: loss.item() for name, loss in losses.items()}
         if not torch.isfinite(losses["total"]):
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self._refuse(f"loss ({numbers})", where, batch, embedding)
+            self._stop(f"loss ({numbers})", where, batch, heads)
         self.model.zero_grad(set_to_none=True)
         losses["total"].backward()
-        # Each process has the whole gradient of the neck, and of the rest what its own samples give.
+        # Each process has the whole gradient of the necks, and of the rest what its own samples give.
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         all_reduce_gradients(trained, list(self.model.get_classifier().parameters()))
         parameters = [p for p in trained if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters])
         if not torch.isfinite(norm):
-            self._refuse("gradient", where, batch, embedding)
+            self._stop("gradient", where, batch, heads)
         if self.recipe.grad_clip is not None:
             clip_grads_with_norm_(parameters, self.recipe.grad_clip, norm)
         self.optimizer.step()
         return values
 
-    def _forward(self, batch: Batch, text: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return embedding and logits of the whole batch, whichever processes hold its samples."""
+    def _forward(self, batch: Batch, text: Tensor | None) -> tuple[tuple[Head, ...], dict[str, Tensor]]:
+        """Return heads and own losses of the whole batch, whichever processes hold its samples."""
         output = self.forward(batch.images, text=text, present=batch.present, camid=batch.camid)
         if world_size() == 1:
-            return output.embedding, output.logits
-        embedding = all_gather(output)
-        return embedding, self.model.get_classifier()(embedding)
+            return output.heads, {name: loss.float() for name, loss in output.losses.items()}
+        vectors, own = output
+        gathered = [(all_gather(vector), None if rows is None else all_gather(rows)) for vector, rows in vectors]
+        return self.model.classify(gathered), {
+            name: all_gather(loss.float().reshape(1)).mean() for name, loss in own.items()
+        }
 
-    def _refuse(self, what: str, where: str, batch: Batch, embedding: Tensor) -> None:
+    def _stop(self, what: str, where: str, batch: Batch, heads: Sequence[Head]) -> None:
         """Raise in all processes alike, naming the samples whose embedding is bad, or else the batch."""
         keys = all_gather_objects(batch.keys)
-        bad = [key for key, fine in zip(keys, embedding.isfinite().all(1).tolist(), strict=True) if not fine]
+        finite = torch.stack([head.feature.isfinite().all(1) for head in heads]).all(0).tolist()
+        bad = [key for key, fine in zip(keys, finite, strict=True) if not fine]
         shown = ", ".join(map(repr, (bad or keys)[:4])) + (", ..." if len(bad or keys) > 4 else "")
         whose = f"the embeddings of {len(bad)} of its samples are not: {shown}" if bad else f"its samples: {shown}"
         raise FloatingPointError(
             f"the {what} is not finite in {where} ({whose}); the files of the epoch before are as they were. "
-            "Lower lr_new or lr_image_tower, set grad_clip, or set amp='off'"
+            "Lower lr_new or lr_tower, set grad_clip, or set amp='off'"
         )
 
-    def _draw_text(self, batch: Batch) -> Tensor:
-        experts, recipe = self.model.num_semantic_experts, self.recipe
-        rows = draw_captions(
-            batch.captions, batch.keys, batch.draws, experts, recipe.seed, keep_ratio=recipe.caption_keep_ratio
-        )
-        return self.model.encode_text(rows).unflatten(0, (len(batch), experts))  # (B, E, M, D)
+    def _draw_text(self, batch: Batch) -> Tensor | None:
+        def sample(row: int, modality: int, draw: int) -> Sequence[str]:
+            """A pure function of seed, epoch, slot, key, draw and modality, whatever else is in the batch."""
+            rng = seeded_rng("caption", self.recipe.seed, *batch.draws[row], batch.keys[row], draw, modality)
+            return draw_sentences(batch.captions[row][modality], rng, self.recipe.caption_keep_ratio)
+
+        return self.model.prepare_text(batch.captions, sample)
 
 
 def _train_pids(dataset: ReIDDataset) -> list[int]:

@@ -1,8 +1,9 @@
 """The zoo: names in, modules out."""
 
 from . import baseline, next, unicat  # noqa: F401  (each registers its models)
+from ._adapter import AdaptedModel, adapt, as_reid_model
 from ._base import Head, ReIDModel, ReIDOutput
-from ._builder import build_model_with_cfg
+from ._builder import build_model_with_cfg, load_checkpoint
 from ._convert import Conversion, convert_clip
 from ._factory import create_model, from_pretrained
 from ._golden import Finding, verify_checkpoint
@@ -23,6 +24,7 @@ from .unicat import UniCat
 
 __all__ = [
     "NEXT",
+    "AdaptedModel",
     "Baseline",
     "Conversion",
     "Finding",
@@ -31,6 +33,8 @@ __all__ = [
     "ReIDModel",
     "ReIDOutput",
     "UniCat",
+    "adapt",
+    "as_reid_model",
     "build_model_with_cfg",
     "convert_clip",
     "create_model",
@@ -40,6 +44,7 @@ __all__ = [
     "is_model",
     "list_models",
     "list_pretrained",
+    "load_checkpoint",
     "load_config",
     "load_strictly",
     "model_entrypoint",

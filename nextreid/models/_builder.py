@@ -9,6 +9,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from ..towers import load_pretrained_clip
+from ._adapter import as_reid_model
 from ._base import ReIDModel
 from ._hub import CONFIG, download, load_config, load_strictly, read_weights
 from ._pretrained import OF_WEIGHTS, PretrainedCfg
@@ -95,20 +96,18 @@ def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None 
 
 def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     saved = config.get("pretrained_cfg", {})
-    args = config.get("model_args", {})
+    args, ours_args = config.get("model_args", {}), getattr(model, "model_args", {})
     # Shapes do not tell these apart: routers belong to a modality, activations to a tower's name.
     facts = [("modalities", list(saved.get("modalities", model.modalities)), list(model.modalities))]
     facts += [
-        (k, args[k], model.model_args[k])
-        for k in ("image_tower", "text_tower")
-        if {k} <= args.keys() & model.model_args.keys()
+        (k, args[k], ours_args[k]) for k in ("image_tower", "text_tower") if {k} <= args.keys() & ours_args.keys()
     ]
-    facts.append(("num_cameras", args.get("num_cameras", 0), model.model_args.get("num_cameras", 0)))
+    facts.append(("num_cameras", args.get("num_cameras", 0), ours_args.get("num_cameras", 0)))
     for name, theirs, ours in facts:
         if theirs != ours:
             raise ValueError(f"the weights of {path} were trained with {name}={theirs}, the model has {name}={ours}")
     size = tuple(saved.get("input_size", (3, *model.img_size))[1:])
-    if size == model.img_size:
+    if size == model.img_size or not hasattr(model, "image_tower"):
         return state
     patch = model.image_tower.patch_size
     old = [size[0] // patch[0], size[1] // patch[1]]
@@ -122,7 +121,7 @@ def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], p
     return state
 
 
-def load_checkpoint(model: ReIDModel, path: str) -> None:
+def load_checkpoint(model: ReIDModel, path: str | Path) -> None:
     """Load a checkpoint folder, or the ``.safetensors`` file of one, strictly but for two things that it names.
 
     Identities differ from one dataset to the next: where the checkpoint's classifier has another number of them than
@@ -132,6 +131,7 @@ def load_checkpoint(model: ReIDModel, path: str) -> None:
     Raises:
         ValueError: If modalities, towers or weights do not fit.
     """
+    model, path = as_reid_model(model), str(path)
     state = read_weights(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if (folder / CONFIG).is_file():

@@ -52,6 +52,11 @@ def create_model(
         folder = Path(place) if source == "local-dir" else download(place, cache_dir)
         config = load_config(folder)
         architecture = config["architecture"]
+        if "built_by" in config:
+            raise ValueError(
+                f"{folder} holds a {architecture}, which was built by its user's code: build it, adapt it "
+                "(nextreid.adapt) and load the weights by nextreid.models.load_checkpoint(model, folder)"
+            )
         kwargs = {**config.get("model_args", {}), **kwargs}
         saved = {k: v for k, v in config.get("pretrained_cfg", {}).items() if k not in ("architecture", "tag")}
         pretrained_cfg, pretrained = {**saved, "file": str(folder)} if pretrained_cfg is None else pretrained_cfg, True

@@ -78,19 +78,21 @@ def fresh_checkpoint(model: ReIDModel, folder: str | Path) -> Iterator[Path]:
 
 
 def config_of(model: ReIDModel) -> dict[str, Any]:
-    """What config.json says of a model.
+    """What config.json says of a model; one that no entrypoint built has ``built_by`` and cannot be built from it.
 
     Raises:
-        ValueError: If the model was not built by an entrypoint.
+        ValueError: If the model was neither built by an entrypoint nor adapted.
     """
     cfg = getattr(model, "pretrained_cfg", None)
-    if cfg is None or not hasattr(model, "model_args"):
+    args = getattr(model, "model_args", None)
+    if cfg is None:
         raise ValueError(f"{type(model).__name__} was not built by create_model: its architecture has no name to save")
     return {
         "architecture": cfg.architecture,
+        **({"built_by": "code of its user"} if args is None else {}),
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "model_args": {**model.model_args, "num_classes": model.num_classes},
+        "model_args": {**(args or {}), "num_classes": model.num_classes},
         "pretrained_cfg": {**cfg.to_dict(remove_source=True), "num_classes": model.num_classes},
         "licenses": {"code": CODE_LICENSE, "weights": cfg.license, "data": cfg.data_license},
         "nextreid_version": __version__,

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 
 from nextreid.engine import (
+    Condition,
+    EmbedOptions,
     distributed,
     embed_samples,
     evaluate,
@@ -67,13 +69,15 @@ def numbers(report):
 def measurements(data, out):
     dataset = data.make_dataset(each=2)
     model = build(3, num_classes=6)
-    extract(model, dataset.query, out / "vectors", batch_size=4, normalize=False)
-    embedded, keys = embed_samples(model, dataset.query[:3], batch_size=4)  # the second process has none of them
+    extract(model, dataset.query, out / "vectors", options=EmbedOptions(4), normalize=False)
+    embedded = embed_samples(
+        model, dataset.query[:3], Condition(), EmbedOptions(4)
+    )  # the second process has none of them
     return {
-        "plain": numbers(evaluate(model, dataset, batch_size=5)),
-        "sides": numbers(evaluate(model, dataset, protocol="camera:tir>rgb+nir", batch_size=5)),
-        "matrix": [numbers(report) for report in modality_matrix(model, dataset, batch_size=5)],
-        "few": [keys, embedded.tolist()],
+        "plain": numbers(evaluate(model, dataset, options=EmbedOptions(5))),
+        "sides": numbers(evaluate(model, dataset, protocol="camera:tir>rgb+nir", options=EmbedOptions(5))),
+        "matrix": [numbers(report) for report in modality_matrix(model, dataset, options=EmbedOptions(5))],
+        "few": embedded.tolist(),
     }
 
 

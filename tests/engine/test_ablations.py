@@ -3,27 +3,28 @@ from dataclasses import replace
 import pytest
 
 from nextreid.data import MODALITIES
-from nextreid.engine import with_caption_quality
+from nextreid.engine import Condition, with_caption_quality
 from nextreid.engine.ablations import has_captions, hide_modalities
+from nextreid.engine.embedding import check_visible
 
 
-def test_a_hidden_modality_loses_image_and_caption(dataset):
-    hidden = hide_modalities(dataset.query, MODALITIES, ("nir",))
-    for before, after in zip(dataset.query, hidden, strict=True):
-        assert [image is None for image in after.images] == [False, True, False]
-        assert after.captions == (before.captions[0], (), before.captions[2])
-        assert (after.key, after.pid, after.camid) == (before.key, before.pid, before.camid)
-    assert hide_modalities(dataset.query, MODALITIES, ()) == dataset.query
+def test_a_condition_is_what_is_left():
+    assert hide_modalities(MODALITIES, ()) == Condition() and Condition().hidden(MODALITIES) == ()
+    condition = hide_modalities(MODALITIES, ["nir"], text=False)
+    assert condition == Condition(False, ("rgb", "tir"))
+    assert condition.shows(MODALITIES) == [True, False, True] and condition.hidden(MODALITIES) == ("nir",)
 
 
 def test_what_cannot_be_hidden_is_named(dataset):
     with pytest.raises(ValueError, match=r"'uv'.*rgb, nir, tir"):
-        hide_modalities(dataset.query, MODALITIES, ("uv",))
+        hide_modalities(MODALITIES, ("uv",))
+    with pytest.raises(ValueError, match=r"'uv'.*rgb, nir, tir"):
+        Condition(modalities=("uv",)).shows(MODALITIES)
     with pytest.raises(ValueError, match="leave at least one"):
-        hide_modalities(dataset.query, MODALITIES, MODALITIES)
+        hide_modalities(MODALITIES, MODALITIES)
     lone = replace(dataset.query[0], images=(dataset.query[0].images[0], None, None))
     with pytest.raises(ValueError, match=rf"1 of 2 samples.*rgb is hidden: '{lone.key}'"):
-        hide_modalities((lone, dataset.query[1]), MODALITIES, ("rgb",))
+        check_visible((lone, dataset.query[1]), MODALITIES, hide_modalities(MODALITIES, ("rgb",)))
 
 
 @pytest.mark.parametrize(("share", "kept"), [(0.35, 1), (0.7, 2), (1.0, 3)])
@@ -43,5 +44,7 @@ def test_quality_depends_on_the_seed_and_tolerates_absent_captions(dataset):
     assert with_caption_quality(bare, 0.35).train == bare.train
     assert has_captions(dataset.train) and not has_captions(bare.train)
     assert not has_captions([replace(dataset.train[0], captions=((), (), ()))])
+    only_rgb = [replace(dataset.train[0], captions=(("A coat.",), (), ()))]
+    assert has_captions(only_rgb, [True, False, False]) and not has_captions(only_rgb, [False, True, True])
     with pytest.raises(ValueError, match="0"):
         with_caption_quality(dataset, 0.0)

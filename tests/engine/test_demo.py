@@ -12,7 +12,7 @@ from nextreid.engine.demo import run_demo
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     lines = []
-    return out, run_demo(out, seed=3, smoke=True, say=lines.append), lines
+    return out, run_demo(out, seed=3, smoke=True, write_line=lines.append), lines
 
 
 def test_everything_is_written(demo):
@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_numbers(demo, tmp_path):
 def test_shipped_weights_are_shown_without_training(demo, tmp_path):
     _, metrics, _ = demo
     lines = []
-    shown = run_demo(tmp_path / "out", seed=3, smoke=True, pretrained=True, say=lines.append)
+    shown = run_demo(tmp_path / "out", seed=3, smoke=True, pretrained=True, write_line=lines.append)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "metrics.json",
         "report.html",

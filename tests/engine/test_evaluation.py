@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nextreid.engine import embed_samples, evaluate
+from nextreid.engine import Condition, EmbedOptions, embed_samples, evaluate, evaluate_conditions
 from nextreid.retrieval import get_protocol
 
 
@@ -23,8 +23,8 @@ def one_by_one(model, samples, text):
     with torch.no_grad():
         for sample in samples:
             present = torch.tensor([[image is not None for image in sample.images]])
-            said = model.encode_text([sample.captions]) if text else None
-            rows.append(model.embed(tensor_of(sample)[None], text=said, present=present)[0])
+            prepared = model.prepare_text([sample.captions]) if text else None
+            rows.append(model.pool(model.forward_features(tensor_of(sample)[None], prepared, present))[0])
     return torch.stack(rows)
 
 
@@ -47,7 +47,7 @@ def mean_average_precision(embeddings, samples, same_camera=False):
 @pytest.mark.parametrize("text", [True, False])
 def test_the_numbers_are_those_of_a_naive_loop(build, dataset, text):
     model = build(num_classes=6)
-    report = evaluate(model, dataset, text=text, batch_size=7)
+    report = evaluate(model, dataset, text=text, options=EmbedOptions(7))
     expected = mean_average_precision(one_by_one(model, dataset.query, text), dataset.query)
     assert report.result.mAP == pytest.approx(expected, abs=1e-6)
     assert (report.text, report.missing, report.samples) == (text, (), len(dataset.query))
@@ -55,9 +55,8 @@ def test_the_numbers_are_those_of_a_naive_loop(build, dataset, text):
 
 def test_embeddings_keep_order_and_do_not_depend_on_the_batch(build, dataset):
     model = build()
-    embeddings, keys = embed_samples(model, dataset.query, batch_size=5)
-    assert keys == [sample.key for sample in dataset.query]
-    assert embeddings.dtype == torch.float32 and embeddings.shape == (len(keys), model.num_features)
+    embeddings = embed_samples(model, dataset.query, options=EmbedOptions(5))
+    assert embeddings.dtype == torch.float32 and embeddings.shape == (len(dataset.query), model.num_features)
     torch.testing.assert_close(embeddings, one_by_one(model, dataset.query, True), rtol=1e-4, atol=1e-5)
 
 
@@ -66,14 +65,14 @@ def test_a_sample_in_both_splits_is_embedded_once(build, dataset):
     seen = []
     model.image_tower.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     query = dataset.query[:5]
-    report = evaluate(model, replace(dataset, query=query), batch_size=4)
+    report = evaluate(model, replace(dataset, query=query), options=EmbedOptions(4))
     assert sum(seen) == 3 * len(dataset.gallery)
     assert report.samples == len(dataset.gallery) and report.result.num_query == 5
 
 
 def test_missing_modalities_are_absent_not_black(build, dataset):
     model = build("baseline_tiny")
-    embeddings, _ = embed_samples(model, dataset.query, missing=("rgb", "tir"))
+    embeddings = embed_samples(model, dataset.query, Condition(modalities=("nir",)))
     hidden = [replace(s, images=(None, s.images[1], None)) for s in dataset.query]
     torch.testing.assert_close(embeddings, one_by_one(model, hidden, False), rtol=1e-4, atol=1e-5)
     black = [replace(s, images=tuple(i * (k == 1) for k, i in enumerate(s.images))) for s in dataset.query]
@@ -105,10 +104,11 @@ def test_the_protocol_can_be_another_one(build, dataset):
 
 def test_the_feature_of_the_protocol_is_ranked(build, dataset):
     model = build("baseline_tiny", num_classes=6).eval()
-    model.neck.norm.running_mean.uniform_(-2, 2)
-    plain, _ = embed_samples(model, dataset.query)
-    after, _ = embed_samples(model, dataset.query, after_neck=True)
-    expected = model.neck.norm(plain).detach()
+    (neck,) = model.necks
+    neck.norm.running_mean.uniform_(-2, 2)
+    plain = embed_samples(model, dataset.query)
+    after = embed_samples(model, dataset.query, options=EmbedOptions(after_neck=True))
+    expected = neck.norm(plain).detach()
     torch.testing.assert_close(after, expected)
     behind = replace(get_protocol("camera"), feature="after_neck")
     map_behind = evaluate(model, dataset, protocol=behind).result.mAP
@@ -122,17 +122,17 @@ def test_the_camera_reaches_a_model_that_knows_cameras(build, dataset):
         for name, parameter in model.named_parameters():
             if name.endswith("camera"):
                 parameter.normal_()
-    unknown, _ = embed_samples(model, [replace(s, camid=-1) for s in dataset.query])
-    known, _ = embed_samples(model, dataset.query)
+    unknown = embed_samples(model, [replace(s, camid=-1) for s in dataset.query])
+    known = embed_samples(model, dataset.query)
     cameras = torch.tensor([sample.camid for sample in dataset.query])
     images = torch.stack([tensor_of(sample) for sample in dataset.query])
-    torch.testing.assert_close(known, model.eval().embed(images, camid=cameras).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(known, model.eval()(images, camid=cameras).detach(), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(known, unknown)
 
 
 def test_model_and_global_generators_are_left_as_they_were(build, dataset):
     model = build("baseline_tiny", num_classes=6).train()
-    model.neck.eval()
+    model.necks.eval()
     modes = [module.training for module in model.modules()]
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()

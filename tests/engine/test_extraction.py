@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nextreid._files import read_tensors
-from nextreid.engine import embed_samples, extract
+from nextreid.engine import Condition, EmbedOptions, embed_samples, extract
 
 
 def rows_of(path):
@@ -20,7 +20,7 @@ def rows_of(path):
 def test_rows_of_both_files_belong_together(build, dataset, tmp_path):
     model = build()
     samples = [replace(dataset.query[0], images=(*dataset.query[0].images[:2], None)), *dataset.query[1:4]]
-    done = extract(model, samples, tmp_path / "out", batch_size=3)
+    done = extract(model, samples, tmp_path / "out", options=EmbedOptions(3))
     rows = rows_of(done.index)
     assert [row["key"] for row in rows] == [s.key for s in samples]
     assert [int(row["row"]) for row in rows] == [0, 1, 2, 3]
@@ -30,7 +30,7 @@ def test_rows_of_both_files_belong_together(build, dataset, tmp_path):
     ]
     written = load_file(done.embeddings)["embedding"]
     assert written.shape == (done.samples, done.dim) == (4, model.num_features) and written.dtype == torch.float32
-    expected, _ = embed_samples(model, samples, batch_size=3)
+    expected = embed_samples(model, samples, options=EmbedOptions(3))
     torch.testing.assert_close(written, expected / expected.norm(dim=1, keepdim=True))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["embeddings.safetensors", "index.csv"]
 
@@ -46,7 +46,7 @@ def test_the_header_says_how_embeddings_were_made(build, dataset, tmp_path):
         "after_neck": False,
         "samples": 2,
     }
-    torch.testing.assert_close(tensors["embedding"], embed_samples(build(), dataset.query[:2], text=False)[0])
+    torch.testing.assert_close(tensors["embedding"], embed_samples(build(), dataset.query[:2], Condition(text=False)))
     _, metadata = read_tensors(extract(build("baseline_tiny"), dataset.query[:2], tmp_path / "b").embeddings)
     assert (metadata["model"], metadata["text"], metadata["normalized"]) == ("baseline_tiny", False, True)
 

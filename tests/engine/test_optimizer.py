@@ -25,7 +25,7 @@ def test_the_rate_is_timms_cosine_without_warmup_prefix(name):
 
 def test_idea_falls_during_its_warmup_as_in_its_released_log():
     recipe = get_recipe("idea")
-    rates = {epoch: recipe.lr_image_tower * lr_factor(recipe, epoch) for epoch in (1, 8, 10)}
+    rates = {epoch: recipe.lr_tower * lr_factor(recipe, epoch) for epoch in (1, 8, 10)}
     assert rates == pytest.approx({1: 3.19e-5, 8: 9.8e-6, 10: 3.2e-6}, rel=2e-3)
 
 
@@ -44,7 +44,7 @@ def test_groups_hold_every_trainable_parameter_once(build, decay_all):
     named = dict(model.named_parameters())
     for group in groups:
         assert all(named[n] is p for n, p in zip(group["param_names"], group["params"], strict=True))
-        tower = group["name"].startswith("image_tower")
+        tower = group["name"].startswith("tower")
         assert all(name.startswith("image_tower.") == tower for name in group["param_names"])
         assert group["lr"] == (3.5e-6 if tower else 3.5e-4)
         spares = group["name"].endswith(".no_decay")
@@ -57,8 +57,8 @@ def test_groups_hold_every_trainable_parameter_once(build, decay_all):
 
 def test_rates_scale_with_the_factor(build):
     optimizer = build_optimizer(build("baseline_tiny", num_classes=4), get_recipe("next"))
-    assert set_lr(optimizer, 0.5) == pytest.approx({"image_tower": 1.75e-6, "new": 1.75e-4})
-    assert set_lr(optimizer, 1.0) == pytest.approx({"image_tower": 3.5e-6, "new": 3.5e-4})  # of the base, not of 0.5
+    assert set_lr(optimizer, 0.5) == pytest.approx({"tower": 1.75e-6, "new": 1.75e-4})
+    assert set_lr(optimizer, 1.0) == pytest.approx({"tower": 3.5e-6, "new": 3.5e-4})  # of the base, not of 0.5
 
 
 def test_a_frozen_tower_is_left_out_and_a_frozen_model_refused(build):

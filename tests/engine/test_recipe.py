@@ -15,7 +15,7 @@ def test_a_recipe_survives_json(name):
 
 def test_next_is_what_the_paper_says():
     recipe = get_recipe("next")
-    assert (recipe.optimizer, recipe.lr_image_tower, recipe.weight_decay, recipe.beta1) == ("adam", 3.5e-6, 1e-4, 0.9)
+    assert (recipe.optimizer, recipe.lr_tower, recipe.weight_decay, recipe.beta1) == ("adam", 3.5e-6, 1e-4, 0.9)
     assert recipe.num_ids * recipe.num_instances == 64
     assert (recipe.identity_weight, recipe.triplet_weight) == (0.25, 1.0)
     assert get_recipe("next-eq12").identity_weight == get_recipe("next-eq12").triplet_weight == 1.0
@@ -32,7 +32,7 @@ def test_overrides_leave_the_named_recipe_alone():
 def test_unknown_names_say_what_there_is():
     with pytest.raises(KeyError, match=r"'nxt'.*next-eq12"):
         get_recipe("nxt")
-    with pytest.raises(ValueError, match=r"'learning_rate'.*lr_image_tower"):
+    with pytest.raises(ValueError, match=r"'learning_rate'.*lr_tower"):
         get_recipe("next", learning_rate=1)
     with pytest.raises(ValueError, match="'epoch'"):
         Recipe.from_dict({"epoch": 3})

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from nextreid.data import ImageCache, augment_batch, loader, seeded_rng
-from nextreid.engine import embed_samples, get_recipe, train
+from nextreid.engine import Condition, EmbedOptions, embed_samples, get_recipe, train
 from nextreid.engine.embedding import eval_transform
 
 
@@ -128,11 +128,11 @@ def test_a_run_from_before_there_were_stores_is_continued(build, dataset, recipe
 
 def test_embeddings_from_a_store_are_those_from_the_files(build, dataset):
     model = build("baseline_tiny")
-    expected, keys = embed_samples(model, dataset.query, missing=["nir"], batch_size=5)
+    hidden = Condition(modalities=("rgb", "tir"))
+    expected = embed_samples(model, dataset.query, hidden, EmbedOptions(5))
     store = ImageCache.build(dataset.query, dataset.modalities, eval_transform(model))
-    for options in ({"store": store}, {"augment": "device"}, {"store": store, "augment": "device", "workers": 1}):
-        found, names = embed_samples(model, dataset.query, missing=["nir"], batch_size=5, **options)
-        assert torch.equal(found, expected) and names == keys
+    for options in ({"cache": store}, {"augment": "device"}, {"cache": store, "augment": "device", "workers": 1}):
+        assert torch.equal(embed_samples(model, dataset.query, hidden, EmbedOptions(5, **options)), expected)
 
 
 @pytest.mark.parametrize("store", ["of", "", "images.npy"])

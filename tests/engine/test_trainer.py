@@ -86,7 +86,7 @@ def test_a_run_leaves_its_folder(build, dataset, recipe, tmp_path):
 def test_one_step_is_the_hand_written_one(build, dataset, recipe, tmp_path, smoothing, weight, margin):
     """Sampler, classes, loss, rates and coupled decay against the same step written out."""
     plain = replace(
-        recipe, epochs=1, flip=0.0, pad=0, erase=0.0, num_ids=6, optimizer="adam", lr_image_tower=1e-3, lr_new=1e-2,
+        recipe, epochs=1, flip=0.0, pad=0, erase=0.0, num_ids=6, optimizer="adam", lr_tower=1e-3, lr_new=1e-2,
         weight_decay=0.1, smoothing=smoothing, identity_weight=weight, margin=margin,
         triplet_weight=1.0, warmup_epochs=0, schedule="constant",
     )  # fmt: skip
@@ -101,8 +101,9 @@ def test_one_step_is_the_hand_written_one(build, dataset, recipe, tmp_path, smoo
     classes = sorted({sample.pid for sample in dataset.train})
     target = torch.tensor([classes.index(sample.pid) for sample in samples])
     output = twin.train()((images.float() / 255 - 0.5) / 0.5)
-    identity = F.cross_entropy(output.logits, target, label_smoothing=smoothing)
-    distance = torch.cdist(output.embedding, output.embedding, compute_mode="donot_use_mm_for_euclid_dist")
+    ((logits, feature, _),) = output.heads
+    identity = F.cross_entropy(logits, target, label_smoothing=smoothing)
+    distance = torch.cdist(feature, feature, compute_mode="donot_use_mm_for_euclid_dist")
     equal = target[:, None] == target
     furthest = distance.masked_fill(~equal, -1).amax(1)
     nearest = distance.masked_fill(equal, 1e9).amin(1)
@@ -247,7 +248,7 @@ def test_evaluation_is_as_rare_as_asked_and_never_skips_the_end(build, dataset, 
 
 def test_bfloat16_trains_in_bfloat16_and_evaluates_in_float32(build, dataset, recipe, tmp_path):
     model, seen = build(), []
-    tower = model.image_tower.trunk.blocks[0].mlp.fc1
+    tower = model.image_tower[0].trunk.blocks[0].mlp.fc1
     tower.register_forward_hook(lambda module, _, output: seen.append((module.training, output.dtype)))
     report = train(model, dataset, replace(recipe, epochs=1, amp="bf16"), tmp_path / "run", progress=False)
     assert set(seen) == {(True, torch.bfloat16), (False, torch.float32)}
@@ -272,8 +273,8 @@ def test_a_number_that_is_not_finite_stops_the_run_and_keeps_the_last_epoch(buil
         steps.append(module.training)
         if sum(steps) == 4:
             if where == "loss":
-                return output._replace(embedding=output.embedding * float("nan"))
-            output.embedding.register_hook(lambda gradient: gradient * float("nan"))
+                return output._replace(heads=tuple(h._replace(feature=h.feature * float("nan")) for h in output.heads))
+            output.heads[0].feature.register_hook(lambda gradient: gradient * float("nan"))
         return output
 
     hook = model.register_forward_hook(spoil)
@@ -311,9 +312,9 @@ def test_the_samples_whose_embedding_is_bad_are_named(build, dataset, recipe, tm
     model = build("baseline_tiny")
 
     def spoil(module, args, output):
-        bad = output.embedding.clone()
+        bad = output.heads[0].feature.clone()
         bad[5] = float("inf")
-        return output._replace(embedding=bad)
+        return output._replace(heads=(output.heads[0]._replace(feature=bad),))
 
     model.register_forward_hook(spoil)
     sampler = PKSampler([sample.pid for sample in dataset.train], recipe.num_ids, recipe.num_instances)
