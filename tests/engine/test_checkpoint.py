@@ -11,7 +11,7 @@ def step(model, optimizer, seed):
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(6, 3, 3, 64, 32, generator=generator)
     optimizer.zero_grad()
-    model(images).logits.square().sum().backward()
+    model(images).heads[0].logits.square().sum().backward()
     optimizer.step()
 
 

@@ -395,8 +395,11 @@ def test_threads_share_an_extractor(build, monkeypatch):
         return out
 
     monkeypatch.setattr(extractor.model, "encode_text", slow)
-    # four are here at once, or none goes on
-    extractor.model.image_tower.register_forward_pre_hook(lambda *_: met.wait() and None)
+
+    def together(module, images):
+        met.wait()  # four are here at once, or none goes on
+
+    extractor.model.image_tower.register_forward_pre_hook(together)
     with ThreadPoolExecutor(4) as pool:
         vectors = list(pool.map(extractor, samples))
     assert max(most) == 1 and len(most) == 12
