@@ -136,7 +136,7 @@ def test_a_run_and_its_numbers(trained, tmp_path, run):
     status, out, err = run(*train_words(tmp_path / "run", "--resume"))
     assert status == 0 and "Traceback" not in err
     last, without, best, place = out.splitlines()
-    assert last.startswith("last epoch 1: ") and best.startswith("best epoch (chosen on these very numbers) 1: ")
+    assert last.startswith("last epoch 1: ") and best.startswith("best epoch (chosen by these very metrics) 1: ")
     assert NUMBERS.search(last) and "protocol synthetic-persons, with captions at test" in last
     assert without.startswith("last epoch 1: ") and "no captions at test" in without
     assert place == f"run folder: {tmp_path / 'run'}"

@@ -1,4 +1,4 @@
-"""The command line: parse, call the rooms, print."""
+"""The command line: parse, call one function, print."""
 
 import argparse
 import logging
@@ -11,11 +11,11 @@ from nextreid.version import __version__
 
 from . import captions, convert, data, demo, evaluate, export, extract, models, train
 
-# Rooms are imported inside the commands, so that each loads what it needs.
+# Packages are imported inside the commands, so that each loads what it needs.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status, 0 as a rule, or 2 for a mistake that the message explains."""
+    """Run one command; return its exit status, 0 as a rule, or 2 for an error that the message explains."""
     return run_command(_parser(), argv)
 
 
@@ -30,7 +30,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; that is no mistake.
+        # The reader of our output (head, less) has gone, which is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, KeyError, OSError, FloatingPointError) as error:
@@ -58,7 +58,7 @@ class Commands:
     ) -> argparse.ArgumentParser:
         """Add a command that calls `run` with its arguments; return its parser."""
         parser = self._add(name, help, **kwargs)
-        parser.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice for tracebacks")
+        parser.add_argument("-v", "--verbose", action="count", default=0, help="print more; twice for tracebacks")
         parser.set_defaults(run=run)
         return parser
 
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nextreid",
         description="Multi-modal object re-identification: RGB, near-infrared and thermal images with captions.",
-        epilog="'nextreid COMMAND --help' says what a command takes. 'nextreid demo' needs nothing.",
+        epilog="'nextreid COMMAND --help' lists the options of a command. 'nextreid demo' needs none.",
     )
     parser.add_argument("--version", action="version", version=f"nextreid {__version__}")
     commands = Commands(parser, "command")

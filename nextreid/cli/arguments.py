@@ -52,7 +52,7 @@ def open_text_cache(model: Any, path: Path | None) -> None:
 
 
 def policy_arguments(parser: argparse.ArgumentParser, *, leak: bool = True) -> None:
-    """Add the options that say what to do about bad images, and about weights that know the test set."""
+    """Add the options that say what to do about bad images, and about weights that were trained on the test set."""
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip", "mask"),
@@ -61,12 +61,12 @@ def policy_arguments(parser: argparse.ArgumentParser, *, leak: bool = True) -> N
     )
     if leak:
         parser.add_argument(
-            "--allow-leak", action="store_true", help="go on although the weights know identities of this test set"
+            "--allow-leak", action="store_true", help="go on although the weights were trained on identities of this test set"
         )
 
 
 def pairs(items: Sequence[str], option: str, reserved: Sequence[str] = ()) -> dict[str, Any]:
-    """``["epochs=3", "name=x"]`` to a table; values are JSON or Python literals, else text."""
+    """``["epochs=3", "name=x"]`` to a dict; values are JSON or Python literals, else text."""
     table: dict[str, Any] = {}
     for item in items:
         name, sign, value = item.partition("=")
@@ -127,16 +127,23 @@ def load_model(name: str) -> Any:
     return nextreid.create_model(name if known or remote else f"local-dir:{name}", pretrained=True)
 
 
-def numbers_line(row: dict[str, Any]) -> str:
+def embed_options(args: argparse.Namespace, device: str) -> Any:
+    """Return the options of `run_arguments` as one value."""
+    from nextreid.engine import EmbedOptions
+
+    return EmbedOptions(args.batch_size, args.workers, device)
+
+
+def metrics_line(row: dict[str, Any]) -> str:
     """Return one line with the metrics of a result and the conditions they hold under."""
     from nextreid.retrieval import METRICS
 
-    numbers = "  ".join(f"{name} {100 * row[name]:.1f}" for name in METRICS)
+    metrics = "  ".join(f"{name} {100 * row[name]:.1f}" for name in METRICS)
     missing = f", without {', '.join(row['missing'])}" if row.get("missing") else ""
-    reranked = ", re-ranked" if row.get("rerank") else ""
-    reranked += ", modality parts averaged" if row.get("averaged") else ""
+    more = ", re-ranked" if row.get("rerank") else ""
+    more += ", modality parts averaged" if row.get("averaged") else ""
     text = "with" if row["text"] else "no"
     return (
-        f"{numbers}  [protocol {row['protocol']}, {text} captions at test{missing}{reranked}, "
+        f"{metrics}  [protocol {row['protocol']}, {text} captions at test{missing}{more}, "
         f"{row['valid_queries']} of {row['queries']} queries valid]"
     )

@@ -9,8 +9,9 @@ from typing import Any
 from .arguments import (
     dataset_arguments,
     dataset_of,
+    embed_options,
     load_model,
-    numbers_line,
+    metrics_line,
     open_text_cache,
     pick_device,
     policy_arguments,
@@ -47,13 +48,13 @@ def add(command: Any) -> None:
     evaluation.add_argument(
         "--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals over identities from N draws"
     )
-    evaluation.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the numbers here")
+    evaluation.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the metrics here")
     evaluation.add_argument(
         "--save-queries",
         type=Path,
         default=None,
         metavar="FOLDER",
-        help="write the numbers of every query, a file for each result, for load_result and compare",
+        help="write the metrics of every query, a file for each result, for load_result and compare",
     )
     policy_arguments(evaluation)
     run_arguments(evaluation)
@@ -74,51 +75,53 @@ def run(args: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     with process_group(device):
         dataset = dataset_of(args)
-        if args.on_error != "raise":
-            dataset = dataset.drop_unreadable(args.on_error)
         model = load_model(args.checkpoint)
         open_text_cache(model, args.text_cache)
-        reports = []
-        for text in (False,) if args.no_text or not model.uses_text else (True, False):
-            cells = _evaluate(args, model, dataset, text, matrix, device)
-            if not text or cells[0].text:
-                reports.append(cells)
+        reports = _reports(args, model, dataset, matrix, device)
         if not is_main():
             return
         rows = []
         for cells in reports:
             rows += [_row(cell, args.bootstrap, args.save_queries) for cell in cells]
-            lines = _cross_table(cells) if args.cross else _table(cells, dataset.modalities) if matrix else []
-            print("\n".join(lines or [_line(rows[-1])]))
+            if args.cross:
+                print(_cross_tables(cells))
+            else:
+                print(_table(cells, dataset.modalities) if matrix else _line(rows[-1]))
         if args.json:
             trained_on = model.pretrained_cfg.trained_on
             about = {"checkpoint": args.checkpoint, "dataset": dataset.name, "trained_on": trained_on}
             write_json(args.json, {**about, "results": rows})
 
 
-def _evaluate(args: argparse.Namespace, model: Any, dataset: Any, text: bool, matrix: bool, device: str) -> list[Any]:
-    from nextreid.engine import evaluate, modality_matrix
+def _reports(args: argparse.Namespace, model: Any, dataset: Any, matrix: bool, device: str) -> list[list[Any]]:
+    """The reports with captions, if any was read, and without, from one pass."""
+    from nextreid.engine import evaluate_conditions, modality_matrix
+    from nextreid.engine.ablations import hide_modalities
     from nextreid.retrieval import Rerank
 
-    options = {
+    settings = {
         "protocol": args.protocol,
-        "text": text,
         "rerank": Rerank() if args.rerank else None,
+        "on_error": args.on_error,
         "allow_leak": args.allow_leak,
-        "batch_size": args.batch_size,
-        "device": device,
-        "workers": args.workers,
+        "options": embed_options(args, device),
     }
+    texts = [False] if args.no_text or not model.uses_text else [True, False]
     if matrix:
-        return modality_matrix(model, dataset, cross=args.cross, **options)
-    return [evaluate(model, dataset, missing=args.missing, **options)]
+        reports = modality_matrix(model, dataset, cross=args.cross, text=texts, **settings)
+    else:
+        conditions = [hide_modalities(dataset.modalities, args.missing, text) for text in texts]
+        reports = evaluate_conditions(model, dataset, conditions, **settings)
+    count = len(reports) // len(texts)
+    cells = [reports[:count], reports[count:]] if len(texts) == 2 else [reports]
+    return cells if any(report.text for report in cells[0]) else cells[-1:]
 
 
 def _row(report: Any, draws: int, folder: Path | None) -> dict[str, Any]:
     row = report.to_dict()
     if draws:
-        measures = ("mAP", "rank-1", "mINP")
-        row["bootstrap"] = {name: report.result.bootstrap(name, samples=draws).to_dict() for name in measures}
+        metrics = ("mAP", "rank-1", "mINP")
+        row["bootstrap"] = {name: report.result.bootstrap(name, samples=draws).to_dict() for name in metrics}
     if folder:
         words = [row["protocol"], "text" if row["text"] else "no-text", *(f"no-{name}" for name in row["missing"])]
         file = folder / (re.sub(r"[^\w+-]+", "_", "_".join(words)) + ".safetensors")
@@ -128,50 +131,48 @@ def _row(report: Any, draws: int, folder: Path | None) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    line = numbers_line(row)
-    if "bootstrap" in row:
-        for name, interval in row["bootstrap"].items():
-            low, high = 100 * interval["low"], 100 * interval["high"]
-            line += f"\n  {name} between {low:.1f} and {high:.1f} in 95 % of {interval['samples']} draws of identities"
+    line = metrics_line(row)
+    for name, interval in row.get("bootstrap", {}).items():
+        low, high = 100 * interval["low"], 100 * interval["high"]
+        line += f"\n  {name} between {low:.1f} and {high:.1f} in 95 % of {interval['samples']} draws of identities"
     return line
 
 
-def _table(cells: Sequence[Any], modalities: Sequence[str]) -> list[str]:
-    """Return one line for each set of modalities that both sides show."""
+def _table(cells: Sequence[Any], modalities: Sequence[str]) -> str:
+    """One line for each set of modalities that query and gallery show."""
     from nextreid.retrieval import METRICS
+    from nextreid.viz import Table
 
-    width = len("+".join(modalities))
-    lines = [_title(cells), f"{'shown':{width}}  {'  '.join(f'{name:>7}' for name in METRICS)}  queries"]
+    rows = []
     for cell in cells:
         row = cell.to_dict()
-        shown = "+".join(m for m in modalities if m not in cell.missing)
-        numbers = "  ".join(f"{100 * row[name]:7.1f}" for name in METRICS)
         left_out = f", {cell.left_out} samples show none of it" if cell.left_out else ""
-        lines.append(f"{shown:{width}}  {numbers}  {row['valid_queries']} of {row['queries']}{left_out}")
-    return lines
+        queries = f"{row['valid_queries']} of {row['queries']}{left_out}"
+        shown = "+".join(m for m in modalities if m not in cell.missing)
+        rows.append([shown, *(f"{100 * row[name]:.1f}" for name in METRICS), queries])
+    return Table(_title(cells), ["shown", *METRICS, "queries"], rows).text()
 
 
-def _cross_table(cells: Sequence[Any]) -> list[str]:
-    """Return two tables, a line for each set that the query shows and a column for each that the gallery shows."""
-    numbers = {
-        ("+".join(c.result.protocol.query_modalities), "+".join(c.result.protocol.gallery_modalities)): c for c in cells
+def _cross_tables(cells: Sequence[Any]) -> str:
+    """Two tables, a line for each set that the query shows and a column for each that the gallery shows."""
+    from nextreid.viz import Table
+
+    found = {
+        tuple("+".join(shown) for shown in (c.result.protocol.query_modalities, c.result.protocol.gallery_modalities)): c
+        for c in cells
     }
-    queries, galleries = ([*dict.fromkeys(pair[side] for pair in numbers)] for side in (0, 1))
-    width = max(len("rank-1, query down"), *map(len, queries))
-    lines = [_title(cells)]
+    queries, galleries = ([*dict.fromkeys(pair[i] for pair in found)] for i in (0, 1))
+    notes = {"rank-1": "cells off the diagonal: the modalities' parts of the embeddings are averaged"}
+    tables = []
     for name in ("mAP", "rank-1"):
-        lines.append(f"{name + ', query down':{width}}  " + "  ".join(f"{g:>6}" for g in galleries))
-        for q in queries:
-            line = f"{q:{width}}"
-            for g in galleries:
-                cell = numbers.get((q, g))
-                value = "" if cell is None else f"{100 * cell.result.metric(name):.1f}"
-                line += f"  {value:>{max(6, len(g))}}"
-            lines.append(line)
-    lines.append("cells off the diagonal: the modalities' parts of the embeddings are averaged")
-    return lines
+        rows = [
+            [q, *(f"{100 * found[q, g].result.metric(name):.1f}" if (q, g) in found else "" for g in galleries)]
+            for q in queries
+        ]
+        tables.append(Table("", [f"{name}, query down", *galleries], rows, notes.get(name, "")).text())
+    return "\n".join([_title(cells), *tables])
 
 
 def _title(cells: Sequence[Any]) -> str:
     rule = cells[0].result.protocol.name.partition(":")[0]
-    return f"protocol {rule}, {'with' if cells[0].text else 'no'} captions at test"
+    return f"protocol {rule}, {'with' if any(cell.text for cell in cells) else 'no'} captions at test"

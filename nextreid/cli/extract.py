@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import load_model, open_text_cache, pick_device, policy_arguments, run_arguments
+from .arguments import embed_options, load_model, open_text_cache, pick_device, policy_arguments, run_arguments
 
 
 def add(command: Any) -> None:
@@ -42,9 +42,7 @@ def run(args: argparse.Namespace) -> None:
             normalize=not args.raw,
             overwrite=args.overwrite,
             on_error=args.on_error,
-            batch_size=args.batch_size,
-            device=device,
-            workers=args.workers,
+            options=embed_options(args, device),
         )
         if is_main():
             print(f"{done.samples} embeddings of {done.dim} numbers: {done.embeddings} ({done.index.name} says whose)")

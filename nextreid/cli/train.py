@@ -7,7 +7,7 @@ from typing import Any
 from .arguments import (
     dataset_arguments,
     dataset_of,
-    numbers_line,
+    metrics_line,
     open_text_cache,
     pairs,
     pick_device,
@@ -91,9 +91,9 @@ def _run_lines(report: Any) -> list[str]:
     rows = (
         ("last epoch", report.last, "evaluation"),
         ("last epoch", report.last, "evaluation_without_text"),
-        ("best epoch (chosen on these very numbers)", report.best, "evaluation"),
+        ("best epoch (chosen by these very metrics)", report.best, "evaluation"),
     )
-    lines = [f"{title} {row['epoch']}: {numbers_line(row[of])}" for title, row, of in rows if row and of in row]
+    lines = [f"{title} {row['epoch']}: {metrics_line(row[of])}" for title, row, of in rows if row and of in row]
     return [*lines, f"run folder: {report.folder}"]
 
 
@@ -101,7 +101,7 @@ def _seeds_lines(report: Any) -> list[str]:
     titles = {
         "last": "last epoch",
         "last_without_text": "last epoch",
-        "best": "best epoch (chosen on these very numbers)",
+        "best": "best epoch (chosen by these very metrics)",
     }
     summary = report.to_dict()
     lines = [f"{title}: {_spread_line(summary[name])}" for name, title in titles.items() if name in summary]
@@ -111,9 +111,9 @@ def _seeds_lines(report: Any) -> list[str]:
 def _spread_line(row: dict[str, Any]) -> str:
     from nextreid.retrieval import METRICS
 
-    def number(metric: str) -> str:
-        spread = "" if row[metric]["std"] is None else f" ± {100 * row[metric]['std']:.1f}"
-        return f"{metric} {100 * row[metric]['mean']:.1f}{spread}"
+    def metric(name: str) -> str:
+        spread = "" if row[name]["std"] is None else f" ± {100 * row[name]['std']:.1f}"
+        return f"{name} {100 * row[name]['mean']:.1f}{spread}"
 
-    numbers = "  ".join(number(metric) for metric in METRICS)
-    return f"{numbers}  [protocol {row['protocol']}, {'with' if row['text'] else 'no'} captions at test]"
+    captions = "with" if row["text"] else "no"
+    return f"{'  '.join(map(metric, METRICS))}  [protocol {row['protocol']}, {captions} captions at test]"

@@ -41,7 +41,7 @@ def test_last_with_captions_and_without_and_best(run, tmp_path):
     last, without, best, place = out.splitlines()
     assert last.startswith("last epoch 2: ") and "with captions at test" in last
     assert without.startswith("last epoch 2: ") and "no captions at test" in without
-    assert best.startswith("best epoch (chosen on these very numbers) ") and place == f"run folder: {tmp_path / 'run'}"
+    assert best.startswith("best epoch (chosen by these very metrics) ") and place == f"run folder: {tmp_path / 'run'}"
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert "evaluation_without_text" not in rows[0]
     for line, name in ((last, "evaluation"), (without, "evaluation_without_text")):
@@ -74,7 +74,7 @@ def test_seeds_print_mean_and_spread(run, tmp_path):
     last, best, place = out.splitlines()
     number = r"\d+\.\d ± \d+\.\d"
     assert status == 0 and re.match(rf"last epoch: mAP {number}  rank-1 {number}  ", last)
-    assert best.startswith("best epoch (chosen on these very numbers): mAP ") and "no captions at test]" in best
+    assert best.startswith("best epoch (chosen by these very metrics): mAP ") and "no captions at test]" in best
     assert place == f"2 seeds: 0, 1; run folder: {tmp_path / 'runs'}"
     alone = run(*words(tmp_path / "alone"))[0]
     assert alone == 0  # the first of the seeds is the plain run

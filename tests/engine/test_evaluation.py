@@ -44,6 +44,33 @@ def mean_average_precision(embeddings, samples, same_camera=False):
     return float(np.mean(precisions))
 
 
+def test_conditions_share_one_pass_of_the_tower_and_are_evaluations_of_their_own(build, dataset):
+    model, seen = build(num_classes=6), []
+    options = EmbedOptions(7)
+    conditions = [Condition(), Condition(text=False), Condition(modalities=("nir", "rgb")), Condition(False, ("tir",))]
+    model.image_tower.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    reports = evaluate_conditions(model, dataset, conditions, options=options)
+    assert sum(seen) == len(dataset.gallery) and len(repr(reports[0])) < 500
+    missing = [(), (), ("tir",), ("rgb", "nir")]
+    for report, condition, hidden in zip(reports, conditions, missing, strict=True):
+        assert (report.text, report.missing) == (condition.text, hidden)
+        alone = evaluate(model, dataset, text=condition.text, missing=hidden, options=options)
+        assert alone.result.ap.tolist() == report.result.ap.tolist()
+        assert {**alone.to_dict(), "seconds": 0} == {**report.to_dict(), "seconds": 0}
+
+
+def test_a_named_embedding_is_ranked_and_reported(build, dataset):
+    model = build("baseline_tiny")
+    model.embeddings = {"fused": model.num_features, "cls": model.num_features}
+    tokens = model.forward_tokens
+    model.forward_tokens = lambda *given: {**(f := tokens(*given)), "cls": -f["cls"].flatten(1).square()}
+    options = EmbedOptions(embedding="cls")
+    report = evaluate(model, dataset, options=options)
+    assert report.to_dict()["embedding"] == "cls" and report.result.mAP != evaluate(model, dataset).result.mAP
+    with pytest.raises(ValueError, match="'text'; there are: fused, cls"):
+        embed_samples(model, dataset.query, options=EmbedOptions(embedding="text"))
+
+
 @pytest.mark.parametrize("text", [True, False])
 def test_the_numbers_are_those_of_a_naive_loop(build, dataset, text):
     model = build(num_classes=6)

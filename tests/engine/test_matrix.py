@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import nextreid.data.loader as loader
-from nextreid.engine import Condition, EmbedOptions, embed_samples, evaluate, evaluate_conditions, modality_matrix
+from nextreid.engine import Condition, EmbedOptions, embed_samples, evaluate, modality_matrix
 from nextreid.engine.evaluation import subsets
 from nextreid.retrieval import get_protocol
 
@@ -136,9 +136,9 @@ def test_a_sample_is_encoded_once_and_ranked_once_for_each_set_that_it_shows(bui
     assert views("camera:rgb>rgb+tir", replace(dataset, query=told, gallery=told)) == 2 * n
 
 
-def test_sides_that_cannot_be_shown_are_named(build, dataset):
+def test_modalities_that_cannot_be_shown_are_named(build, dataset):
     model = build("baseline_tiny")
-    with pytest.raises(ValueError, match=r"'camera:uv>rgb' shows 'uv' on its query side; the dataset has: rgb, nir"):
+    with pytest.raises(ValueError, match=r"'camera:uv>rgb' shows 'uv' in the query; the dataset has: rgb, nir"):
         evaluate(model, dataset, protocol="camera:uv>rgb")
-    with pytest.raises(ValueError, match=r"shows tir on its gallery side, and without tir nothing is left"):
+    with pytest.raises(ValueError, match=r"shows tir in the gallery, and without tir nothing is left"):
         evaluate(model, dataset, protocol="camera:rgb>tir", missing=("tir",))
