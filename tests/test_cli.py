@@ -102,7 +102,7 @@ def test_what_does_not_parse_is_refused_with_the_usage(words, capsys):
 
 
 def test_version_through_the_interpreter():
-    done = subprocess.run([sys.executable, "-m", "nextreid", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "nextreid", "--version"], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout.strip()) == (0, f"nextreid {nextreid.__version__}")
 
 
@@ -114,7 +114,11 @@ def test_models_are_listed_with_what_they_are(run):
 
 
 def test_models_by_wildcard_and_by_weights(run):
-    assert [line.split()[0] for line in run("models", "*_tiny")[1].splitlines()] == ["baseline_tiny", "next_tiny"]
+    assert [line.split()[0] for line in run("models", "*_tiny")[1].splitlines()] == [
+        "baseline_tiny",
+        "next_tiny",
+        "unicat_tiny",
+    ]
     assert [line.split()[0] for line in run("models", "baseline_*", "next_tiny")[1].splitlines()] == [
         "baseline_clip_b16",
         "baseline_tiny",
@@ -172,10 +176,11 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, run, monkeypat
 
 
 def test_model_arguments_and_recipe_reach_the_run(tmp_path, run):
-    words = train_words(tmp_path / "run", "--model-arg", "sampling=topk", "num_semantic_experts=2")
+    words = train_words(tmp_path / "run", "--model-arg", 'head={"sampling": "topk", "num_semantic_experts": 2}')
     assert run(*words, "--recipe", "next-eq12", "--set", *FIELDS, "amp=off", "workers=0", "eval_every=0")[0] == 0
     described = json.loads((tmp_path / "run" / "recipe.json").read_text())
-    assert (described["model"]["sampling"], described["model"]["num_semantic_experts"]) == ("topk", 2)
+    head = described["model"]["head"]
+    assert (head["sampling"], head["num_semantic_experts"]) == ("topk", 2)
     assert (described["recipe"]["name"], described["recipe"]["identity_weight"]) == ("next-eq12", 1.0)
     assert not (tmp_path / "run" / "best").exists()
 
@@ -208,7 +213,7 @@ def test_eval_without_captions_in_the_data_prints_one_line(trained, run):
 
 def test_eval_through_the_interpreter(trained):
     words = [sys.executable, "-m", "nextreid", "eval", str(trained / "last"), *DATA, "--device", "cpu"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert [NUMBERS.match(line) is not None for line in done.stdout.splitlines()] == [True, True]
 
@@ -327,7 +332,7 @@ def test_mistakes_of_train_name_the_thing(change, named, mistake, tmp_path):
     ("more", "named"),
     [
         (["--recipe", "fast"], ["fast", "next", "tiny"]),
-        (["--model-arg", "sampling=none"], ["sampling", "none", "dynamic"]),
+        (["--model-arg", 'head={"sampling": "none"}'], ["sampling", "none", "dynamic"]),
         (["--model-arg", "colour=red"], ["next_tiny", "colour"]),
         (["--model-arg", "colour"], ["--model-arg", "NAME=VALUE"]),
         (["--root", "data"], ["unknown settings ['root']"]),
@@ -411,7 +416,7 @@ def test_sources_that_are_none(trained, tmp_path, mistake):
 
 def test_a_mistake_through_the_interpreter_is_status_2(tmp_path):
     words = [sys.executable, "-m", "nextreid", "models", "resnet*"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (2, "") and "resnet*" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -61,7 +61,7 @@ def policy_arguments(parser: argparse.ArgumentParser, *, leak: bool = True) -> N
     )
     if leak:
         parser.add_argument(
-            "--allow-leak", action="store_true", help="go on although the weights were trained on identities of this test set"
+            "--allow-leak", action="store_true", help="go on although the weights have seen identities of this test set"
         )
 
 

@@ -11,7 +11,7 @@ def add(command: Any) -> None:
     demo.add_argument("--out", type=Path, default=Path("nextreid-demo"), help="folder to write (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="of the data and the training (default: %(default)s)")
     demo.add_argument("--pretrained", action="store_true", help="evaluate the bundled weights; train nothing")
-    demo.add_argument("--smoke", action="store_true", help="the smallest form: every step in seconds, metrics without meaning")
+    demo.add_argument("--smoke", action="store_true", help="the smallest form, to see that every step runs")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -157,10 +157,10 @@ def _cross_tables(cells: Sequence[Any]) -> str:
     """Two tables, a line for each set that the query shows and a column for each that the gallery shows."""
     from nextreid.viz import Table
 
-    found = {
-        tuple("+".join(shown) for shown in (c.result.protocol.query_modalities, c.result.protocol.gallery_modalities)): c
-        for c in cells
-    }
+    found = {}
+    for cell in cells:
+        rule = cell.result.protocol
+        found["+".join(rule.query_modalities), "+".join(rule.gallery_modalities)] = cell
     queries, galleries = ([*dict.fromkeys(pair[i] for pair in found)] for i in (0, 1))
     notes = {"rank-1": "cells off the diagonal: the modalities' parts of the embeddings are averaged"}
     tables = []

@@ -273,8 +273,8 @@ def _report(
     write_report(
         path,
         title="nextreid demo",
-        intro=f"NEXT and its baseline, {'trained alike' if recipe else 'with bundled weights,'} on procedural persons seen "
-        "in three spectra.",
+        intro=f"NEXT and its baseline, {'trained alike' if recipe else 'with bundled weights,'} on procedural persons "
+        "seen in three spectra.",
         tables=tables,
         images=images,
         facts=facts,

@@ -296,8 +296,7 @@ def _measure_cells(
             places = [rows[sample.key, sample.captions] for sample in ranked[-1]]
             vectors = embedded[condition][places]
             embeddings.append(model.average_modalities(vectors) if average else vectors)
-            shown = [tuple(s and i is not None for s, i in zip(shows, x.images, strict=True)) for x in ranked[-1]]
-            views |= set(zip(places, shown, strict=True))
+            views |= {(place, _view(sample, shows)) for place, sample in zip(places, ranked[-1], strict=True)}
         if not all(ranked):
             _logger.warning("%s is left out: no sample of query or gallery shows these modalities", cell.name)
             continue
@@ -314,6 +313,15 @@ def _measure_cells(
         )
         reports.append(report)
     return reports
+
+
+def _view(sample: Sample, shows: Sequence[bool]) -> tuple[tuple[bool, bool], ...]:
+    """Of each modality, whether an image and whether a caption is shown."""
+    captions = sample.captions or ((),) * len(shows)
+    return tuple(
+        (show and image is not None, show and bool(caption))
+        for show, image, caption in zip(shows, sample.images, captions, strict=True)
+    )
 
 
 def _rank(

@@ -53,7 +53,7 @@ class AdaptedModel(ReIDModel):
                 _warn_blind(type(self.module).__name__)
         given = {"text": text, "present": present, "camid": encoded.get("camid")}
         embedding = self.module(images, **{name: given[name] for name in given if name in self.keywords})
-        if not isinstance(embedding, Tensor) or embedding.dim() != 2 or len(embedding) != len(images):
+        if not isinstance(embedding, Tensor) or embedding.dim() != 2 or embedding.shape[0] != images.shape[0]:
             found = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
             raise ValueError(
                 f"{type(self.module).__name__} must map images (B, M, 3, H, W) to an embedding (B, F), "

@@ -50,7 +50,7 @@ def test_a_file_becomes_a_folder_and_what_was_mapped_is_said(state, tmp_path, ca
         "left out: logit_scale",
         "the towers compute with QuickGELU; weights do not say which activation they need: QuickGELU for OpenAI's, "
         "GELU for most others (--model next with towers of plain names)",
-        "untrained: mmfa, semantic_experts, structure_experts",
+        "untrained: head",
         str(tmp_path / "out"),
     ]
     model = create_model(f"local-dir:{tmp_path / 'out'}")

@@ -133,7 +133,7 @@ def test_weights_that_know_the_test_set_are_refused(run, trained, tmp_path):
         (("--missing", "all", "rgb"), "'all'"),
         (("--cross", "--missing", "rgb"), "with --cross"),
         (("--bootstrap", "-3"), "got -3"),
-        (("--cross", "--protocol", "camera:rgb>tir"), "says already"),
+        (("--cross", "--protocol", "camera:rgb>tir"), "fixes the modalities"),
         (("--protocol", "camera:rgb"), "cannot parse"),
         (("--missing", "uv"), "'uv'"),
     ],

@@ -9,7 +9,7 @@ from nextreid.cli import main
 def test_models_are_listed(capsys):
     assert main(["models", "*_tiny"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["baseline_tiny", "next_tiny"]
+    assert [line.split()[0] for line in lines] == ["baseline_tiny", "next_tiny", "unicat_tiny"]
     assert main(["models", "nothing_*"]) == 2
     assert "no model matches 'nothing_*'" in capsys.readouterr().err
 

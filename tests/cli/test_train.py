@@ -130,7 +130,7 @@ def test_torchrun_trains_as_one_process_and_prints_once(run, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [text.split(" ")[0] for text in done.stdout.splitlines()] == ["last", "best", "run"]
@@ -157,7 +157,7 @@ def test_torchrun_ends_when_one_process_cannot_go_on(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
     )
     assert done.returncode != 0 and "nextreid train: cannot read that.jpg" in done.stderr
 

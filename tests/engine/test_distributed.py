@@ -25,7 +25,7 @@ def load(name):
     return module
 
 
-def torchrun(*words, timeout=240):
+def torchrun(*words, timeout=900):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*TORCHRUN, *map(str, words)],

@@ -63,7 +63,7 @@ def test_a_named_embedding_is_ranked_and_reported(build, dataset):
     model = build("baseline_tiny")
     model.embeddings = {"fused": model.num_features, "cls": model.num_features}
     tokens = model.forward_tokens
-    model.forward_tokens = lambda *given: {**(f := tokens(*given)), "cls": -f["cls"].flatten(1).square()}
+    model.forward_tokens = lambda *given: {**(f := tokens(*given)), "cls": f["cls"].flatten(1).square()}
     options = EmbedOptions(embedding="cls")
     report = evaluate(model, dataset, options=options)
     assert report.to_dict()["embedding"] == "cls" and report.result.mAP != evaluate(model, dataset).result.mAP

@@ -129,7 +129,7 @@ def test_a_torch_file_runs_where_this_package_is_not(exported, tmp_path):
         "print(extra['nextreid.json'])\n"
     )
     words = [sys.executable, "-c", code, str(report.path)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["architecture"] == "next_tiny" and said["modalities"] == ["rgb", "nir", "tir"]

@@ -451,5 +451,5 @@ def test_the_package_names_it_without_its_weight():
         "except AttributeError as error: assert 'Extractor' in str(error)\n"
         "else: raise SystemExit('found')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ def losses(folder):
 def killed(out, kills):
     """Run with kills; return the exit statuses of the attempts."""
     words = [sys.executable, str(HERE / "killed.py"), str(HERE / "conftest.py"), str(out), json.dumps(kills)]
-    done = subprocess.run(words, cwd=HERE.parents[1], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, cwd=HERE.parents[1], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
