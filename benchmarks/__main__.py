@@ -7,8 +7,8 @@ import sys
 from .harness import record
 
 SPEED = (
-    "counts", "head", "embedding", "text", "loader", "peers", "gpu", "models", "imports", "synthetic", "train_step",
-    "demo", "retrieval", "caption_merge", "captions",
+    "counts", "head", "embedding", "evaluation", "text", "loader", "peers", "gpu", "models", "imports", "synthetic",
+    "train_step", "demo", "retrieval", "caption_merge", "captions",
 )  # fmt: skip
 MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {
     "weights": "benchmarks.weights.build",

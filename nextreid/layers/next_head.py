@@ -195,9 +195,9 @@ class NEXTHead(nn.Module):
             raise ValueError(
                 f"tokens have N = {tokens.shape[2]} positions, the head was built for num_tokens={positions}"
             )
-        if cls is not None and cls.shape != (len(tokens), count, width):
+        if cls is not None and cls.shape != (tokens.shape[0], count, width):
             raise ValueError(
-                f"class tokens have shape {tuple(cls.shape)}, expected (B, M, D) = {(len(tokens), count, width)}, "
+                f"class tokens have shape {tuple(cls.shape)}, expected (B, M, D) = {(tokens.shape[0], count, width)}, "
                 "or None for the mean of the patch tokens"
             )
         if present is not None:

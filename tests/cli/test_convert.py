@@ -54,7 +54,7 @@ def test_a_file_becomes_a_folder_and_what_was_mapped_is_said(state, tmp_path, ca
         str(tmp_path / "out"),
     ]
     model = create_model(f"local-dir:{tmp_path / 'out'}")
-    assert torch.equal(model.image_tower.proj.weight, state["visual.proj"].T)
+    assert torch.equal(model.image_tower[0].proj.weight, state["visual.proj"].T)
     assert convert(tmp_path / "clip.pt", tmp_path / "out") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert convert(tmp_path / "clip.pt", tmp_path / "out", "--overwrite") == 0

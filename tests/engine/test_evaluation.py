@@ -61,13 +61,13 @@ def test_conditions_share_one_pass_of_the_tower_and_are_evaluations_of_their_own
 
 def test_a_named_embedding_is_ranked_and_reported(build, dataset):
     model = build("baseline_tiny")
-    model.embeddings = {"fused": model.num_features, "cls": model.num_features}
+    model.embeddings = {"fused": model.num_features, "squares": model.num_features}
     tokens = model.forward_tokens
-    model.forward_tokens = lambda *given: {**(f := tokens(*given)), "cls": f["cls"].flatten(1).square()}
-    options = EmbedOptions(embedding="cls")
+    model.forward_tokens = lambda *given: {**(f := tokens(*given)), "squares": f["cls"].flatten(1).square()}
+    options = EmbedOptions(embedding="squares")
     report = evaluate(model, dataset, options=options)
-    assert report.to_dict()["embedding"] == "cls" and report.result.mAP != evaluate(model, dataset).result.mAP
-    with pytest.raises(ValueError, match="'text'; there are: fused, cls"):
+    assert report.to_dict()["embedding"] == "squares" and report.result.mAP != evaluate(model, dataset).result.mAP
+    with pytest.raises(ValueError, match="'text'; there are: fused, squares"):
         embed_samples(model, dataset.query, options=EmbedOptions(embedding="text"))
 
 

@@ -53,8 +53,10 @@ def test_the_cross_matrix_is_every_subset_against_every_one(build, dataset):
 
 
 def test_an_image_is_decoded_and_encoded_once(build, dataset, monkeypatch):
-    opened, real = [], loader.SampleDataset._item
-    monkeypatch.setattr(loader.SampleDataset, "_item", lambda self, *item: opened.append(item) or real(self, *item))
+    opened, real = [], loader.SampleDataset.__getitem__
+    monkeypatch.setattr(
+        loader.SampleDataset, "__getitem__", lambda self, *item: opened.append(item) or real(self, *item)
+    )
     model = build("baseline_tiny")
     forwards = []
     model.image_tower.register_forward_pre_hook(lambda _, args: forwards.append(len(args[0])))
