@@ -20,9 +20,9 @@ from nextreid._files import write_json
 from nextreid.data import ReIDDataset, load_dataset
 from nextreid.data.loader import make_loader
 from nextreid.data.transforms import EvalTransform
-from nextreid.engine.evaluation import evaluate
+from nextreid.engine import Condition, EmbedOptions, evaluate, evaluate_conditions
+from nextreid.engine.checkpoint import cpu_name
 from nextreid.engine.recipe import Recipe, get_recipe
-from nextreid.engine.run_folder import cpu_name
 from nextreid.engine.trainer import train
 from nextreid.models import ReIDModel, create_model
 from nextreid.synthetic import PROFILES, synthetic_persons
@@ -294,11 +294,11 @@ def run_unit(unit: Unit, out: Path, start: Path | None = None, device: str = "cp
 
 
 def _measured(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> dict[str, Any]:
-    from nextreid.engine.ablations import with_caption_quality
+    from nextreid.engine import with_caption_quality
 
     shown = with_caption_quality(dataset, recipe.caption_quality, recipe.seed)
-    texts = (True, False) if model.uses_text else (False,)
-    reports = [evaluate(model, shown, text=text, batch_size=recipe.eval_batch_size) for text in texts]
+    conditions = [Condition(text) for text in ((True, False) if model.uses_text else (False,))]
+    reports = evaluate_conditions(model, shown, conditions, options=EmbedOptions(recipe.eval_batch_size))
     return {"evaluations": [report.to_dict() for report in reports], "kept": kept_share(model, shown)}
 
 

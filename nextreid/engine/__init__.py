@@ -1,6 +1,7 @@
 """Train, evaluate, extract, export."""
 
 from .ablations import Condition, with_caption_quality
+from .checkpoint import TrainReport
 from .distributed import is_main, process_group
 from .embedding import EmbedOptions, embed_conditions, embed_samples
 from .evaluation import EvaluationReport, evaluate, evaluate_conditions, modality_matrix
@@ -8,7 +9,6 @@ from .exporter import ExportReport, export
 from .extraction import Extraction, extract
 from .feature_extractor import FeatureExtractor
 from .recipe import RECIPES, Recipe, get_recipe
-from .run_folder import TrainReport
 from .seeds import SeedsReport, train_seeds
 from .trainer import train
 

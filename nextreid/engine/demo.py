@@ -30,6 +30,7 @@ _logger = logging.getLogger(__name__)
 
 METRICS, REPORT, RANKS, MASKS = "metrics.json", "report.html", "rank_list.png", "masks.png"
 MODELS = ("baseline_tiny", "next_tiny")
+_RANDOM_TEXT = "The text tower is random, since no CLIP weights fit towers this small."
 SHOWN_QUERIES, SHOWN_MASKS, TOP = 6, 4, 10
 
 
@@ -110,8 +111,13 @@ def _build(folder: Path, seed: int, size: DemoSize, write_line: Callable[[str], 
             lap(f"train {name}", f"trained {name}: {size.epochs} epochs, loss {last['loss']['total']:.2f}")
     rows += [row for name, model in models.items() for row in _evaluate(name, model, dataset)]
     lap("evaluate", "evaluated both with every modality, with each one missing, with and without captions")
-    columns, table = _table(rows, dataset.modalities)
-    write_line("\n" + "\n".join(_aligned(columns, table)) + "\n")
+    note = (
+        f"{size.num_test} identities that training never saw; protocol {dataset.protocol}: a query ignores its own "
+        "identity's images from its own camera. One seed. The metrics hold for this generator only and compare with no "
+        f"benchmark. {'The weights are the bundled ones.' if recipe is None else _RANDOM_TEXT}"
+    )
+    results = _table(rows, dataset.modalities, note)
+    write_line(f"\n{replace(results, note='').text()}\n")
     next_model = models["next_tiny"]
     ranks = _rank_list(next_model, dataset)
     masks, captions = _masks(next_model, dataset)
@@ -131,7 +137,7 @@ def _build(folder: Path, seed: int, size: DemoSize, write_line: Callable[[str], 
         "seconds": {**seconds, "total": round(time.perf_counter() - start, 1)},
     }
     write_json(folder / METRICS, metrics)
-    _report(folder / REPORT, metrics, (columns, table), captions, ranks, masks)
+    _report(folder / REPORT, metrics, results, captions, ranks, masks)
     return metrics
 
 
@@ -162,7 +168,7 @@ def _row(name: str, stage: str, report: EvaluationReport) -> dict[str, Any]:
     return row
 
 
-def _table(rows: Sequence[dict[str, Any]], modalities: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def _table(rows: Sequence[dict[str, Any]], modalities: Sequence[str], note: str) -> Table:
     """One line for each model and text setting, one column for each condition: mAP / rank-1 in percent."""
     columns = ["model", "captions at test", "all modalities", *(f"without {m}" for m in modalities)]
     lines: dict[tuple[str, str, bool], dict[tuple[str, ...], str]] = {}
@@ -173,15 +179,7 @@ def _table(rows: Sequence[dict[str, Any]], modalities: Sequence[str]) -> tuple[l
     for (model, stage, text), cells in lines.items():
         title = model if stage == "trained" else f"{model}, {stage}"
         table.append([title, "yes" if text else "no", *(cells.get(c, "") for c in ((), *((m,) for m in modalities)))])
-    return columns, table
-
-
-def _aligned(columns: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[i]) for line in (columns, *table)) for i in range(len(columns))]
-    head = ["mAP / rank-1 in percent"]
-    return head + [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (columns, *table)
-    ]
+    return Table("Results, mAP / rank-1 in percent", columns, table, note)
 
 
 def _rank_list(model: ReIDModel, dataset: ReIDDataset) -> Image:
@@ -227,23 +225,15 @@ def _masks(model: ReIDModel, dataset: ReIDDataset) -> tuple[Image, list[list[str
 def _report(
     path: Path,
     metrics: dict[str, Any],
-    results: tuple[list[str], list[list[str]]],
+    results: Table,
     captions: list[list[str]],
     ranks: Image,
     masks: Image,
 ) -> None:
     size, generator, recipe = metrics["size"], metrics["generator"], metrics["recipe"]
     height, width = generator["img_size"]
-    text_tower = "The text tower is random, since no CLIP weights fit towers this small."
-    if not recipe:
-        text_tower = "The weights are the bundled ones."
-    note = (
-        f"{size['num_test']} identities that training never saw; protocol {metrics['protocol']}: "
-        f"a query ignores its own identity's images from its own camera. One seed. {text_tower} "
-        "The metrics hold for this generator only and compare with no benchmark."
-    )
     tables = [
-        Table("Results, mAP / rank-1 in percent", results[0], results[1], note),
+        results,
         Table(
             "Captions of the samples below",
             ["sample", "RGB", "NIR", "TIR"],

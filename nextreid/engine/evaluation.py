@@ -169,20 +169,12 @@ def modality_matrix(
 ) -> list[EvaluationReport]:
     """Evaluate with every non-empty subset of the modalities; images are read and encoded once.
 
-    A sample that shows nothing under a subset is left out of that cell, which says how many were; a cell without
-    queries or gallery is left out whole. Arguments that are not listed are those of `evaluate`.
+    With ``cross``, every subset as query meets every subset as gallery (49 cells for three modalities); otherwise query
+    and gallery show the same (7 cells). ``text=(True, False)`` gives the matrix with captions and then without. The
+    protocol is one without modalities of its own. All else is as in `evaluate`.
 
-    Args:
-        model: See `evaluate`.
-        dataset: See `evaluate`.
-        protocol: See `evaluate`; one without modalities of its own.
-        cross: Whether every subset as query meets every subset as gallery (49 cells for three modalities), instead of
-            query and gallery showing the same (7 cells).
-        text: Whether captions are read; ``(True, False)`` gives the matrix with them and then without.
-        rerank: See `evaluate`.
-        on_error: See `evaluate`.
-        allow_leak: See `evaluate`.
-        options: See `evaluate`.
+    A sample that shows nothing under a subset is left out of that cell, which counts them in ``left_out``; a cell
+    without queries or gallery is left out whole.
 
     Returns:
         One report a cell, query subsets outermost. A cell with equal subsets reports what `evaluate` does with

@@ -8,33 +8,20 @@ from typing import Any, Literal, get_args, get_origin
 
 from nextreid.data.image_cache import SUFFIX
 
-# What must hold for a number: (lowest, highest, whether the lowest itself is allowed). None is allowed where it is the
+# What must hold for a number: lowest, highest, whether the lowest itself is allowed. None is allowed where it is the
 # type's other half.
 _RANGES: dict[str, tuple[float, float, bool]] = {
-    "epochs": (1, math.inf, True),
-    "num_ids": (2, math.inf, True),
-    "num_instances": (2, math.inf, True),
-    "lr_tower": (0, math.inf, False),
-    "lr_new": (0, math.inf, False),
-    "weight_decay": (0, math.inf, True),
-    "beta1": (0, 1, True),
-    "beta2": (0, 1, True),
-    "warmup_epochs": (0, math.inf, True),
-    "warmup_start": (0, math.inf, True),
-    "floor": (0, 1, True),
-    "grad_clip": (0, math.inf, False),
-    "identity_weight": (0, math.inf, True),
-    "triplet_weight": (0, math.inf, True),
-    "smoothing": (0, 1, True),
-    "margin": (0, math.inf, True),
-    "flip": (0, 1, True),
-    "pad": (0, math.inf, True),
-    "erase": (0, 1, True),
-    "caption_keep_ratio": (0, 1, False),
-    "caption_quality": (0, 1, False),
-    "eval_every": (0, math.inf, True),
-    "eval_batch_size": (1, math.inf, True),
-    "workers": (0, math.inf, True),
+    field: bounds
+    for bounds, fields in {
+        (1, math.inf, True): "epochs eval_batch_size",
+        (2, math.inf, True): "num_ids num_instances",
+        (0, math.inf, False): "lr_tower lr_new grad_clip",
+        (0, math.inf, True): "weight_decay warmup_epochs warmup_start identity_weight triplet_weight margin pad "
+        "eval_every workers",
+        (0, 1, True): "beta1 beta2 floor smoothing flip erase",
+        (0, 1, False): "caption_keep_ratio caption_quality",
+    }.items()
+    for field in fields.split()
 }
 
 
@@ -42,43 +29,43 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
 class Recipe:
     """Everything that decides a training run besides the model and the data.
 
-    The defaults are the paper's where it gives a number (Sec. 4.1) and the ones that its predecessors (DeMo, IDEA)
-    share where it gives none.
+    The defaults are the paper's values (Sec. 4.1) and, where it gives none, those that related methods (DeMo, IDEA)
+    share.
 
     Attributes:
         name: The name that results carry.
-        epochs: Passes of the identity sampler (peers: 50).
-        num_ids: P, identities of a batch (peers: batch 64 with 8 images each).
+        epochs: Passes of the identity sampler (related methods: 50).
+        num_ids: P, identities of a batch (related methods: batch 64 with 8 images each).
         num_instances: K, samples of each identity in a batch.
         optimizer: ``"adam"`` (the paper; weight decay is coupled) or ``"adamw"``.
-        lr_tower: Rate of the pretrained image tower (the paper: 3.5e-6). Frozen parameters are
-            left out.
-        lr_new: Rate of every other trainable layer (DeMo, MambaPro: 3.5e-4).
+        lr_tower: Learning rate of the pretrained towers (the paper: 3.5e-6). Frozen parameters are left out.
+        lr_new: Learning rate of every other trainable layer (DeMo, MambaPro: 3.5e-4).
         weight_decay: The paper: 1e-4.
-        decay_all: Whether biases, norms and tables decay too, as in all peers. ``False`` spares them.
+        decay_all: Whether biases, norms and tables decay too, as in all related methods. ``False`` spares them.
         beta1: The paper's "momentum 0.9".
-        beta2: Adam's second moment (0.999, the optimiser's default in all peers).
-        grad_clip: Largest norm of the gradient; None, as in all peers, does not clip.
-        schedule: ``"cosine"`` (peers) or ``"constant"``; warm-up applies to both.
-        warmup_epochs: Linear warm-up (peers: 10).
-        warmup_start: Where the warm-up starts, as a factor of each group's rate (TOP-ReID, EDITOR, MambaPro: 0.01).
-        floor: Where the cosine ends, as a factor of each group's rate (peers: 0.001 of the base rate).
-        identity_weight: Weight of the identity loss (peers 0.25; Eq. 12 writes 1).
+        beta2: Adam's second moment (0.999, the optimiser's default in all related methods).
+        grad_clip: Largest norm of the gradient; None, as in all related methods, does not clip.
+        schedule: ``"cosine"`` (related methods) or ``"constant"``; warm-up applies to both.
+        warmup_epochs: Linear warm-up (related methods: 10).
+        warmup_start: Where the warm-up starts, as a factor of each group's learning rate (TOP-ReID, EDITOR, MambaPro:
+            0.01).
+        floor: Where the cosine ends, as a factor of each group's learning rate (related methods: 0.001).
+        identity_weight: Weight of the identity loss (related methods 0.25; Eq. 12 has 1).
         triplet_weight: Weight of the triplet loss.
-        smoothing: Label smoothing of the identity loss (peers: 0.1).
-        margin: Hinge margin of the triplet loss; None is the soft margin (peers).
-        flip: Probability of a horizontal flip (peers: 0.5).
-        pad: Zero padding in pixels before the random crop (peers: 10).
-        erase: Probability of random erasing (peers: 0.5).
+        smoothing: Label smoothing of the identity loss (related methods: 0.1).
+        margin: Hinge margin of the triplet loss; None is the soft margin (related methods).
+        flip: Probability of a horizontal flip (related methods: 0.5).
+        pad: Zero padding in pixels before the random crop (related methods: 10).
+        erase: Probability of random erasing (related methods: 0.5).
         geometry: Whether the modalities of a sample share flip and crop. ``"shared"`` keeps patch positions aligned,
-            which the modulation across modalities (Eq. 6) relies on; the peers draw ``"independent"``.
+            which the modulation across modalities (Eq. 6) relies on; related methods draw ``"independent"``.
         text: Whether captions are read, in training and in the evaluations of the run.
         caption_keep_ratio: Probability that a sentence is kept when a caption is drawn (Eq. 4); None draws the number
             of sentences uniformly.
         caption_quality: Share of the sentences that exist at all, in training and at test (Table 5).
         amp: ``"bf16"`` autocasts the forward pass of the training; evaluation is always in float32.
         compile: Whether the training step runs through ``torch.compile``; it then rounds and drops features otherwise.
-        eval_every: Epochs between evaluations, the last epoch included always (peers: 1); 0 never evaluates.
+        eval_every: Epochs between evaluations, the last epoch included always (related methods: 1); 0 never evaluates.
         eval_batch_size: Samples of a batch in the evaluation.
         seed: Key of every random draw: sampling, augmentation, captions, dropout, the new classifier.
         workers: Processes that load images; the result does not depend on it.
@@ -179,17 +166,17 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="next"),
-        # Eq. 12 as it is written: both losses at weight 1.
+        # Eq. 12: both losses at weight 1.
         Recipe(name="next-eq12", identity_weight=1.0),
         # Batch 16 x 128 on RGBNT100 in IDEA and STMI: eight identities of sixteen.
         Recipe(name="next-rgbnt100", num_instances=16),
-        # What IDEA's code does, as its released log shows: one rate for everything, a warm-up that starts at the
-        # absolute 3.5e-5 and falls, a floor of 3.5e-7, and a draw of flip and crop for each modality.
+        # What IDEA's code does, as its released log shows: one learning rate, a warm-up that starts at the absolute
+        # 3.5e-5 and falls, a floor of 3.5e-7, and a draw of flip and crop for each modality.
         Recipe(name="idea", lr_new=3.5e-6, warmup_start=10.0, floor=0.1, geometry="independent"),
-        # No publication: minutes on two CPU cores for the `*_tiny` models (64 x 32 pixels), trained from nothing, so
+        # Not published: minutes on two CPU cores for the `*_tiny` models (64 x 32 pixels), trained from scratch, so
         # the tower learns at the rate of the new layers, and two pixels of padding are what ten are to 256 x 128. With
-        # the peers' weights such a tower stays where all distances are alike (triplet loss ln 2): the identity loss
-        # leads here, and no box is erased from so few pixels.
+        # the loss weights of related methods such a tower stays where all distances are alike (triplet loss ln 2): the
+        # identity loss leads here, and no box is erased from so few pixels.
         Recipe(
             name="tiny",
             epochs=20,

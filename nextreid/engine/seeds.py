@@ -1,21 +1,21 @@
-"""One run over several seeds: a number with its spread."""
+"""One run over several seeds: metrics with their spread."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+from torch import nn
 
 from nextreid._files import write_json
 from nextreid.data import ReIDDataset
-from nextreid.models import ReIDModel
 from nextreid.retrieval import METRICS
 
+from .checkpoint import RECIPE, TrainReport
 from .distributed import on_main
 from .recipe import Recipe
-from .run_folder import RECIPE, TrainReport
 from .trainer import train
 
 SUMMARY = "summary.json"
@@ -23,7 +23,7 @@ SUMMARY = "summary.json"
 
 @dataclass(frozen=True)
 class SeedsReport:
-    """What several seeds came to.
+    """The results of several seeds.
 
     Attributes:
         folder: Folder of the runs, ``seed{n}`` each, and of ``summary.json``.
@@ -31,12 +31,12 @@ class SeedsReport:
     """
 
     folder: Path
-    runs: dict[int, TrainReport]
+    runs: dict[int, TrainReport] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return mean, standard deviation and the values by seed, of the last and of the best epoch apart.
 
-        ``last`` holds the numbers to report; ``best`` is chosen by the numbers that it shows. The deviation is that of
+        ``last`` is the one to report; ``best`` is chosen by its own metrics. The deviation is that of
         a sample (n - 1), None for one seed. ``last_without_text`` is there where the runs read captions.
         """
         rows = {
@@ -62,7 +62,7 @@ class SeedsReport:
 
 
 def train_seeds(
-    make_model: Callable[[], ReIDModel],
+    make_model: Callable[[], nn.Module],
     dataset: ReIDDataset,
     recipe: Recipe,
     out: str | Path,

@@ -26,7 +26,18 @@ from nextreid.losses import Criterion
 from nextreid.models import Head, ReIDModel, as_reid_model, save_model
 
 from .ablations import Condition, has_captions, with_caption_quality
-from .checkpoint import load_state, save_state
+from .checkpoint import (
+    BEST,
+    LAST,
+    METRICS,
+    STATE,
+    TrainReport,
+    best_row,
+    describe,
+    load_state,
+    open_run,
+    save_state,
+)
 from .distributed import (
     all_gather,
     all_gather_objects,
@@ -43,7 +54,6 @@ from .evaluation import check_modalities, measure
 from .optimizer import build_optimizer, lr_factor, set_lr
 from .provenance import record_metrics, record_training, reject_trained_on
 from .recipe import Recipe
-from .run_folder import BEST, LAST, METRICS, STATE, TrainReport, best_row, describe, open_run
 
 _logger = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ def recipe_of(**changes):
 
 def run_training(data, out, seed=0, resume=False):
     """Train NEXT without dropout; return losses and images of every step."""
-    model, steps = build(seed, drop=0.0), []
+    model, steps = build(seed, head={"drop": 0.0}), []
     loop = sys.modules[train.__module__]._Epoch
     step = loop._step
 
@@ -96,13 +96,13 @@ def failures(data, out):
     dataset, rank = data.make_dataset(each=2), distributed.rank()
     refused("exists", lambda: train(build(0), dataset, recipe_of(), out / "run", progress=False))
     refused("uneven", lambda: train(build(0), dataset, recipe_of(num_ids=3), out / "uneven", progress=False))
-    model = build(0, drop=0.0)
+    model = build(0, head={"drop": 0.0})
     if rank == 1:
-        model.mmfa.register_forward_hook(lambda module, args, output: output * float("nan"))
+        model.head.mmfa.register_forward_hook(lambda module, args, output: output * float("nan"))
     refused("nan", lambda: train(model, dataset, recipe_of(), out / "nan", progress=False))
-    blind = build(0, drop=0.0)
+    blind = build(0, head={"drop": 0.0})
     if rank == 1:
-        blind.mmfa.register_full_backward_hook(lambda module, inner, outer: (inner[0] * float("inf"), *inner[1:]))
+        blind.head.mmfa.register_full_backward_hook(lambda module, inner, outer: (inner[0] * float("inf"), *inner[1:]))
     refused("gradient", lambda: train(blind, dataset, recipe_of(), out / "inf", progress=False))
     module = sys.modules[train.__module__]
     save = module.save_state

@@ -85,7 +85,7 @@ def test_two_processes_take_the_steps_of_one(pair):
         assert shares[0]["losses"] == pytest.approx(single["losses"], rel=1e-4)
     assert pair.told[0]["weights"] == pair.told[1]["weights"]
     ours, theirs = (load_file(pair.out / name / "last" / "model.safetensors") for name in ("run", "single"))
-    start = load("ranks").build(0, drop=0.0, num_classes=6).state_dict()
+    start = load("ranks").build(0, head={"drop": 0.0}, num_classes=6).state_dict()
     learned = [name for name in theirs if not torch.equal(theirs[name], start[name])]
     apart = torch.cat([(ours[name] - theirs[name]).flatten() for name in learned]).norm()
     moved = torch.cat([(theirs[name] - start[name]).flatten() for name in learned]).norm()

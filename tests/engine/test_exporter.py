@@ -25,10 +25,17 @@ SMALL = {
     "image_tower_args": {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2},
     "embed_dim": 32,
 }
-NEXT = {"num_semantic_experts": 2, "num_structure_experts": 2, "text_tower": {"width": 32, "heads": 2, "layers": 1}}
+NEXT = {
+    "head": {"num_semantic_experts": 2, "num_structure_experts": 2},
+    "text_tower": {"width": 32, "heads": 2, "layers": 1},
+}
 CASES = {
     "next": ("next_tiny", None, {**NEXT, "num_classes": 5}),
-    "next without text": ("next_tiny", False, {**NEXT, "num_semantic_experts": 1, "modalities": ("rgb", "tir")}),
+    "next without text": (
+        "next_tiny",
+        False,
+        {**NEXT, "head": {"num_semantic_experts": 1}, "modalities": ("rgb", "tir")},
+    ),
     "baseline": ("baseline_tiny", None, {"modalities": ("rgb",)}),
     "towers and cameras": ("baseline_tiny", None, {"num_cameras": 2, "num_classes": 3, "share_image_tower": False}),
 }
@@ -273,7 +280,11 @@ def test_captions_of_real_samples_are_encoded_as_the_model_does(dataset):
     captions = [sample.captions for sample in dataset.train[:3]]
     torch.testing.assert_close(batch["text"], model.encode_text(captions))
     assert [*batch] == ["images", "present", "text"] and batch["present"].all()
-    mute = small("next_tiny", **{**NEXT, "text_tower": None}, text_modulation=True, img_size=(64, 32))
+    mute = small(
+        "next_tiny",
+        **{**NEXT, "text_tower": None, "head": {**NEXT["head"], "text_modulation": True}},
+        img_size=(64, 32),
+    )
     (batch,) = exporting._batches(mute, dataset.train[:3], True)
     assert batch["text"].shape == (3, 3, 32) and not batch["text"].any()
 

@@ -140,7 +140,7 @@ def test_batches_and_captions_are_those_of_the_keyed_draws(build, dataset, recip
             samples = [dataset.train[index] for index, _, _ in batch]
             draws = [(epoch, slot) for _, _, slot in batch]
             captions, keys = [s.captions for s in samples], [s.key for s in samples]
-            expected.append(draw_captions(captions, keys, draws, model.num_semantic_experts, 3, keep_ratio=0.5))
+            expected.append(draw_captions(captions, keys, draws, model.head.num_semantic_experts, 3, keep_ratio=0.5))
     assert drawn == expected
 
 
@@ -450,8 +450,10 @@ def test_a_compiled_step_is_compiled_once(build, dataset, recipe, monkeypatch, t
     compile_with = torch.compile
     monkeypatch.setattr(torch, "compile", lambda code: compile_with(code, backend=counter, fullgraph=True))
     torch._dynamo.reset()
-    report = train(build(drop=0.0), dataset, replace(recipe, compile=True), tmp_path / "compiled", progress=False)
-    plain = train(build(drop=0.0), dataset, recipe, tmp_path / "plain", progress=False)
+    report = train(
+        build(head={"drop": 0.0}), dataset, replace(recipe, compile=True), tmp_path / "compiled", progress=False
+    )
+    plain = train(build(head={"drop": 0.0}), dataset, recipe, tmp_path / "plain", progress=False)
     assert counter.frame_count == 1 and sum(row["steps"] for row in report.history) > 2
     losses = [[row["loss"]["total"] for row in run.history] for run in (report, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
