@@ -36,6 +36,7 @@ def add(command: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from nextreid.engine.exporter import MIN_COSINE, export
+    from nextreid.engine.extraction import read_samples
 
     model = load_model(args.checkpoint)
     try:
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
             args.format,
             text=False if args.no_text else None,
             normalize=not args.raw,
-            check=_samples(args.check, model.modalities),
+            check=read_samples(args.check, model.modalities) if args.check else (),
             overwrite=args.overwrite,
         )
     except ImportError as error:
@@ -56,13 +57,3 @@ def run(args: argparse.Namespace) -> None:
         f"against the model on {images}: lowest cosine {done.cosine:.6f}, rank agreement {done.rank_agreement:.6f} "
         f"(both at least {MIN_COSINE})"
     )
-
-
-def _samples(source: Path | None, modalities: tuple[str, ...]) -> Any:
-    from nextreid.data import read_folder, read_manifest
-
-    if source is None:
-        return ()
-    if not source.exists():
-        raise FileNotFoundError(f"--check: no folder and no manifest at {source}")
-    return read_folder(source, modalities) if source.is_dir() else read_manifest(source, modalities)

@@ -45,4 +45,4 @@ def run(args: argparse.Namespace) -> None:
             options=embed_options(args, device),
         )
         if is_main():
-            print(f"{done.samples} embeddings of {done.dim} numbers: {done.embeddings} ({done.index.name} says whose)")
+            print(f"{done.samples} embeddings of {done.dim} numbers: {done.embeddings} (samples: {done.index.name})")

@@ -191,8 +191,8 @@ def save_state(
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in _named(optimizer):
-        for kind, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{kind}"] = value
+        for moment, value in optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{moment}"] = value
     frozen = {name: tensors.pop(name) for name in list(tensors) if name.startswith("model.text_tower.")}
     beside = path.with_name(TEXT_TOWER)
     # One that lies there without a state is of an attempt that died before its first, perhaps with other weights.
@@ -217,9 +217,9 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     moments: dict[int, dict[str, Tensor]] = {}
     for index, (name, _) in enumerate(_named(optimizer)):
         prefix = f"optimizer.{name}."
-        kinds = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        named = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
         # A parameter's name may begin another's ("a.b" and "a.b.c"); a moment's name has no dot.
-        moments[index] = {kind: tensor for kind, tensor in kinds.items() if "." not in kind}
+        moments[index] = {moment: tensor for moment, tensor in named.items() if "." not in moment}
     kept = sum(map(len, moments.values()))
     if kept != len(tensors) - len(weights):
         raise ValueError(f"{path} belongs to another optimizer: its moments are for other parameters")

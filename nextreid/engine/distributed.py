@@ -1,4 +1,4 @@
-"""Several processes as one run: who is who, and the few exchanges they need. In one process each is a no-op."""
+"""Several processes as one run: ranks and the few collectives they need. In one process each is a no-op."""
 
 import os
 import pickle
@@ -72,12 +72,12 @@ def on_main(call: Callable[[], Value]) -> Value:
             result = call()
         except Exception as raised:
             error = raised
-    told_result, told_error = broadcast((result, _sendable(error)))
+    sent_result, sent_error = broadcast((result, _sendable(error)))
     if error is not None:
         raise error
-    if told_error is not None:
-        raise told_error
-    return told_result  # type: ignore[return-value]
+    if sent_error is not None:
+        raise sent_error
+    return sent_result  # type: ignore[return-value]
 
 
 def _sendable(error: Exception | None) -> Exception | None:

@@ -83,7 +83,7 @@ def extract(
         raise FileExistsError(
             f"{folder / EMBEDDINGS} exists; take another folder, or replace them (overwrite=True, --overwrite)"
         )
-    samples = _read(source, tuple(model.modalities)) if isinstance(source, str | Path) else list(source)
+    samples = read_samples(source, tuple(model.modalities)) if isinstance(source, str | Path) else list(source)
     if on_error != "raise":
         samples, notes = drop_unreadable(samples, model.modalities, on_error)
         for note in notes:
@@ -114,7 +114,8 @@ def extract(
     return Extraction(folder / EMBEDDINGS, folder / INDEX, *embedding.shape)
 
 
-def _read(source: str | Path, modalities: tuple[str, ...]) -> Sequence[Sample]:
+def read_samples(source: str | Path, modalities: tuple[str, ...]) -> Sequence[Sample]:
+    """Read a folder or a manifest; raise FileNotFoundError if there is neither."""
     path = Path(source)
     if path.is_dir():
         return read_folder(path, modalities)

@@ -42,8 +42,8 @@ class FeatureExtractor:
     An image is a file (its name, a path, a `ImageFile`), a Pillow image, or a uint8 array or tensor of shape
     ``(H, W, 3)``, ``(3, H, W)``, or grey ``(H, W)``, ``(H, W, 1)``, ``(1, H, W)``. Pillow images are read as their
     files are: turned as EXIF says, palettes looked up, an alpha channel dropped. Grey becomes three equal channels.
-    The channels of an array are red, green, blue: that OpenCV's frames are the other way round cannot be seen, turn
-    them with ``frame[..., ::-1]``. What could be read in more than one way is refused, whatever its values: numbers
+    The channels of an array are red, green, blue: that OpenCV's frames are the other way round cannot be detected,
+    convert them with ``frame[..., ::-1]``. Ambiguous input is rejected, whatever its values: numbers
     that are not uint8 (0 ... 1, 0 ... 255 or normalised?), channels that could come first or last, a fourth channel.
 
     The vectors are those of `extract`, to the bit where the batches are the same ones. A call changes nothing that
@@ -152,8 +152,8 @@ class FeatureExtractor:
             ``(n, D)`` float32 on the CPU, in the order of the boxes; n may be 0.
 
         Raises:
-            ValueError: If the frame is refused as a sample would be, its images differ in size, or a box is no
-                number or covers no part of the frame; the message has its number, counted from 0.
+            ValueError: If the frame would be rejected as a sample, its images differ in size, or a box is not a
+                number or covers no part of the frame; the message has its index, counted from 0.
         """
         given = self._arrange(frame, None, "")
         if any(given.captions):
@@ -289,14 +289,14 @@ def _from_pillow(source: PILImage.Image, what: str) -> np.ndarray:
 
 def _from_array(array: np.ndarray | Tensor, what: str) -> np.ndarray:
     """Return the pixels ``(H, W, 3)`` or ``(H, W)`` of an array that can be read in one way only."""
-    kind, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
-    if kind != "uint8":
-        remedy = _deep()
-        if "float" in kind:
-            remedy = "its range could be 0 ... 1, 0 ... 255 or normalised; pass (x * 255).round() of the first as uint8"
-        elif kind == "bool":
-            remedy = "pass x * 255 as uint8 if True is white"
-        raise ValueError(f"{what} holds {kind}, expected uint8 pixels of 0 ... 255, not normalised: {remedy}")
+    dtype, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
+    if dtype != "uint8":
+        hint = _deep()
+        if "float" in dtype:
+            hint = "its range could be 0 ... 1, 0 ... 255 or normalised; pass (x * 255).round() of the first as uint8"
+        elif dtype == "bool":
+            hint = "pass x * 255 as uint8 if True is white"
+        raise ValueError(f"{what} holds {dtype}, expected uint8 pixels of 0 ... 255, not normalised: {hint}")
     if 0 in shape:
         raise ValueError(f"{what} is empty: its shape is {shape}")
     first, last = (len(shape) == 3 and shape[axis] in (1, 3) for axis in (0, -1))

@@ -52,10 +52,10 @@ def parameter_groups(model: ReIDModel, recipe: Recipe) -> list[dict]:
 
 def build_optimizer(model: ReIDModel, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over `parameter_groups`; one fused call updates all tensors of a group."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     groups = parameter_groups(model, recipe)
     fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
-    return kind(groups, lr=recipe.lr_new, betas=(recipe.beta1, recipe.beta2), fused=fused)
+    return optimizer(groups, lr=recipe.lr_new, betas=(recipe.beta1, recipe.beta2), fused=fused)
 
 
 def lr_factor(recipe: Recipe, epoch: int) -> float:

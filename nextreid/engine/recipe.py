@@ -148,9 +148,10 @@ def _check(name: str, annotation: Any, value: Any) -> None:
             allowed = ", ".join(map(repr, get_args(annotation)))
             raise ValueError(f"recipe field {name!r} is {value!r}; allowed: {allowed}")
         return
-    kind = float if annotation == float | None else annotation
+    expected = float if annotation == float | None else annotation
     # JSON and the command line write 1 for 1.0; a bool is an int to Python but never meant as a number here.
-    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    numeric = (int, float) if expected is float else expected
+    fits = isinstance(value, numeric) and (expected is bool or not isinstance(value, bool))
     if not fits:
         raise ValueError(f"recipe field {name!r} is {value!r}; it takes {getattr(annotation, '__name__', annotation)}")
     if name in _RANGES:

@@ -54,7 +54,7 @@ def test_a_checkpoint_becomes_a_file_compared_on_images(checkpoint, tmp_path, ca
 
 def test_what_is_wrong_is_one_line(checkpoint, tmp_path, capsys, monkeypatch):
     assert export(checkpoint, "--format", "torch_export", "--check", tmp_path / "nowhere") == 2
-    assert "--check: no folder and no manifest" in capsys.readouterr().err
+    assert "no folder and no manifest at" in capsys.readouterr().err
     write, read = FORMATS["torch_export"]
     monkeypatch.setitem(FORMATS, "torch_export", (write, lambda path: lambda batch: -read(path)(batch)))
     assert export(checkpoint, "--format", "torch_export") == 2

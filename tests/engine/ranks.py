@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -35,9 +36,22 @@ def recipe_of(**changes):
     return get_recipe("tiny", **{**fields, "optimizer": "adam", "weight_decay": 0.01, **changes})
 
 
-def run_training(data, out, seed=0, resume=False):
-    """Train NEXT without dropout; return losses and images of every step."""
-    model, steps = build(seed, head={"drop": 0.0}), []
+def several_heads():
+    """UniCat, which has a head for each modality, with a loss of its own."""
+    torch.manual_seed(0)
+    model = create_model("unicat_tiny")
+    model.own_losses = lambda features: {"size": 0.1 * features["cls"].square().mean()}
+    return model
+
+
+def with_holes(dataset):
+    train = [replace(s, images=(s.images[0], None, s.images[2])) if s.camid else s for s in dataset.train]
+    return replace(dataset, train=tuple(train))
+
+
+def run_training(data, out, seed=0, resume=False, model=None, dataset=None):
+    """Train, by default NEXT without dropout; return losses and images of every step."""
+    model, steps = model or build(seed, head={"drop": 0.0}), []
     loop = sys.modules[train.__module__]._Epoch
     step = loop._step
 
@@ -50,7 +64,7 @@ def run_training(data, out, seed=0, resume=False):
 
     loop._step = watched
     try:
-        report = train(model, data.make_dataset(), recipe_of(), out, resume=resume, progress=False)
+        report = train(model, dataset or data.make_dataset(), recipe_of(), out, resume=resume, progress=False)
     finally:
         loop._step = step
     return report, steps, model
@@ -169,6 +183,10 @@ def main():
         }
         resumed, more, _ = run_training(data, out / "one", seed=rank, resume=True)  # begun by one process
         result["resumed"] = {"steps": more, "epochs": len(resumed.history)}
+        _, steps, model = run_training(
+            data, out / "heads", model=several_heads(), dataset=with_holes(data.make_dataset())
+        )
+        result["heads"] = {"losses": [step["losses"] for step in steps], "weights": weights_of(model)}
         (out / f"rank{rank}.json").write_text(json.dumps(result))
         distributed.on_main(lambda: None)
 

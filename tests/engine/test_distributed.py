@@ -49,6 +49,8 @@ class Pair:
             ranks.run_training(data, out / "one")
         stop()
         self.measured = json.loads(json.dumps(ranks.measurements(data, out / "by one")))
+        holes = ranks.with_holes(data.make_dataset())
+        _, self.heads, _ = ranks.run_training(data, out / "one heads", model=ranks.several_heads(), dataset=holes)
         done = torchrun(HERE / "ranks.py", HERE / "conftest.py", out)
         assert done.returncode == 0, done.stderr[-3000:]
         self.told = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
@@ -90,6 +92,13 @@ def test_two_processes_take_the_steps_of_one(pair):
     apart = torch.cat([(ours[name] - theirs[name]).flatten() for name in learned]).norm()
     moved = torch.cat([(theirs[name] - start[name]).flatten() for name in learned]).norm()
     assert len(learned) > 50 and apart < 0.01 * moved
+
+
+def test_several_heads_absent_modalities_and_own_losses_are_shared_too(pair):
+    first, second = (told["heads"] for told in pair.told)
+    assert first == second and first["losses"][0].keys() == {"total", "identity", "triplet", "size"}
+    for shared, single in zip(first["losses"], pair.heads, strict=True):
+        assert shared == pytest.approx(single["losses"], rel=1e-4)
 
 
 def test_the_second_process_drops_other_features(pair):
