@@ -21,6 +21,7 @@ from .engine import get_recipe as get_recipe
 from .engine import train as train
 from .layers import create_layer as create_layer
 from .layers import list_layers as list_layers
+from .models import adapt as adapt
 from .models import create_model as create_model
 from .models import from_pretrained as from_pretrained
 from .models import get_pretrained_cfg as get_pretrained_cfg
