@@ -19,7 +19,7 @@ from nextreid.engine import Condition, EmbedOptions, evaluate_conditions, modali
 from ..harness import best_in_turn
 
 ROUNDS = {"next_clip_b16": 2, "next_tiny": 5}
-SAMPLES = {"next_clip_b16": 8, "next_tiny": 64}
+SAMPLES = {"next_clip_b16": 8, "next_tiny": 88}
 TARGETS = {"with and without captions": 1.1, "matrix of 7 subsets": 2.0}
 
 
