@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..ops import autocast_dtype, gated_attention
 
 _EPS = 1e-5  # of nn.LayerNorm
+ALL = slice(None)
 
 
 def uniform_parameter(*shape: int, fan_in: int) -> nn.Parameter:
@@ -81,30 +82,37 @@ class Experts(nn.Module):
 
     def updates(self, normed: Tensor) -> Tensor:
         """What the experts add to the tokens, ``(E, B, L, D)``, from normalised tokens ``(B, L, D)``."""
-        w1, w2 = self.fc1_weight, self.fc2_weight
-        b1 = torch.baddbmm(self.fc1_bias[..., None], w1, self.norm_bias[..., None]).mT  # (E, 1, H)
-        rows = normed.flatten(0, 1).expand(len(self), -1, -1)  # (E, B*L, D)
-        hidden = F.gelu(torch.baddbmm(b1, rows, (w1 * self.norm_weight[:, None]).mT))
-        update = torch.baddbmm(self.fc2_bias[:, None], hidden, w2.mT)
+        hidden = self.hidden(normed).flatten(1, 2)
+        update = torch.baddbmm(self.fc2_bias[:, None], hidden, self.fc2_weight.mT)
         if self.drops:
             # The operator behind F.dropout on a GPU; elsewhere that one is made of four.
             update = torch.native_dropout(update, self.drop, True)[0]
         return update.unflatten(1, normed.shape[:2])
 
-    def hidden(self, normed: Tensor, e: int) -> Tensor:
-        """What the second layer of expert e reads, ``(..., H)``, from normalised tokens ``(..., D)``."""
-        w1 = self.fc1_weight[e]
-        return F.gelu(F.linear(normed, w1 * self.norm_weight[e], self.fc1_bias[e] + w1 @ self.norm_bias[e]))
+    # The following serve some of the experts; all of them as one product, never one by one in a graph of gradients,
+    # where the gradient of each expert's part of a parameter would be as large as the parameter.
 
-    def logits(self, query: Tensor, hidden: Tensor, e: int) -> Tensor:
-        """Products ``(B, R, L)`` of queries with what expert e adds, its second layer on the queries' side."""
-        logit = _precise(torch.bmm(torch.matmul(query, self.fc2_weight[e]), hidden.mT))
-        return logit + _precise(torch.matmul(query, self.fc2_bias[e]))[..., None]
+    def hidden(self, normed: Tensor, at: slice = ALL) -> Tensor:
+        """What the second layers read, ``(E, B, L, H)``, from normalised tokens ``(B, L, D)``."""
+        w1, gain = self.fc1_weight[at], self.norm_weight[at]
+        b1 = torch.baddbmm(self.fc1_bias[at][..., None], w1, self.norm_bias[at][..., None]).mT  # (E, 1, H)
+        rows = normed.flatten(0, 1).expand(len(w1), -1, -1)  # (E, B*L, D)
+        return F.gelu(torch.baddbmm(b1, rows, (w1 * gain[:, None]).mT)).unflatten(1, normed.shape[:2])
 
-    def mix(self, weight: Tensor, hidden: Tensor, e: int) -> Tensor:
-        """Weighted sums ``(B, R, D)`` of what expert e adds, its second layer behind the sums."""
-        out = F.linear(torch.bmm(weight.to(hidden.dtype), hidden), self.fc2_weight[e])
-        return out + (weight.sum(-1, keepdim=True) * self.fc2_bias[e]).to(out.dtype)
+    def logits(self, query: Tensor, hidden: Tensor, at: slice = ALL) -> Tensor:
+        """Products ``(E, B, R, L)`` of queries with what the experts add, their second layers on the queries' side."""
+        w2, b2 = self.fc2_weight[at], self.fc2_bias[at]
+        rows = query.flatten(0, 1).expand(len(w2), -1, -1)  # (E, B*R, D)
+        inner = torch.bmm(rows, w2).unflatten(1, query.shape[:2])  # (E, B, R, H)
+        logit = torch.bmm(inner.flatten(0, 1), hidden.flatten(0, 1).mT).unflatten(0, hidden.shape[:2])
+        return _precise(logit) + _precise(torch.bmm(rows, b2[..., None])).view(*logit.shape[:3], 1)
+
+    def mix(self, weight: Tensor, hidden: Tensor, at: slice = ALL) -> Tensor:
+        """Weighted sums ``(E, B, R, D)`` of what the experts add, their second layers behind the sums."""
+        w2, b2 = self.fc2_weight[at], self.fc2_bias[at]
+        inner = torch.bmm(weight.to(hidden.dtype).flatten(0, 1), hidden.flatten(0, 1))  # (E*B, R, H)
+        out = torch.bmm(inner.view(len(w2), -1, inner.shape[-1]), w2.mT).view(*weight.shape[:3], -1)
+        return out + (weight.sum(-1, keepdim=True) * b2[:, None, None]).to(out.dtype)
 
 
 class TokenSets:
@@ -177,9 +185,6 @@ class ExpertTokens(TokenSets):
             return torch.stack([self._attend_kept(query, e) for e in range(len(self.experts))])
         return self._attend_factors(query)
 
-    def _keys_of(self, e: int) -> Tensor | None:
-        return self.keys if self.keys is None or self.keys.dim() == 2 else self.keys[e]
-
     def _attend_updates(self, query: Tensor) -> Tensor:
         """With dropout: what the experts add is formed."""
         update = self.experts.updates(self.experts.normalise(self.tokens))  # (E, B, L, D)
@@ -193,46 +198,43 @@ class ExpertTokens(TokenSets):
 
     def _attend_factors(self, query: Tensor) -> Tensor:
         experts, tokens = self.experts, self.tokens
-        normed = experts.normalise(tokens)
-        hidden = [experts.hidden(normed, e) for e in range(len(experts))]
+        hidden = experts.hidden(experts.normalise(tokens))
         plain = _precise(torch.bmm(query, tokens.mT))  # (B, R, L)
-        gates = self.gate[:, :, None].to(plain.dtype).unbind()  # of (B, 1, L)
-        update = [experts.logits(query, own, e) for e, own in enumerate(hidden)]
-        gated = zip(update, gates, strict=True)
+        gate = self.gate[:, :, None].to(plain.dtype)  # (E, B, 1, L)
+        logits = experts.logits(query, hidden)  # (E, B, R, L)
         if self.summed:
-            weight = _softmax(sum((own * factor for own, factor in gated), plain), self.keys)
-            whole, shares = [weight], [weight * factor for factor in gates]
-        else:
-            logits = [(own + plain) * factor for own, factor in gated]
-            weights = [_softmax(logit, self._keys_of(e)) for e, logit in enumerate(logits)]
-            whole = shares = [weight * factor for weight, factor in zip(weights, gates, strict=True)]
-        contexts = torch.stack([torch.bmm(weight.to(tokens.dtype), tokens) for weight in whole])
-        pairs = zip(shares, hidden, strict=True)
-        updates = torch.stack([experts.mix(share, own, e) for e, (share, own) in enumerate(pairs)])
-        return contexts + (updates.sum(0, keepdim=True) if self.summed else updates)
+            weight = _softmax((logits * gate).sum(0) + plain, self.keys)
+            share = weight * gate
+            context = torch.bmm(weight.to(tokens.dtype), tokens)[None]
+            return context + experts.mix(share, hidden).sum(0, keepdim=True)
+        share = _softmax((logits + plain) * gate, self.keys) * gate
+        rows = share.to(tokens.dtype).transpose(0, 1).flatten(1, 2)  # (B, E*R, L)
+        context = torch.bmm(rows, tokens).unflatten(1, (len(experts), -1)).transpose(0, 1)
+        return context + experts.mix(share, hidden)
 
     def _attend_kept(self, query: Tensor, e: int) -> Tensor:
         """Context ``(B, R, D)`` of set e, computed for the tokens that its gate keeps."""
-        tokens, experts, keys = self.tokens, self.experts, self._keys_of(e)
+        tokens, experts, at = self.tokens, self.experts, slice(e, e + 1)
+        keys = self.keys if self.keys is None or self.keys.dim() == 2 else self.keys[e]
         batch, stays = tokens.shape[0], self.gate[e] > 0
         kept, zeros = (stays, ~stays) if keys is None else (stays & keys, ~stays & keys)
         count, spare = kept.sum(-1), zeros.sum(-1)
         longest = int(count.max()) if batch else 0
         own = tokens[kept]  # (T, D): what the expert is computed for
-        hidden = experts.hidden(experts.normalise(own), e)
+        hidden = experts.hidden(experts.normalise(own)[None], at)[0, 0]
         place = (kept.cumsum(-1) - 1 + longest * torch.arange(batch, device=kept.device)[:, None])[kept]
         own, hidden = (
             rows.new_zeros(batch * longest, rows.shape[1]).index_copy_(0, place, rows).unflatten(0, (batch, longest))
             for rows in (own, hidden)
         )
-        logit = experts.logits(query, hidden, e) + _precise(torch.bmm(query, own.mT))
+        logit = experts.logits(query, hidden[None], at)[0] + _precise(torch.bmm(query, own.mT))
         unused = torch.arange(longest, device=kept.device) >= count[:, None]
         logit = logit.masked_fill(unused[:, None], -torch.inf)
         # n zero tokens weigh as much as one of logit log n; where nothing is left, any finite number gives weight zero.
         slot = spare.to(logit.dtype).log().masked_fill(spare + count == 0, 0.0)
         slot = slot[:, None, None].expand(-1, logit.shape[1], 1)
         weight = torch.cat([logit, slot], dim=-1).softmax(-1)[..., :-1]
-        return torch.bmm(weight.to(own.dtype), own) + experts.mix(weight, hidden, e)
+        return torch.bmm(weight.to(own.dtype), own) + experts.mix(weight[None], hidden[None], at)[0]
 
 
 def as_token_sets(sets: Tensor | TokenSets) -> TokenSets:
@@ -251,7 +253,7 @@ def _precise(logit: Tensor) -> Tensor:
 
 
 def _softmax(logit: Tensor, keys: Tensor | None) -> Tensor:
-    """Softmax over the keys ``(B, L)``; without any, over all tokens: `CrossAttention` makes nothing of those."""
+    """Softmax over the keys ``(..., B, L)``; without any, over all: `CrossAttention` makes nothing of those."""
     if keys is not None:
-        logit = logit.masked_fill(~keys[:, None], torch.finfo(logit.dtype).min)
+        logit = logit.masked_fill(~keys[..., None, :], torch.finfo(logit.dtype).min)
     return logit.softmax(-1)
