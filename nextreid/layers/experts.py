@@ -89,18 +89,22 @@ class Experts(nn.Module):
             update = torch.native_dropout(update, self.drop, True)[0]
         return update.unflatten(1, normed.shape[:2])
 
-    # The following serve some of the experts; all of them as one product, never one by one in a graph of gradients,
-    # where the gradient of each expert's part of a parameter would be as large as the parameter.
+    # All experts are one product: in a graph, one expert's slice of a parameter has a gradient as large as all of it.
 
-    def hidden(self, normed: Tensor, at: slice = ALL) -> Tensor:
+    def hidden(self, normed: Tensor) -> Tensor:
         """What the second layers read, ``(E, B, L, H)``, from normalised tokens ``(B, L, D)``."""
-        w1, gain = self.fc1_weight[at], self.norm_weight[at]
-        b1 = torch.baddbmm(self.fc1_bias[at][..., None], w1, self.norm_bias[at][..., None]).mT  # (E, 1, H)
-        rows = normed.flatten(0, 1).expand(len(w1), -1, -1)  # (E, B*L, D)
-        return F.gelu(torch.baddbmm(b1, rows, (w1 * gain[:, None]).mT)).unflatten(1, normed.shape[:2])
+        w1 = self.fc1_weight
+        b1 = torch.baddbmm(self.fc1_bias[..., None], w1, self.norm_bias[..., None]).mT  # (E, 1, H)
+        rows = normed.flatten(0, 1).expand(len(self), -1, -1)  # (E, B*L, D)
+        return F.gelu(torch.baddbmm(b1, rows, (w1 * self.norm_weight[:, None]).mT)).unflatten(1, normed.shape[:2])
+
+    def hidden_of(self, e: int, tokens: Tensor) -> Tensor:
+        """What the second layer of expert e reads, ``(..., H)``, from tokens ``(..., D)``."""
+        normed = F.layer_norm(tokens, tokens.shape[-1:], self.norm_weight[e], self.norm_bias[e], _EPS)
+        return F.gelu(F.linear(normed, self.fc1_weight[e], self.fc1_bias[e]))
 
     def logits(self, query: Tensor, hidden: Tensor, at: slice = ALL) -> Tensor:
-        """Products ``(E, B, R, L)`` of queries with what the experts add, their second layers on the queries' side."""
+        """Products ``(E, B, R, L)`` of queries with what experts ``at`` add, second layers on the queries' side."""
         w2, b2 = self.fc2_weight[at], self.fc2_bias[at]
         rows = query.flatten(0, 1).expand(len(w2), -1, -1)  # (E, B*R, D)
         inner = torch.bmm(rows, w2).unflatten(1, query.shape[:2])  # (E, B, R, H)
@@ -108,7 +112,7 @@ class Experts(nn.Module):
         return _precise(logit) + _precise(torch.bmm(rows, b2[..., None])).view(*logit.shape[:3], 1)
 
     def mix(self, weight: Tensor, hidden: Tensor, at: slice = ALL) -> Tensor:
-        """Weighted sums ``(E, B, R, D)`` of what the experts add, their second layers behind the sums."""
+        """Weighted sums ``(E, B, R, D)`` of what experts ``at`` add, second layers behind the sums."""
         w2, b2 = self.fc2_weight[at], self.fc2_bias[at]
         inner = torch.bmm(weight.to(hidden.dtype).flatten(0, 1), hidden.flatten(0, 1))  # (E*B, R, H)
         out = torch.bmm(inner.view(len(w2), -1, inner.shape[-1]), w2.mT).view(*weight.shape[:3], -1)
@@ -221,7 +225,7 @@ class ExpertTokens(TokenSets):
         count, spare = kept.sum(-1), zeros.sum(-1)
         longest = int(count.max()) if batch else 0
         own = tokens[kept]  # (T, D): what the expert is computed for
-        hidden = experts.hidden(experts.normalise(own)[None], at)[0, 0]
+        hidden = experts.hidden_of(e, own)
         place = (kept.cumsum(-1) - 1 + longest * torch.arange(batch, device=kept.device)[:, None])[kept]
         own, hidden = (
             rows.new_zeros(batch * longest, rows.shape[1]).index_copy_(0, place, rows).unflatten(0, (batch, longest))
