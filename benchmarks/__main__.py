@@ -7,7 +7,7 @@ import sys
 from .harness import record
 
 SPEED = (
-    "counts", "head", "embedding", "evaluation", "text", "loader", "peers", "gpu", "models", "imports", "synthetic",
+    "counts", "head", "embedding", "evaluation", "text", "loader", "related", "gpu", "models", "imports", "synthetic",
     "train_step", "demo", "retrieval", "caption_merge", "captions",
 )  # fmt: skip
 MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {

@@ -43,7 +43,12 @@ def _distinct_bytes(tensor: Tensor) -> int:
 
 
 def count(code: Callable[[], object]) -> Counts:
-    """Run code once and count; eager, so nothing is fused."""
-    with FlopCounterMode(display=False) as flops, _Operators() as operators:
+    """Run code twice and count; eager, so nothing is fused.
+
+    Not both in one run: the counter of FLOPs holds on to the gradients of leaves, which autograd then copies.
+    """
+    with FlopCounterMode(display=False) as flops:
+        code()
+    with _Operators() as operators:
         code()
     return Counts(flops.get_total_flops(), operators.calls, operators.bytes)

@@ -1,4 +1,4 @@
-"""What NEXT's head and a training step ask of a machine, as written and as they run: goals P2 to P5, counted.
+"""What NEXT's head and a training step ask of a machine, by the equations and as they run: goals P2 to P5, counted.
 
 Meta tensors, batch 64, three modalities of 128 tokens, three experts of each kind, bfloat16: the sizes of the cost
 model. Eager operators; bytes are those that the operators read and write. Counts never vary: tests hold them.
@@ -12,10 +12,11 @@ import torch
 import nextreid
 from nextreid.engine import get_recipe
 from nextreid.engine.optimizer import build_optimizer
-from nextreid.layers import CrossAttention, fused
-from nextreid.ops import gated_attention, use_backend
+from nextreid.layers import CrossAttention
+from nextreid.ops import use_backend
 
-from .blocks import Head, M, N, inputs, step
+from . import reference
+from .blocks import M, N, build_head, inputs, reference_form, step
 from .counting import Counts, count
 
 BATCH = 64
@@ -27,7 +28,7 @@ def run() -> Iterator[dict[str, Any]]:
     """Yield one row per goal and size."""
     for dim, ratio, drop in SIZES:
         size = f"D {dim}, hidden {ratio:g} D, dropout {drop:g}"
-        written, ours = head_step(dim, ratio, drop, "plain"), head_step(dim, ratio, drop, "fused")
+        written, ours = head_step(dim, ratio, drop, "reference"), head_step(dim, ratio, drop, "torch")
         kernels = head_step(dim, ratio, drop, "kernels")
         largest = (dim, ratio) == (768, 4.0)
         goal = {(768, 4.0, 0.1): 4.4, (768, 4.0, 0.0): 2.7}.get((dim, ratio, drop))
@@ -69,46 +70,40 @@ def _row(goal: str, what: str, size: str, unit: str, written: float, ours: float
 
 
 def head_step(dim: int, ratio: float, drop: float, form: str, batch: int = BATCH) -> Counts:
-    """Count a training step of the head: ``"plain"``, ``"fused"`` or, with the kernels as operators, ``"kernels"``."""
+    """Count a training step of the head: its ``"reference"``, as it runs (``"torch"``), or with the ``"kernels"``."""
     with torch.device("meta"):
-        head = Head(dim, ratio, drop).bfloat16()
+        head = build_head(dim, ratio, drop).bfloat16()
         data = inputs(head, batch, torch.bfloat16, "meta")
     with use_backend("triton" if form == "kernels" else "auto"):
-        return count(lambda: step(head, head.plain if form == "plain" else head.fused, data))
+        return count(lambda: step(head, reference_form(head) if form == "reference" else head, data))
 
 
 def inference(dim: int, ratio: float) -> tuple[float, float]:
-    """FLOPs of a sample without gradients, as written and as it runs, where every second token is kept."""
-    head = Head(dim, ratio, drop=0.1).eval()
+    """FLOPs of a sample without gradients, by the equations and as it runs, where every second token is kept."""
+    head = build_head(dim, ratio, drop=0.1).eval()
     data = [tensor.detach() for tensor in inputs(head, 2)]
     half = torch.zeros(2, 3, M, N)
     half[..., ::2] = 1
-    sample = fused._sample
-    try:
-        fused._sample = lambda *given: sample(*given)._replace(mask=half)
-        with torch.no_grad():
-            return count(lambda: head.plain(*data)).flops / 2, count(lambda: head.fused(*data)).flops / 2
-    finally:
-        fused._sample = sample
+    experts = head.semantic_experts
+    assert experts is not None
+    sample = experts._sample
+    with torch.no_grad():
+        written = count(lambda: reference_form(head)(*data)).flops / 2
+        experts._sample = lambda *given: (half, *sample(*given)[1:])  # type: ignore[method-assign]
+        return written, count(lambda: head(*data)).flops / 2
 
 
 def aggregation(dim: int, sets: int = 4) -> tuple[float, float]:
     """FLOPs of the attention of one sample over token sets that exist, keys and values formed and not."""
     with torch.device("meta"):
         attention = CrossAttention(dim)
-        cls, tokens = torch.empty(1, M, dim), torch.empty(1, M * N, dim)
-        update, gate = torch.empty(1, sets, M * N, dim), torch.empty(1, sets, M * N)
-
-    def ours() -> None:
-        context = gated_attention(attention.absorb(cls), tokens, update, gate)
-        attention.release(context.transpose(0, 1))
-
-    written = count(lambda: [attention(cls, tokens) for _ in range(sets)]).flops
-    return written, count(ours).flops
+        cls, tokens = torch.empty(1, M, dim), torch.empty(1, sets, M * N, dim)
+    written = count(lambda: [reference.attend(attention, cls, formed) for formed in tokens.unbind(1)]).flops
+    return written, count(lambda: attention(cls, tokens)).flops
 
 
 def optimizer_calls(fused: bool = True) -> int:
-    """Operator calls of a step of the recipe's optimizer, or of one with a group per parameter, as peers build it."""
+    """Operator calls of a step of the recipe's optimizer, or of one with a group per parameter, as in related work."""
     model = nextreid.create_model("next_tiny", num_classes=8)
     optimizer = build_optimizer(model, get_recipe("tiny"))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

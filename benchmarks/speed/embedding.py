@@ -25,11 +25,11 @@ def run() -> Iterator[dict[str, Any]]:
     images = torch.randn(BATCH, 3, 3, *model.img_size)
     text = torch.randn(BATCH, 3, 3, model.embed_dim)
     half = copy.deepcopy(model).bfloat16()
-    compiled, compiled_half = (torch.compile(own, fullgraph=True) for own in (model, half))
+    compiled, compiled_half = (torch.compile(module, fullgraph=True) for module in (model, half))
 
-    def embed(own: Callable, autocast: bool = False) -> torch.Tensor:
+    def embed(module: Callable, autocast: bool = False) -> torch.Tensor:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return own(images, text)
+            return module(images, text)
 
     forms = {
         "eager, float32": lambda: embed(model),

@@ -1,14 +1,16 @@
 """NEXT's head as its equations write it (Eq. 1-11): one expert and one modality at a time, every token set formed.
 
-The float64 reference of the layers: it reads their stacked parameters and computes plainly what they compute in
-factors. Differentiable, so that gradients can be compared too.
+The reference of the layers, which the tests compare them with in float64 and the benchmarks in cost: it reads their
+stacked parameters and computes plainly what they compute in factors. Differentiable, so that gradients can be compared.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nextreid.layers import MMFA, NEXTHead, SemanticSamplingExperts, StructureExperts, TextModulation
+from nextreid.layers import MMFA, CrossAttention, NEXTHead, SemanticSamplingExperts, StructureExperts, TextModulation
 from nextreid.layers.experts import Experts
 from nextreid.layers.mmfa import Aggregator
 from nextreid.layers.router import Router
@@ -16,21 +18,25 @@ from nextreid.layers.sampling import random_mask, straight_through_mask, topk_th
 
 
 def expert(experts: Experts, e: int, tokens: Tensor) -> Tensor:
-    """Eq. 1 without dropout."""
+    """Eq. 1."""
     normed = F.layer_norm(tokens, tokens.shape[-1:], experts.norm_weight[e], experts.norm_bias[e])
     hidden = F.gelu(F.linear(normed, experts.fc1_weight[e], experts.fc1_bias[e]))
-    return tokens + F.linear(hidden, experts.fc2_weight[e], experts.fc2_bias[e])
+    return tokens + F.dropout(
+        F.linear(hidden, experts.fc2_weight[e], experts.fc2_bias[e]), experts.drop, experts.training
+    )
 
 
 def score(router: Router, e: int, m: int, features: Tensor) -> Tensor:
     """Eq. 2: FC, activation, FC of expert e for modality m, ``(..., D)`` to ``(...)``."""
     m = 0 if router.routing == "shared" else m
-    own = slice(e * router.fc2_weight.shape[2], (e + 1) * router.fc2_weight.shape[2])
-    hidden = F.gelu(F.linear(features, router.fc1_weight[m, own], router.fc1_bias[m, own]))
+    rows = slice(e * router.fc2_weight.shape[2], (e + 1) * router.fc2_weight.shape[2])
+    hidden = F.gelu(F.linear(features, router.fc1_weight[m, rows], router.fc1_bias[m, rows]))
     return (hidden * router.fc2_weight[e, m]).sum(-1) + router.fc2_bias[e, m]
 
 
-def modulate(layer: TextModulation, e: int, alpha: Tensor, tokens: Tensor, text: Tensor, present: Tensor | None):
+def modulate(
+    layer: TextModulation, e: int, alpha: Tensor, tokens: Tensor, text: Tensor, present: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Eq. 5 and 6 of expert e: alpha ``(B, M, N)``, tokens ``(B, M, N, D)``, text ``(B, M, D)``."""
     captioned = text.detach().abs().amax(-1) > 0
     captioned = captioned if present is None else captioned & present
@@ -42,9 +48,16 @@ def modulate(layer: TextModulation, e: int, alpha: Tensor, tokens: Tensor, text:
     return alpha + shift * captioned.any(1)[:, None, None], beta
 
 
-def semantic(layer: SemanticSamplingExperts, cls: Tensor, tokens: Tensor, text=None, present=None) -> dict:
+def semantic(
+    layer: SemanticSamplingExperts,
+    cls: Tensor,
+    tokens: Tensor,
+    text: Tensor | None = None,
+    present: Tensor | None = None,
+) -> dict[str, Tensor]:
     """Eq. 2 to 7: token sets ``(B, E, M*N, D)`` with their masks and scores."""
-    sets, parts = [], {"mask": [], "gamma": [], "sigma": [], "beta": []}
+    sets: list[Tensor] = []
+    parts: dict[str, list[Any]] = {"mask": [], "gamma": [], "sigma": [], "beta": []}
     for e in range(len(layer.experts)):
         gamma = sigma = beta = None
         if layer.score_router is None:
@@ -56,9 +69,7 @@ def semantic(layer: SemanticSamplingExperts, cls: Tensor, tokens: Tensor, text=N
             if layer.modulation is not None and text is not None:
                 gamma, beta = modulate(layer.modulation, e, gamma, tokens, text[:, e], present)
             if layer.threshold_router is not None:
-                sigma = torch.stack([score(layer.threshold_router, e, m, cls[:, m]) for m in modalities], dim=1)[
-                    ..., None
-                ]
+                sigma = torch.stack([score(layer.threshold_router, e, m, cls[:, m, None]) for m in modalities], dim=1)
             elif layer.sampling == "topk":
                 sigma = topk_threshold(gamma, layer.keep_ratio)
             else:
@@ -72,7 +83,7 @@ def semantic(layer: SemanticSamplingExperts, cls: Tensor, tokens: Tensor, text=N
     return {"sets": torch.stack(sets, 1), **stacked}
 
 
-def structure(layer: StructureExperts, tokens: Tensor, present=None) -> tuple[Tensor, Tensor]:
+def structure(layer: StructureExperts, tokens: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Eq. 8 and 9: token sets ``(B, S, M*N, D)`` and routing weights ``(B, M*N, E)``."""
     routers = [layer.routers[0 if layer.routing == "shared" else m] for m in range(tokens.shape[1])]
     logits = torch.stack([router(tokens[:, m]) for m, router in enumerate(routers)], 1)  # (B, M, N, E)
@@ -88,49 +99,68 @@ def structure(layer: StructureExperts, tokens: Tensor, present=None) -> tuple[Te
     return sets.flatten(2, 3), weights.flatten(1, 2)
 
 
+def attend(attention: CrossAttention, cls: Tensor, tokens: Tensor, keys: Tensor | None = None) -> Tensor:
+    """The attention of Eq. 11 over one token set ``(B, L, D)``, keys and values formed: ``(B, M, D)``."""
+    projected = (
+        attention.q(cls),
+        F.linear(tokens, attention.k_weight),
+        F.linear(tokens, attention.v_weight, attention.v_bias),
+    )
+    q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in projected)
+    logits = q @ k.mT / q.shape[-1] ** 0.5
+    if keys is None:
+        context = logits.softmax(-1) @ v
+    else:  # without any key the softmax is over nothing: taken over all tokens, and zeroed after
+        some = keys.any(-1)
+        logits = logits.masked_fill(~(keys | ~some[:, None])[:, None, None], -torch.inf)
+        context = (logits.softmax(-1) @ v) * some[:, None, None, None]
+    return attention.proj(context.transpose(1, 2).flatten(2))
+
+
 def aggregate(layer: Aggregator, cls: Tensor, tokens: Tensor, keys: Tensor | None = None) -> Tensor:
-    """Eq. 11 of one token set ``(B, L, D)``, keys and values formed: ``(B, M, D)``."""
+    """Eq. 11 of one token set ``(B, L, D)``: ``(B, M, D)``."""
     if layer.attention is None:
         grouped = tokens.unflatten(1, (cls.shape[1], -1))
         weight = torch.ones_like(tokens[..., 0]) if keys is None else keys.to(tokens.dtype)
         weight = weight.unflatten(1, (cls.shape[1], -1))[..., None]
         mixed = (grouped * weight).sum(2) / weight.sum(2).clamp_min(1)
     else:
-        attention = layer.attention
-        split = lambda x: x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)  # noqa: E731
-        q = split(attention.q(cls))
-        k = split(tokens @ attention.k_weight.T)
-        v = split(tokens @ attention.v_weight.T + attention.v_bias)
-        logits = q @ k.mT / q.shape[-1] ** 0.5
-        some = torch.ones(len(tokens), dtype=torch.bool) if keys is None else keys.any(-1)
-        if keys is not None:
-            logits = logits.masked_fill(~(keys | ~some[:, None])[:, None, None], -torch.inf)
-        context = (logits.softmax(-1) @ v) * some[:, None, None, None]
-        mixed = attention.proj(context.transpose(1, 2).flatten(2))
+        mixed = attend(layer.attention, cls, tokens, keys)
     if layer.residual:
         mixed = mixed + cls
     out = layer.ffn(layer.norm(mixed))
     return out + mixed if layer.residual else out
 
 
-def mmfa(layer: MMFA, cls: Tensor, semantic=None, structure=None, present=None, keys=None, dropped=None) -> Tensor:
+def mmfa(
+    layer: MMFA,
+    cls: Tensor,
+    semantic: Tensor | None = None,
+    structure: Tensor | None = None,
+    present: Tensor | None = None,
+    keys: Tensor | None = None,
+    dropped: Tensor | None = None,
+) -> Tensor:
     """Eq. 10: ``(B, G, M, D)``; `keys` ``(B, L)`` are all sets', `dropped` ``(B, E, L)`` leave the semantic ones."""
     groups = []
-    for e in range(0 if semantic is None else semantic.shape[1]):
-        own = keys if dropped is None else ~dropped[:, e] if keys is None else keys & ~dropped[:, e]
-        groups.append(aggregate(layer.semantic, cls, semantic[:, e], own))
-    groups += [
-        aggregate(layer.structure, cls, tokens, keys) for tokens in (() if structure is None else structure.unbind(1))
-    ]
+    if semantic is not None and layer.semantic is not None:
+        for e, tokens in enumerate(semantic.unbind(1)):
+            kept = keys if dropped is None else ~dropped[:, e] if keys is None else keys & ~dropped[:, e]
+            groups.append(aggregate(layer.semantic, cls, tokens, kept))
+    if structure is not None and layer.structure is not None:
+        groups += [aggregate(layer.structure, cls, tokens, keys) for tokens in structure.unbind(1)]
     out = torch.stack(groups, 1)
     return out if present is None else out * present[:, None, :, None]
 
 
-def head(layer: NEXTHead, cls: Tensor, tokens: Tensor, text=None, present=None) -> dict[str, Tensor]:
+def head(
+    layer: NEXTHead, cls: Tensor, tokens: Tensor, text: Tensor | None = None, present: Tensor | None = None
+) -> dict[str, Tensor]:
     """All parts that ``layer(..., return_parts=True)`` gives."""
     if present is not None:
         cls, tokens = cls * present[..., None], tokens * present[..., None, None]
-    parts, sets, keys, dropped = {"cls": cls, "tokens": tokens}, {}, None, None
+    parts, sets = {"cls": cls, "tokens": tokens}, {}
+    keys = dropped = None
     if present is not None:
         keys = present.repeat_interleave(tokens.shape[2], 1)
     if layer.semantic_experts is not None:

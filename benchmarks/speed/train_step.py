@@ -1,4 +1,4 @@
-"""Images a second of a tiny training step, NEXT and its control in turn."""
+"""Images a second of a tiny training step, NEXT and its baseline in turn."""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ BATCH, ROUNDS = 32, 15
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """One row for each model; the ratio is to the control in the same rounds."""
+    """One row for each model; the ratio is to the baseline in the same rounds."""
     steps = {name: _step(name) for name in ("baseline_tiny", "next_tiny")}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(ROUNDS + 2):
@@ -45,7 +45,7 @@ def _step(name: str) -> Callable[[], None]:
 
     def step() -> None:
         out = model(images, text)
-        loss = criterion(out.embedding, out.logits, pid)["total"]
+        loss = criterion(out.heads, pid, out.losses)["total"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
