@@ -9,8 +9,11 @@ import json
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # for the script, whose folder alone is on the path
 
 NAMES = ("mask", "gamma", "beta")
 MIX = ("w1", "b1", "w2", "b2")
@@ -83,7 +86,8 @@ def assert_same(got, want, tolerance, name=""):
 
 def assert_right(given, tolerance=1e-5):
     """The kernels' outputs and gradients against the reference in float64; returns them."""
-    from nextreid.ops import route, route_reference, use_backend
+    from benchmarks.speed.reference_ops import route_reference
+    from nextreid.ops import route, use_backend
 
     want, want_gradients = gradients(route_reference, cast(given, torch.float64))
     with use_backend("triton"):
@@ -233,7 +237,7 @@ def autocast():
 
 def operators(kind):
     """Schema, shapes, gradient registration and tracing, as torch's own checks see them."""
-    from nextreid.ops._routing_op import route_backward_op, route_op
+    from nextreid.ops.routing import route_backward_op, route_op
 
     given = arguments(b=2, m=2, n=3, e=1, dtype=torch.float32, **({"text": False} if kind == "scores" else {}))
     flat = (

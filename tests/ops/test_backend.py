@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-import nextreid
 from nextreid.ops import get_backend, resolve, set_backend, use_backend
 
 
@@ -23,18 +22,18 @@ def test_the_innermost_choice_holds(monkeypatch):
     assert get_backend() == "auto"
     monkeypatch.setenv("NEXTREID_OPS", "torch")
     assert get_backend() == "torch"
-    set_backend("reference")
-    assert get_backend() == "reference"
+    set_backend("auto")
+    assert get_backend() == "auto"
     with pytest.raises(RuntimeError), use_backend("triton"):
         assert get_backend() == "triton"
         raise RuntimeError
-    assert get_backend() == "reference"
+    assert get_backend() == "auto"
     set_backend(None)
     assert get_backend() == "torch"
 
 
-def test_unknown_names_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match="allowed: auto, reference, torch, triton"):
+def test_unknown_names_are_rejected(monkeypatch):
+    with pytest.raises(ValueError, match="allowed: auto, torch, triton"):
         set_backend("cuda")
     monkeypatch.setenv("NEXTREID_OPS", "fast")
     with pytest.raises(ValueError, match="NEXTREID_OPS names the backend 'fast'"):
@@ -45,8 +44,6 @@ def test_auto_serves_what_triton_cannot(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert resolve(torch.zeros(1)) == "torch"
     assert resolve(torch.zeros(1, device="meta")) == "torch"
-    with use_backend("reference"):
-        assert resolve(torch.zeros(1)) == "reference"
     with use_backend("triton"):
         with pytest.raises(ValueError, match="on cpu; the kernels need a GPU"):
             resolve(torch.zeros(1))
@@ -55,22 +52,11 @@ def test_auto_serves_what_triton_cannot(monkeypatch):
         assert resolve(torch.zeros(1, device="meta"), None) == "triton"
 
 
-def test_the_reference_is_the_equations_as_written():
-    torch.manual_seed(0)
-    model = nextreid.create_model("next_tiny").eval()
-    images, text = torch.randn(2, 3, 3, *model.img_size), torch.randn(2, 3, 3, model.embed_dim)
-    with torch.no_grad(), use_backend("reference"):
-        written = model(images, text)
-        assert torch.equal(written, model.forward_head(model.forward_features(images, text)))
-    with torch.no_grad():
-        torch.testing.assert_close(model(images, text), written, rtol=1e-4, atol=1e-5)
-
-
 MODEL = """
 import torch, nextreid
 from nextreid.ops import use_backend
 torch.manual_seed(0)
-model = nextreid.create_model("next_tiny", drop=0.1)
+model = nextreid.create_model("next_tiny", head={"drop": 0.1})
 images, text = torch.randn(2, 3, 3, *model.img_size), torch.randn(2, 3, 3, model.embed_dim)
 present = torch.tensor([[True, True, True], [True, False, True]])
 results = []
@@ -81,7 +67,7 @@ for name in ("torch", "triton"):
         out = model(images, text, present)
         out.square().mean().backward()
     results.append([out.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-assert len(results[0]) == len(results[1]) > 100
+assert len(results[0]) == len(results[1]) > 60
 for ours, theirs in zip(*results):
     assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-7, (ours, theirs)
 print("equal", len(results[0]))
