@@ -29,6 +29,6 @@ def test_forward_and_backward_with_published_captions(name, folder):
     out = model(torch.randn(2, 3, 3, height, width), captions)
     assert out.embedding.shape == (2, 4 * 3 * 512) and out.embedding.isfinite().all()
     assert out.features["beta"].abs().max() > 0
-    Criterion()(out.embedding, out.logits, torch.tensor([0, 1]))["total"].backward()
+    Criterion()(out.heads, torch.tensor([0, 1]), out.losses)["total"].backward()
     learning = [p for p in model.parameters() if p.requires_grad]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in learning)

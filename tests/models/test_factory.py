@@ -36,8 +36,8 @@ def tagged(monkeypatch, folder):
 
 def test_listing_follows_timm(tagged):
     assert nextreid.list_models("next_clip_*") == ["next_clip_b16", "next_clip_b16_vehicle", "next_clip_l14"]
-    assert nextreid.list_models(["*_tiny", "toy"]) == ["baseline_tiny", "next_tiny", "toy"]
-    assert nextreid.list_models("*_tiny", exclude_filters="next*") == ["baseline_tiny"]
+    assert nextreid.list_models(["*_tiny", "toy"]) == ["baseline_tiny", "next_tiny", "toy", "unicat_tiny"]
+    assert nextreid.list_models("*_tiny", exclude_filters="next*") == ["baseline_tiny", "unicat_tiny"]
     assert nextreid.list_models("toy", include_tags=True) == ["toy.a2", "toy.a10", "toy.b"]
     assert nextreid.list_models("toy*", pretrained=True) == ["toy.a2", "toy.b"] == nextreid.list_pretrained("toy.*")
     assert nextreid.list_models("toy.a*", pretrained=True) == ["toy.a2"]
@@ -56,13 +56,13 @@ def test_a_tag_and_an_overlay_choose_the_weights(tagged, folder):
     kwargs = {"img_size": (32, 16), "num_classes": 4, **_tiny()}
     expected = load_file(folder / "model.safetensors")
     model = nextreid.create_model("toy.a2", pretrained=True, **kwargs)
-    assert torch.equal(model.state_dict()["image_tower.proj.weight"], expected["image_tower.proj.weight"])
+    assert torch.equal(model.state_dict()["image_tower.0.proj.weight"], expected["image_tower.0.proj.weight"])
     with pytest.raises(ValueError, match="no pretrained weights for 'toy'"):
         nextreid.create_model("toy.a10", pretrained=True, **kwargs)
     overlaid = nextreid.create_model(
         "toy.a10", pretrained=True, pretrained_cfg_overlay={"file": str(folder / "model.safetensors")}, **kwargs
     )
-    assert torch.equal(overlaid.state_dict()["image_tower.proj.weight"], expected["image_tower.proj.weight"])
+    assert torch.equal(overlaid.state_dict()["image_tower.0.proj.weight"], expected["image_tower.0.proj.weight"])
     untrained = nextreid.create_model("toy.a10", pretrained_cfg="b", **kwargs).pretrained_cfg
     assert untrained.file == "nowhere" and untrained.tag == ""  # no weights, so not their name
     with pytest.raises(ValueError, match="unknown pretrained_cfg field fiel"):
@@ -95,7 +95,7 @@ def test_no_text_tower_is_a_setting(tmp_path):
         ("C:\\models\\m", "local-dir:FOLDER"),
     ],
 )
-def test_unknown_names_say_what_there_is(name, named):
+def test_unknown_names_are_answered_by_what_there_is(name, named):
     with pytest.raises(ValueError, match=named):
         nextreid.create_model(name)
 
@@ -133,12 +133,12 @@ def test_a_failed_save_leaves_the_old_checkpoint(folder, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_classifier_of_another_size_starts_anew_and_says_so(folder, caplog):
+def test_classifier_of_another_size_starts_again_and_is_logged(folder, caplog):
     with caplog.at_level(logging.WARNING):
         model = nextreid.create_model(f"local-dir:{folder}", num_classes=9)
     assert model.num_classes == 9 and "does not fit 9 classes" in caplog.text
     expected = load_file(folder / "model.safetensors")
-    assert torch.equal(model.state_dict()["image_tower.proj.weight"], expected["image_tower.proj.weight"])
+    assert torch.equal(model.state_dict()["image_tower.0.proj.weight"], expected["image_tower.0.proj.weight"])
 
 
 def test_checkpoint_path_loads_after_building(folder):
@@ -152,12 +152,12 @@ def test_mismatches_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="trained with num_cameras=2, the model has num_cameras=3"):
         nextreid.create_model(f"local-dir:{other}", num_cameras=3)
     (other / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"image_tower.camera is \(2, 96\), the model has \(3, 96\)"):
+    with pytest.raises(ValueError, match=r"image_tower.0.camera is \(2, 96\), the model has \(3, 96\)"):
         small("baseline_tiny", num_cameras=3, checkpoint_path=other)
     state = load_file(folder / "model.safetensors")
-    state["extra.weight"] = state.pop("image_tower.proj.weight")
+    state["extra.weight"] = state.pop("image_tower.0.proj.weight")
     save_file(state, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"missing image_tower.proj.weight; unexpected extra.weight"):
+    with pytest.raises(ValueError, match=r"missing image_tower.0.proj.weight; unexpected extra.weight"):
         nextreid.create_model(f"local-dir:{folder}")
 
 

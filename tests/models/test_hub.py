@@ -55,7 +55,7 @@ def test_a_model_comes_from_the_hub_as_it_was_saved(hub, saved, tmp_path):
     assert equal(nextreid.create_model("hf_hub:owner/name"), here)
     loaded = nextreid.from_pretrained("owner/name", num_classes=0, cache_dir=tmp_path / "elsewhere")
     assert not loaded.training and loaded.num_classes == 0
-    assert torch.equal(loaded(random_images(here)), here.eval().embed(random_images(here)))
+    assert torch.equal(loaded(random_images(here)), here.eval()(random_images(here)).embedding)
     assert (tmp_path / "elsewhere" / "models--owner--name").is_dir()
     assert not [path for _, path in hub.asked if path.endswith("README.md")]
 
@@ -100,7 +100,7 @@ def test_the_cache_serves_when_the_hub_does_not(hub, saved, monkeypatch):
         nextreid.create_model("hf-hub:owner/other")
 
 
-def test_a_hub_that_is_gone_is_said_to_be(hub, saved):
+def test_a_hub_that_is_gone_is_reported(hub, saved):
     hub.close()
     with pytest.raises(ConnectionError, match="hf-hub:owner/name is not in the cache and the hub cannot be asked"):
         nextreid.create_model(NAME)
@@ -116,7 +116,7 @@ def test_a_truncated_download_never_loads_and_the_next_one_goes_on(hub, saved):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
-def test_other_bytes_than_those_of_the_hashes_are_refused(hub, saved, file):
+def test_other_bytes_than_those_of_the_hashes_are_rejected(hub, saved, file):
     hub.commit_folder("owner/name", saved)
     data = bytearray((saved / file).read_bytes())
     data[-2] ^= 1
@@ -203,9 +203,9 @@ def test_towers_come_from_a_clip_on_the_hub(hub, tmp_path, monkeypatch):
         cache_dir=str(tmp_path / "cache"),
     )
     state, given = model.state_dict(), source.state_dict()
-    assert torch.equal(state["image_tower.proj.weight"], given["visual.proj"].T)
+    assert torch.equal(state["image_tower.0.proj.weight"], given["visual.proj"].T)
     assert torch.equal(
-        state["image_tower.trunk.blocks.0.mlp.fc1.weight"], given["visual.transformer.resblocks.0.mlp.c_fc.weight"]
+        state["image_tower.0.trunk.blocks.0.mlp.fc1.weight"], given["visual.transformer.resblocks.0.mlp.c_fc.weight"]
     )
     assert torch.equal(state["text_tower.transformer.token_embedding.weight"], given["token_embedding.weight"])
     assert model.pretrained_cfg.base_weights == f"CLIP {name}, openai"
@@ -219,12 +219,12 @@ def test_an_image_tower_comes_from_timm_on_the_hub(hub, tmp_path):
     where = {"text_tower": None, "embed_dim": 32, "cache_dir": str(tmp_path / "cache")}
     model = nextreid.create_model("next", pretrained=True, image_tower="test_vit", img_size=(160, 160), **where)
     state, given = model.state_dict(), source.state_dict()
-    trunk = {key.removeprefix("image_tower.trunk."): value for key, value in state.items() if ".trunk." in key}
+    trunk = {key.removeprefix("image_tower.0.trunk."): value for key, value in state.items() if ".trunk." in key}
     assert trunk.keys() == {key for key in given if not key.startswith(("head.", "fc_norm."))}
     assert all(torch.equal(value, given[key]) for key, value in trunk.items())
     assert model.pretrained_cfg.base_weights == "timm test_vit.r160_in1k"
     other = nextreid.create_model("next", pretrained=True, image_tower="test_vit", img_size=(64, 32), **where)
-    assert other.image_tower.trunk.pos_embed.shape[1] == 4 * 2 + 1  # resampled by timm
+    assert other.image_tower[0].trunk.pos_embed.shape[1] == 4 * 2 + 1  # resampled by timm
     saved = nextreid.save_model(other, tmp_path / "saved")
     hub.asked.clear()
     back = nextreid.create_model(f"local-dir:{saved}").state_dict()

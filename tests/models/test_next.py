@@ -1,28 +1,34 @@
-"""NEXT's own settings: every ablation of the paper is an argument, and each does what it says."""
+"""NEXT's settings: every ablation of the paper is an argument, and each does what its name says."""
+
+import inspect
 
 import pytest
 import torch
 from zoo import CAPTIONS, PRESENT, random_images, small
 
+import nextreid
+from nextreid.layers import NEXTHead
+
+NONE = {"num_semantic_experts": 0, "num_structure_experts": 0}
 TABLES = {
-    "3A": {"num_semantic_experts": 0, "num_structure_experts": 0, "aggregation": "concat"},
-    "3B": {"num_semantic_experts": 0, "num_structure_experts": 0},
-    "3C": {"num_structure_experts": 0},
-    "4A": {"structure_routing": "specific"},
-    "4B": {"semantic_routing": "shared", "structure_routing": "specific"},
-    "4C": {"semantic_routing": "shared"},
-    "8A": {"sampling": "all"},
-    "8B": {"sampling": "topk"},
-    "8C": {"sampling": "fixed"},
-    "fig4": {"num_semantic_experts": 8, "num_structure_experts": 1},
-    "each": {"structure_output": "each"},
-    "sample": {"structure_granularity": "sample"},
-    "map": {"modulation_scope": "map"},
-    "drop": {"masked_tokens": "drop"},
-    "mean": {"aggregation": "mean"},
-    "residual": {"mmfa_residual": True},
-    "heads": {"head": "expert"},
-    "no modulation": {"text_modulation": False},
+    "3A": {"head": {**NONE, "aggregation": "concat"}},
+    "3B": {"head": NONE},
+    "3C": {"head": {"num_structure_experts": 0}},
+    "4A": {"head": {"structure_routing": "specific"}},
+    "4B": {"head": {"semantic_routing": "shared", "structure_routing": "specific"}},
+    "4C": {"head": {"semantic_routing": "shared"}},
+    "8A": {"head": {"sampling": "all"}},
+    "8B": {"head": {"sampling": "topk"}},
+    "8C": {"head": {"sampling": "fixed"}},
+    "fig4": {"head": {"num_semantic_experts": 8, "num_structure_experts": 1}},
+    "each": {"head": {"structure_output": "each"}},
+    "sample": {"head": {"structure_granularity": "sample"}},
+    "map": {"head": {"modulation_scope": "map"}},
+    "drop": {"head": {"masked_tokens": "drop"}},
+    "mean": {"head": {"aggregation": "mean"}},
+    "residual": {"head": {"mmfa_residual": True}},
+    "no modulation": {"head": {"text_modulation": False}},
+    "classifiers": {"classifier": "expert"},
     "no text": {"text_tower": None},
 }
 GROUPS = {"3A": 1, "3B": 1, "3C": 3, "fig4": 9, "each": 6}
@@ -34,17 +40,18 @@ def test_each_ablation_is_an_argument(row):
     out = model(random_images(model), CAPTIONS if model.text_tower else None, PRESENT)
     groups = GROUPS.get(row, 4)
     assert out.embedding.shape == (3, groups * 3 * 64) == (3, model.num_features)
-    assert out.logits.shape == ((3, 4, 5) if row == "heads" else (3, 5))
-    (out.logits.square().sum() + out.embedding.square().sum()).backward()
+    assert len(out.heads) == (groups if row == "classifiers" else 1)
+    assert torch.equal(torch.cat([head.feature for head in out.heads], dim=1), out.embedding)
+    (sum(head.logits.square().sum() for head in out.heads) + out.embedding.square().sum()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_row_a_is_the_control():
+def test_row_a_is_the_baseline():
     a = small("next_tiny", **TABLES["3A"]).eval()
-    control = small("baseline_tiny").eval()
-    assert a.state_dict().keys() == control.state_dict().keys()
-    control.load_state_dict(a.state_dict())
-    assert torch.equal(a(random_images(a), None, PRESENT), control(random_images(a), None, PRESENT))
+    baseline = small("baseline_tiny").eval()
+    assert a.state_dict().keys() == baseline.state_dict().keys()
+    baseline.load_state_dict(a.state_dict())
+    assert torch.equal(a(random_images(a), None, PRESENT), baseline(random_images(a), None, PRESENT))
 
 
 def test_captions_change_the_embedding_only_where_they_are():
@@ -73,9 +80,9 @@ def test_a_shared_tower_is_stored_once_and_separate_towers_differ():
     assert sum(p.numel() for p in separate.image_tower.parameters()) == 3 * one
     images = random_images(separate)
     images[:, 1] = images[:, 0]
-    cls, _ = separate.encode_images(images)
+    cls = separate.encode_images(images)["cls"]
     assert not torch.allclose(cls[:, 0], cls[:, 1])
-    cls, _ = shared.encode_images(images)
+    cls = shared.encode_images(images)["cls"]
     torch.testing.assert_close(cls[:, 0], cls[:, 1])
 
 
@@ -85,36 +92,75 @@ def test_modality_order_is_part_of_the_model():
     images = random_images(model)
     swapped = model.forward_features(images[:, [1, 0, 2]])["gamma"]
     assert not torch.allclose(swapped[:, :, [1, 0, 2]], model.forward_features(images)["gamma"])
-    shared = small("next_tiny", semantic_routing="shared").eval()
+    shared = small("next_tiny", head={"semantic_routing": "shared"}).eval()
     swapped = shared.forward_features(images[:, [1, 0, 2]])["gamma"]
     torch.testing.assert_close(swapped[:, :, [1, 0, 2]], shared.forward_features(images)["gamma"])
 
 
 def test_text_tower_is_built_only_where_text_is_read():
-    assert small("next_tiny", sampling="all").text_tower is None
-    assert not small("next_tiny", sampling="all").uses_text
+    unrouted = small("next_tiny", head={"sampling": "all"})
+    assert unrouted.text_tower is None and not unrouted.uses_text
     assert small("next_tiny").uses_text and small("next_tiny").text_tower is not None
     features = torch.randn(3, 3, 64)
-    own = small("next_tiny", text_tower=None, text_modulation=True).eval()
-    assert not torch.equal(
-        own.forward_features(random_images(own), features)["gamma"], own.forward_features(random_images(own))["gamma"]
-    )
+    model = small("next_tiny", text_tower=None, head={"text_modulation": True}).eval()
+    images = random_images(model)
+    with_features, without = model.forward_features(images, features), model.forward_features(images)
+    assert not torch.equal(with_features["gamma"], without["gamma"])
     with pytest.raises(ValueError, match="without a text tower"):
-        own(random_images(own), CAPTIONS)
+        model(images, CAPTIONS)
+
+
+def test_head_settings_are_those_of_the_head(monkeypatch):
+    given = {
+        **{"num_semantic_experts": 2, "num_structure_experts": 1, "mlp_ratio": 1.0, "drop": 0.3, "sampling": "random"},
+        **{"semantic_routing": "shared", "sampling_threshold": 0.2, "sampling_keep_ratio": 0.7},
+        **{"modulation_scope": "map", "text_modulation": False, "masked_tokens": "drop", "aggregation": "mean"},
+        **{"structure_routing": "specific", "structure_granularity": "sample", "structure_output": "each"},
+        **{"num_heads": 2, "ffn_ratio": 3.0, "mmfa_residual": True},
+    }
+    taken = []
+
+    class Spy(NEXTHead):
+        def __init__(self, *args, **settings):
+            taken.append((args, settings))
+            super().__init__(*args, **settings)
+
+    monkeypatch.setattr("nextreid.models.next.NEXTHead", Spy)
+    model = nextreid.create_model("next_tiny", modalities=("rgb", "tir"), classifier="expert", head=given)
+    assert taken == [((64, 2, 32), given)]
+    given_by_the_model = {"dim", "num_modalities", "num_tokens", "in_dim"}
+    assert given.keys() == inspect.signature(NEXTHead).parameters.keys() - given_by_the_model
+    assert (model.num_groups, model.num_features, model.head.num_semantic_experts) == (3, 3 * 2 * 64, 2)
+
+
+def test_training_captions_are_drawn_for_each_expert():
+    model = small("next_tiny", head={"num_semantic_experts": 2})
+    drawn = []
+
+    def sample(row, modality, draw):
+        drawn.append((row, modality, draw))
+        return (f"sentence {row} {modality} {draw}",)
+
+    text = model.prepare_text(CAPTIONS, sample)
+    assert text.shape == (3, 2, 3, 64) and sorted(drawn) == [
+        (r, m, e) for r in range(3) for m in range(3) for e in (0, 1)
+    ]
+    torch.testing.assert_close(text[1, 1, 2], model.encode_text([[["sentence 1 2 1"]] * 3])[0, 0])
 
 
 @pytest.mark.parametrize(
     ("kwargs", "named"),
     [
-        ({"aggregation": "sum"}, "attention, mean, concat"),
-        ({"aggregation": "concat"}, "num_semantic_experts=0"),
-        ({"head": "both"}, "joint, expert"),
-        ({"masked_tokens": "keep"}, "zero, drop"),
+        ({"head": {"aggregation": "sum"}}, "attention, mean, concat"),
+        ({"head": {"aggregation": "concat"}}, "num_semantic_experts=0"),
+        ({"classifier": "both"}, "joint, expert"),
+        ({"head": {"masked_tokens": "keep"}}, "zero, drop"),
         ({"modalities": ()}, "one or more distinct"),
         ({"modalities": ("rgb", "rgb")}, "one or more distinct"),
         ({"img_size": (64,)}, "height, width"),
         ({"img_size": (60, 32)}, "multiple of"),
-        ({"num_heads": 5}, "num_heads=5"),
+        ({"head": {"num_heads": 5}}, "num_heads=5"),
+        ({"head": {"expert_count": 3}}, "expert_count"),
         ({"expert_count": 3}, "expert_count"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The weights that ship: whole, small, offline, honest on their card, and trained."""
+"""The bundled weights: whole, small, offline, honest on their card, and trained."""
 
 import socket
 
@@ -34,7 +34,7 @@ def strangers():
     return synthetic_persons("tiny", seed=77, num_test=8, splits=("test",)).dataset
 
 
-def test_what_ships_is_listed_and_small():
+def test_what_is_bundled_is_listed_and_small():
     folders = sorted(path.name for path in BUNDLED.iterdir())
     assert folders == sorted(NAMES) and set(NAMES) <= set(nextreid.list_pretrained())
     assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= 8e6
@@ -50,15 +50,15 @@ def test_a_name_gives_the_weights_without_a_network(name, offline):
     architecture = name.partition(".")[0]
     model = nextreid.create_model(architecture, pretrained=True).eval()
     golden = load_file(BUNDLED / name / "golden.safetensors")["embedding"]
-    assert (model.embed(*golden_input(model)) - golden).norm() <= 1e-3 * golden.norm()
+    assert (model(*golden_input(model)) - golden).norm() <= 1e-3 * golden.norm()
     assert all(value.dtype == torch.float32 for value in model.state_dict().values() if value.is_floating_point())
     tagged = nextreid.create_model(name, pretrained=True, num_classes=3)
-    assert torch.equal(tagged.image_tower.proj.weight, model.image_tower.proj.weight) and tagged.num_classes == 3
+    assert torch.equal(tagged.image_tower[0].proj.weight, model.image_tower[0].proj.weight) and tagged.num_classes == 3
     assert nextreid.create_model(architecture).pretrained_cfg.trained_on is None
 
 
 @every_name
-def test_the_card_and_the_configuration_say_where_they_come_from(name):
+def test_the_card_and_the_configuration_record_where_they_come_from(name):
     cfg = nextreid.create_model(name, pretrained=True).pretrained_cfg
     assert cfg.tag == get_pretrained_cfg(name).tag == "synthetic_persons"
     assert cfg.protocol == "synthetic-persons" and cfg.license == "Apache-2.0" and "no use" in cfg.notes

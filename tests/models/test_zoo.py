@@ -1,4 +1,4 @@
-"""What every registered model must pass."""
+"""What every registered model must pass, whatever its method is."""
 
 from pathlib import Path
 
@@ -9,11 +9,17 @@ from timm.models import group_parameters
 from zoo import CAPTIONS, PRESENT, fill, random_images, small
 
 import nextreid
-from nextreid.models import ReIDOutput
+from nextreid.losses import Criterion
+from nextreid.models import Head, ReIDOutput
 
 MODELS = nextreid.list_models()
 GOLDEN = Path(__file__).parents[1] / "golden"
 every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def part_of_each_modality(model, embedding):
+    """Parts ``(B, G, M, D)`` of an embedding that is made of them."""
+    return embedding.unflatten(1, (-1, len(model.modalities), model.modality_width))
 
 
 @every_model
@@ -24,47 +30,102 @@ def test_shapes_and_output_types(name):
     assert isinstance(embedding, torch.Tensor) and embedding.shape == (3, model.num_features)
     assert embedding.isfinite().all()
     features = model.forward_features(images, CAPTIONS, PRESENT)
-    count, (rows, columns) = len(model.modalities), model.grid_size
-    assert features["cls"].shape == (3, count, model.embed_dim)
-    assert features["tokens"].shape == (3, count, rows * columns, model.embed_dim)
-    torch.testing.assert_close(model.forward_head(features), embedding, rtol=1e-4, atol=1e-5)
+    assert all(len(part) == 3 for part in features.values())
+    assert torch.equal(model.forward_head(features), embedding) and torch.equal(model.pool(features), embedding)
     model.reset_classifier(42)
-    model.eval()
     for mode in (False, True):
         out = model.train(mode)(images, CAPTIONS, PRESENT)
-        assert isinstance(out, ReIDOutput) and out.logits.shape == (3, 42)
-    assert torch.equal(model.eval()(images, CAPTIONS, PRESENT).embedding, embedding)
-    assert torch.equal(model.embed(images, CAPTIONS, PRESENT), embedding)
-    assert model.embed(images, CAPTIONS, PRESENT, after_neck=True).shape == embedding.shape
+        assert isinstance(out, ReIDOutput) and len(out.heads) == len(model.head_widths) == len(model.get_classifier())
+        for head, width in zip(out.heads, model.head_widths, strict=True):
+            assert isinstance(head, Head) and head.logits.shape == (3, 42) and head.feature.shape == (3, width)
+            assert head.present is None or (head.present.dtype == torch.bool and head.present.shape == (3,))
+    out = model.eval()(images, CAPTIONS, PRESENT)
+    assert torch.equal(out.embedding, embedding)
+    assert torch.equal(model.forward_head(out.features, pre_logits=True), embedding)
+
+
+@every_model
+def test_named_vectors(name):
+    model = small(name, num_classes=5).eval()
+    features = model.forward_features(random_images(model), CAPTIONS, PRESENT)
+    first = next(iter(model.embeddings))
+    assert torch.equal(model.vector(features), model.pool(features))
+    assert torch.equal(model.vector(features, first), model.pool(features))
+    for embedding, width in model.embeddings.items():
+        assert model.vector(features, embedding).shape == (3, width)
+    assert model.embeddings[first] == model.num_features
+    behind = model.vector(features, after_neck=True)
+    assert behind.shape == (3, sum(model.head_widths))
+    heads = model.forward_head(features).heads
+    for neck, head, part in zip(model.necks, heads, behind.split(model.head_widths, 1), strict=True):
+        torch.testing.assert_close(neck.classifier(part), head.logits)
+    with pytest.raises(ValueError, match=rf"no embedding 'other'; there are: {first}"):
+        model.vector(features, "other")
     model.reset_classifier(0)
+    assert len(model.get_classifier()) == 0
     with pytest.raises(ValueError, match="no neck"):
-        model.embed(images, after_neck=True)
+        model.vector(features, after_neck=True)
+
+
+@every_model
+def test_images_encoded_once_serve_every_condition(name):
+    """Captions and missing modalities come behind the image tower, so that a new pass would give the same."""
+    model = small(name).eval()
+    images = random_images(model)
+    encoded = model.encode_images(images)
+    text = model.prepare_text(CAPTIONS)
+    assert (text is not None) == model.uses_text
+    for captions, prepared in ((None, None), (CAPTIONS, text)):
+        for present in (None, PRESENT):
+            ours = model.pool(model.forward_tokens(encoded, prepared, present))
+            torch.testing.assert_close(ours, model(images, captions, present), rtol=1e-4, atol=1e-5)
+    changed = not torch.equal(model(images), model(images, CAPTIONS))
+    assert not changed or model.uses_text
 
 
 @every_model
 def test_every_parameter_learns_and_the_text_tower_is_frozen(name):
     model = small(name, num_classes=5)
     out = model(random_images(model), CAPTIONS)
-    (out.logits.square().sum() + out.embedding.square().sum()).backward()
+    logits = sum(head.logits.square().sum() for head in out.heads)
+    (logits + out.embedding.square().sum() + sum(out.losses.values())).backward()
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-    assert all(n.startswith("text_tower.") or n == "neck.norm.bias" for n in frozen)
+    assert all(n.startswith(("text_tower.", "necks.")) for n in frozen)
+    assert all(n.endswith(".norm.bias") for n in frozen if n.startswith("necks."))
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-    silent = [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0]
-    assert silent == []
+    assert [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0] == []
+
+
+@every_model
+def test_the_criterion_takes_what_the_model_gives(name):
+    model = small(name, num_classes=2)
+    images, pid = random_images(model, 4), torch.tensor([0, 0, 1, 1])
+    present = torch.ones(4, len(model.modalities), dtype=torch.bool)
+    present[0, 1] = False
+    out = model(images, present=present)
+    losses = Criterion()(out.heads, pid, out.losses)
+    assert {"total", "identity", "triplet", *out.losses} == losses.keys()
+    losses["total"].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 @every_model
 def test_gradient_checkpointing_changes_nothing(name):
-    model = small(name, drop=0.0) if name.startswith("next") else small(name)
+    model = small(name).eval()
     images = random_images(model)
     plain = model(images, CAPTIONS)
     plain.sum().backward()
     grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.set_grad_checkpointing()
+    calls = []
+    block = next(iter(model.image_tower.towers())).trunk.blocks[0]
+    block.register_forward_pre_hook(lambda *_: calls.append(1))
     again = model(images, CAPTIONS)
+    forward = len(calls)
     assert torch.equal(plain, again)
     again.sum().backward()
+    assert len(calls) == 2 * forward
     for n, p in model.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(p.grad, grads[n])
@@ -89,8 +150,22 @@ def test_absent_images_hold_nothing(name):
     expected = model(images, CAPTIONS, PRESENT)
     images[~PRESENT] = torch.nan
     assert torch.equal(model(images, CAPTIONS, PRESENT), expected)
-    blocks = expected.view(3, -1, len(model.modalities), model.embed_dim).abs().sum((1, 3))
-    assert torch.equal(blocks > 0, PRESENT)
+    if model.modality_width is not None:
+        parts = part_of_each_modality(model, expected)
+        assert torch.equal(parts.abs().sum((1, 3)) > 0, PRESENT)
+
+
+@every_model
+def test_modalities_average_over_those_that_are_there(name):
+    model = small(name).eval()
+    embedding = model(random_images(model), CAPTIONS, PRESENT)
+    if model.modality_width is None:
+        with pytest.raises(ValueError, match="not made of modalities' parts"):
+            model.average_modalities(embedding)
+        return
+    parts, found = part_of_each_modality(model, embedding), model.average_modalities(embedding)
+    for row, present in enumerate(PRESENT):
+        torch.testing.assert_close(found[row], parts[row][:, present].mean(1).flatten())
 
 
 @every_model
@@ -111,7 +186,8 @@ def test_saved_and_loaded_embeddings_are_bit_equal(name, tmp_path):
     back = nextreid.create_model(f"local-dir:{tmp_path / 'model'}").eval()
     assert type(back) is type(model) and back.num_classes == 4 and back.img_size == model.img_size
     a, b = model(images, CAPTIONS, PRESENT), back(images, CAPTIONS, PRESENT)
-    assert torch.equal(a.embedding, b.embedding) and torch.equal(a.logits, b.logits)
+    assert torch.equal(a.embedding, b.embedding)
+    assert all(torch.equal(x.logits, y.logits) for x, y in zip(a.heads, b.heads, strict=True))
     embedder = nextreid.create_model(f"local-dir:{tmp_path / 'model'}", num_classes=0).eval()
     assert torch.equal(embedder(images, CAPTIONS, PRESENT), a.embedding)
 
@@ -122,15 +198,22 @@ def test_parameter_groups_and_attributes_are_true(name):
     names = [n for n, _ in model.named_parameters()]
     assert model.no_weight_decay() <= set(names)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
-    assert set(groups) == {n for n in names}
-    assert groups["image_tower.trunk.pos_embed"] == 0 < groups["image_tower.trunk.blocks.0.norm1.weight"]
-    assert max(groups.values()) == groups["neck.norm.weight"] > groups["image_tower.trunk.blocks.0.norm1.weight"]
+    assert set(groups) == set(names)
+    first, block, last = (
+        f"image_tower.0.trunk.{part}" for part in ("pos_embed", "blocks.0.norm1.weight", "norm.weight")
+    )
+    assert groups[first] == 0 < groups[block] < groups[last] <= groups["necks.0.norm.weight"] == max(groups.values())
+    roles = model.param_groups()
+    assert roles.keys() <= {"tower", "adapters", "new"}
+    trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert sorted(n for group in roles.values() for n in group) == sorted(trainable)
+    assert roles["tower"].keys() >= {n for n in trainable if ".trunk." in n}
+    assert "necks.0.classifier.weight" in roles["new"]
     assert model.pretrained_cfg.architecture == name
     assert model.pretrained_cfg.input_size == (3, *model.img_size)
     state = model.state_dict()
     assert f"{model.pretrained_cfg.first_conv}.weight" in state
     assert f"{model.pretrained_cfg.classifier}.weight" in state
-    assert model.get_classifier() is model.neck
 
 
 @every_model
@@ -144,17 +227,28 @@ def test_bf16_is_close(name):
     assert torch.nn.functional.cosine_similarity(full, half).min() > 0.9
 
 
-@pytest.mark.parametrize("name", ["next_tiny", "baseline_tiny"])
-def test_golden_embeddings(name):
-    """Bytes on disk hold the models to what they computed when they were written."""
+def golden_probe(name):
+    """What a model with weights from a formula makes of images from a formula."""
     model = fill(nextreid.create_model(name)).eval()
-    golden = load_file(GOLDEN / f"{name}.safetensors")
     axis = torch.arange(3 * 3 * 3 * 64 * 32, dtype=torch.float64)
     images = torch.cos(axis * 0.37).float().view(3, 3, 3, 64, 32)
-    assert torch.equal(images[0, 0, 0, 0, :4], golden["probe"])
     with torch.no_grad():
-        torch.testing.assert_close(model(images, CAPTIONS, PRESENT), golden["captions"], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(model(images), golden["images"], rtol=1e-4, atol=1e-4)
+        found = {"captions": model(images, CAPTIONS, PRESENT), "images": model(images)}
+    return {**found, "probe": images[0, 0, 0, 0, :4].clone()}
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(GOLDEN.glob("*.safetensors"))])
+def test_golden_embeddings(name):
+    """Bytes on disk hold the models to what they computed when they were written."""
+    found, golden = golden_probe(name), load_file(GOLDEN / f"{name}.safetensors")
+    assert torch.equal(found.pop("probe"), golden.pop("probe"))
+    assert found.keys() == golden.keys()
+    for key, value in golden.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4)
+
+
+def test_every_tiny_model_has_a_golden_embedding():
+    assert {path.stem for path in GOLDEN.glob("*.safetensors")} == {n for n in MODELS if n.endswith("_tiny")}
 
 
 @pytest.mark.parametrize("size", [(32, 64), (64, 64)])
@@ -164,7 +258,7 @@ def test_another_image_size_resamples_the_position_table(size, tmp_path, caplog)
     nextreid.save_model(model, tmp_path / "m")
     back = nextreid.create_model(f"local-dir:{tmp_path / 'm'}", img_size=size)
     assert "resampled from 64x32 images" in caplog.text
-    table, resized = model.image_tower.trunk.pos_embed, back.image_tower.trunk.pos_embed
+    table, resized = model.image_tower[0].trunk.pos_embed, back.image_tower[0].trunk.pos_embed
     assert torch.equal(table[:, 0], resized[:, 0])
     grid = table[:, 1:].detach().view(1, 8, 4, -1).permute(0, 3, 1, 2)
     new = (size[0] // 8, size[1] // 8)
@@ -173,7 +267,7 @@ def test_another_image_size_resamples_the_position_table(size, tmp_path, caplog)
     assert back.pretrained_cfg.input_size == (3, *size)
 
 
-def test_modalities_in_another_order_are_refused(tmp_path):
+def test_modalities_in_another_order_are_rejected(tmp_path):
     nextreid.save_model(small("next_tiny"), tmp_path / "m")
     with pytest.raises(ValueError, match=r"trained with modalities=\['rgb', 'nir', 'tir'\]"):
         nextreid.create_model(f"local-dir:{tmp_path / 'm'}", modalities=("nir", "rgb", "tir"))
