@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--out", type=Path, default=Path("bench"), help="folder of runs and tables (default: %(default)s)")
     run.add_argument("--root", type=Path, default=None, help="folder that holds the datasets' folders")
     run.add_argument("--captions", type=Path, default=None, help="folder that holds NEXT/RGBNT201, IDEA/RGBNT201, ...")
-    run.add_argument("--recipe", choices=("clean", "peers"), default="clean", help="(default: %(default)s)")
+    run.add_argument("--recipe", choices=("clean", "related"), default="clean", help="(default: %(default)s)")
     run.add_argument("--start", type=Path, default=None, help="folder of 'paper pretrain' (default: OUT/start)")
     run.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="recipe, all rows")
     run.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: %(default)s)")
@@ -56,8 +56,9 @@ def run_list(args: argparse.Namespace) -> None:
     for row in select_rows(args.names, rows):
         paper = ", ".join(f"{measure} {value}" for measure, value in row.paper.items()) or "no figure that can be read"
         print(f"{row.name:<18} {row.row:<10} {row.title}; {row.dataset}, captions {row.captions}; paper: {paper}")
-    peers = load_published()
-    print(f"{len(rows)} rows; {len(peers)} figures of {len({p['method'] for p in peers})} peers for tables 1 and 2")
+    published = load_published()
+    methods = len({figure["method"] for figure in published})
+    print(f"{len(rows)} rows; {len(published)} figures of {methods} related methods for tables 1 and 2")
 
 
 def run_rows(args: argparse.Namespace) -> None:

@@ -46,7 +46,8 @@ def pointing(model: ReIDModel, samples: Sequence[Sample], batch_size: int = 64) 
     """
     sums: dict[tuple[str, str], Tensor] = {}
     for _, tokens, batch in _encoded(model, samples, batch_size):
-        cover = F.avg_pool2d(_onehot([_truth(sample)["parts"] for sample in batch]), model.patch_size).flatten(2)
+        parts = _onehot([_truth(sample)["parts"] for sample in batch])
+        cover = F.avg_pool2d(parts, model.image_tower.patch_size).flatten(2)
         for m, modality in enumerate(model.modalities):
             unit = F.normalize(tokens[:, m], dim=-1)
             for part, fields in _FIELDS.items():
@@ -57,7 +58,7 @@ def pointing(model: ReIDModel, samples: Sequence[Sample], batch_size: int = 64) 
                 ]
                 if not rows:
                     continue
-                text = model.encode_text([[(sentences[i],)] * len(model.modalities) for i in rows])[:, m]
+                text = _encode(model, [sentences[i] for i in rows])[:, m]
                 beta = torch.einsum("bnd,bd->bn", unit[rows], text)
                 seen = shows[rows].float()
                 hit = seen.gather(1, beta.argmax(1, keepdim=True)).sum()
@@ -78,7 +79,7 @@ def pointing(model: ReIDModel, samples: Sequence[Sample], batch_size: int = 64) 
 
 
 def naming(model: ReIDModel, samples: Sequence[Sample], batch_size: int = 64) -> list[dict[str, Any]]:
-    """Measure whether the class token tells an attribute's true value by its sentence, among all values of the samples.
+    """Measure whether the class token names an attribute's true value by its sentence, among all values of the samples.
 
     Args:
         model: See `pointing`.
@@ -95,7 +96,7 @@ def naming(model: ReIDModel, samples: Sequence[Sample], batch_size: int = 64) ->
         values = sorted(set(truth) - {""})
         for m, modality in enumerate(model.modalities):
             texts = [compose_person({field: value}, modality)[-1] for value in values]
-            features = model.encode_text([[(text,)] * len(model.modalities) for text in texts])[:, m]
+            features = _encode(model, texts)[:, m]
             scores = F.normalize(classes[:, m], dim=-1) @ features.T
             # Captions name values unequally often; a text's mean over the images says how often, not of whom.
             guess = (scores - scores.mean(0)).argmax(1)
@@ -106,6 +107,22 @@ def naming(model: ReIDModel, samples: Sequence[Sample], batch_size: int = 64) ->
             row = {"modality": modality, "attribute": field, "chance": round(1 / len(values), 4)}
             rows.append({**row, "balanced_accuracy": round(sum(recall) / len(recall), 4), "images": len(samples)})
     return rows
+
+
+def _encode(model: ReIDModel, texts: Sequence[str]) -> Tensor:
+    """Features ``(n, M, D)`` of texts."""
+    features = model.prepare_text([[(text,)] * len(model.modalities) for text in texts])
+    if features is None:
+        raise ValueError(f"{type(model).__name__} reads no text: there is nothing that could point or name")
+    return features
+
+
+def _encode(model: ReIDModel, texts: Sequence[str]) -> Tensor:
+    """Features ``(n, M, D)`` of texts."""
+    features = model.prepare_text([[(text,)] * len(model.modalities) for text in texts])
+    if features is None:
+        raise ValueError(f"{type(model).__name__} reads no text: there is nothing that could point or name")
+    return features
 
 
 def _truth(sample: Sample) -> Mapping[str, Any]:
@@ -132,8 +149,8 @@ def _encoded(model: ReIDModel, samples: Sequence[Sample], batch_size: int) -> An
     model.eval()
     with torch.no_grad():
         for number, batch in enumerate(loader):
-            cls, tokens = model.encode_images(batch.images, batch.present)
-            yield cls, tokens, samples[number * batch_size : (number + 1) * batch_size]
+            encoded = model.encode_images(batch.images, batch.present)
+            yield encoded["cls"], encoded["tokens"], samples[number * batch_size : (number + 1) * batch_size]
     model.train(training)
 
 

@@ -49,7 +49,7 @@ class PretrainConfig:
         epochs: Passes of the identity sampler.
         batch_ids: Identities of a batch.
         batch_instances: Samples of each.
-        lr: Peak rate of AdamW, after a linear warm-up over the first twentieth of the steps; then cosine to zero.
+        lr: Peak learning rate of AdamW, after a linear warm-up over the first twentieth of the steps; cosine to zero.
         temperature: Of every softmax over cosines.
         align_weight: Weight of the matching of texts and images.
         ground_weight: Weight of the matching of texts and patches.
@@ -160,7 +160,9 @@ def load_towers(model: ReIDModel, folder: str | Path) -> PretrainConfig:
     wanted = {name for name in model.state_dict() if name.startswith(_TOWER_NAMES)}
     chosen = {name: value for name, value in tensors.items() if name in wanted}
     if missing := sorted(wanted - chosen.keys()):
-        raise ValueError(f"{path} lacks {missing[:3]}: the model was built with other towers than {metadata['config']}")
+        raise ValueError(
+            f"{path} has no {missing[:3]}: the model was built with other towers than {metadata['config']}"
+        )
     try:
         model.load_state_dict(chosen, strict=False)
     except RuntimeError as error:
@@ -289,9 +291,10 @@ class _Pretraining:
     def _losses(self, items: Sequence[tuple[int, int, int]], rng: np.random.Generator) -> dict[str, Tensor]:
         rows = [index for index, _, _ in items]
         images, parts = _augment(self.images[rows], self.parts[rows], rng, pad=6)
-        cls, tokens = self.model.encode_images((images.float() / 255 - 0.5) / 0.5)
+        encoded = self.model.encode_images((images.float() / 255 - 0.5) / 0.5)
+        cls, tokens = encoded["cls"], encoded["tokens"]
         embedding = cls.flatten(1)
-        identity = self.criterion(embedding, self.neck(embedding), self.classes[rows])["total"]
+        identity = self.criterion([(self.neck(embedding), embedding, None)], self.classes[rows])["total"]
         cover = _coverage(parts, self.config.patch)  # (B, N, parts)
         align, ground = [], []
         texts = [self._texts([self.captions[row][m] for row in rows], rng) for m in range(self.modalities)]

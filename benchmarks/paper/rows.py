@@ -1,4 +1,4 @@
-"""The paper's tables as data: one file per row, and what the paper and its peers published."""
+"""The paper's tables as data: one file per row, and what the paper and the related methods published."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -19,13 +19,13 @@ class BenchRow:
         row: Its label in the paper.
         title: What it is.
         dataset: The paper's dataset; ``--data`` may put another in its place.
-        captions: Whose captions: ``"next"``, ``"idea"``, or ``"shuffled"`` between samples (a control).
+        captions: Whose captions: ``"next"``, ``"idea"``, or ``"shuffled"`` between samples (an ablation).
         caption_quality: Share of the sentences that exist (Table 5).
         model: Name of the zoo.
         arguments: Of ``create_model``.
-        widen_to: Name of a row whose number of trainable parameters this one is brought to, by ``ffn_ratio``.
+        widen_to: Name of a row whose number of trainable parameters this one gets, by the head's ``ffn_ratio``.
         recipe: Our recipe's name.
-        peers_recipe: The recipe that does what the authors' predecessors' code does, quirks included.
+        related_recipe: The recipe that does what the related methods' code does, quirks included.
         overrides: Fields of the recipe to change.
         reference: Name of the row that paired differences are taken to; empty for none.
         paper: Published figures in percent, by measure; empty where the paper has none that can be read.
@@ -42,7 +42,7 @@ class BenchRow:
     arguments: dict[str, Any] = field(default_factory=dict)
     widen_to: str = ""
     recipe: str = "next"
-    peers_recipe: str = "idea"
+    related_recipe: str = "idea"
     overrides: dict[str, Any] = field(default_factory=dict)
     reference: str = ""
     paper: dict[str, float] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def load_rows(folder: Path | None = None) -> dict[str, BenchRow]:
 
 
 def load_published(folder: Path | None = None) -> list[dict[str, Any]]:
-    """Read the peers' figures of Tables 1 and 2: table, method, venue, structure, dataset and measures in percent."""
+    """Read the related methods' figures of Tables 1 and 2: table, method, venue, structure, dataset, percent."""
     return json.loads(((folder or recipes_folder()) / PUBLISHED).read_text(encoding="utf-8"))
 
 

@@ -37,7 +37,7 @@ RUNS, RESULT, START = "runs", "result.json", "start"
 SYNTHETIC = "synthetic-"
 _WIDEN_CLASSES = 100  # classifiers count among the parameters; this many identities has the small profile
 
-# On the synthetic persons every row is trained alike: chosen on the control (Table 3, row A) by training identities
+# On the synthetic persons every row is trained alike: chosen on the baseline (Table 3, row A) by training identities
 # that were held out, before any other row was run; docs/benchmark.md has the search.
 SYNTHETIC_RECIPE: dict[str, Any] = {"name": "bench-small", "epochs": 6, "lr_tower": 3e-4, "pad": 4}
 PRETRAIN: dict[str, PretrainConfig] = {
@@ -63,7 +63,7 @@ class BenchSettings:
             ``"synthetic-full"`` puts a profile of the synthetic persons, a tiny model and its recipe in the place.
         root: Folder that holds the datasets' folders.
         captions: Folder that holds ``NEXT/RGBNT201`` and so on.
-        recipe: ``"clean"``, or ``"peers"`` for the recipe of the predecessors' code.
+        recipe: ``"clean"``, or ``"related"`` for the recipe of the related methods' code.
         overrides: Fields of the recipe to change in every row.
         start: Folder of pretrained towers for synthetic data; None makes them in ``out/start``.
         device: Where to compute; None takes the CPU for synthetic data and CUDA, where there is one, for the paper's.
@@ -82,12 +82,12 @@ class BenchSettings:
         allowed = ["paper", *(SYNTHETIC + name for name in PROFILES)]
         if self.data not in allowed:
             raise ValueError(f"data is {self.data!r}; allowed: {', '.join(allowed)}")
-        if self.recipe not in ("clean", "peers"):
-            raise ValueError(f"recipe is {self.recipe!r}; allowed: clean, peers")
+        if self.recipe not in ("clean", "related"):
+            raise ValueError(f"recipe is {self.recipe!r}; allowed: clean, related")
         if self.data == "paper" and self.root is None:
             raise ValueError("the paper's datasets are read from root=, --root; or take --data synthetic-small")
-        if self.data != "paper" and self.recipe == "peers":
-            raise ValueError("the peers' recipe is for the paper's datasets and models: leave it out here")
+        if self.data != "paper" and self.recipe == "related":
+            raise ValueError("the related methods' recipe is for the paper's datasets and models: leave it out here")
 
     @property
     def profile(self) -> str:
@@ -145,12 +145,13 @@ def unit_of(row: BenchRow, seed: int, settings: BenchSettings, rows: Mapping[str
         data = {"name": row.dataset, "root": str(settings.root)}
         if settings.captions is not None:
             data |= {"source": row.captions, "captions": str(_captions_folder(settings.captions, row))}
-        name = row.recipe if settings.recipe == "clean" else row.peers_recipe
+        name = row.recipe if settings.recipe == "clean" else row.related_recipe
         recipe = get_recipe(name, **{"eval_every": 0, "seed": seed, **row.overrides})
     arguments = {**size, **row.arguments}
     if row.widen_to:
         other = (rows or load_rows())[row.widen_to]
-        arguments["ffn_ratio"] = _widened(model, arguments, {**size, **other.arguments})
+        ratio = _widened(model, arguments, {**size, **other.arguments})
+        arguments["head"] = {**arguments.get("head", {}), "ffn_ratio": ratio}
     fields = {**recipe.to_dict(), "caption_quality": row.caption_quality, **settings.overrides}
     recipe = Recipe.from_dict(fields)
     return Unit(data, model, arguments, recipe.to_dict(), asdict(start) if start else {})
@@ -166,13 +167,16 @@ def _captions_folder(captions: Path, row: BenchRow) -> Path:
 
 
 def _widened(model: str, arguments: Mapping[str, Any], like: Mapping[str, Any]) -> float:
-    """Find the ``ffn_ratio`` at which a model has as many trainable parameters as another one."""
+    """Find the ``ffn_ratio`` of the head at which a model has as many trainable parameters as another one."""
 
     def count(options: Mapping[str, Any]) -> int:
         with torch.device("meta"):
             return _trainable(create_model(model, num_classes=_WIDEN_CLASSES, **options))
 
-    goal, at_one, at_two = count(like), count({**arguments, "ffn_ratio": 1.0}), count({**arguments, "ffn_ratio": 2.0})
+    def at(ratio: float) -> int:
+        return count({**arguments, "head": {**arguments.get("head", {}), "ffn_ratio": ratio}})
+
+    goal, at_one, at_two = count(like), at(1.0), at(2.0)
     return round(1.0 + (goal - at_one) / (at_two - at_one), 2)
 
 
@@ -380,7 +384,7 @@ def check_start(folder: Path) -> dict[str, Any]:
         folder: Of `pretrain`.
 
     Returns:
-        ``retrieval``, the numbers of the control with these towers and no training; ``pointing`` and ``naming``, see
+        ``retrieval``, the metrics of the baseline with these towers and no training; ``pointing`` and ``naming``, see
         `bench_pointing`.
     """
     from .pointing import naming, pointing

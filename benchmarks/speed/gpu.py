@@ -2,7 +2,7 @@
 
 It needs one GPU of the H200 kind (the sizes are made for 141 GB; each goal's last row says what it took), a torch with
 CUDA and its Triton, a few GB of disk for temporary files, and less than ten minutes, after which what is left is cut
-off and says so. It needs no data, no network and no weights: images, captions and weights are made up, at the real
+off and says so. It needs no data, no network and no weights: images, captions and weights are synthetic, at the real
 sizes. Without a GPU everything runs in its smallest form, in less than a minute: such figures mean nothing, and the
 goals stay open. Kernels then run where ``TRITON_INTERPRET=1`` is set.
 
@@ -63,13 +63,13 @@ def run(goals: Sequence[str] = tuple(GOALS), seconds: float = SECONDS) -> Iterat
     for goal in goals:
         begun = time.monotonic()
         for row in _apart(context, goal, min(start + seconds, begun + GOALS[goal][1])):
-            told = "  ".join(f"{key} {value}" for key, value in row.items() if value != "")
-            print(f"[{time.monotonic() - start:4.0f} s]  {told}", file=sys.stderr, flush=True)
+            text = "  ".join(f"{key} {value}" for key, value in row.items() if value != "")
+            print(f"[{time.monotonic() - start:4.0f} s]  {text}", file=sys.stderr, flush=True)
             yield row
 
 
 def processes() -> Any:
-    """How goals get processes of their own: forked from one that has imported everything, anew where there is CUDA."""
+    """How goals get processes of their own: spawned where there is CUDA, else forked from one with all imports."""
     context = get_context("spawn" if torch.cuda.is_available() else "forkserver")
     context.set_forkserver_preload([__name__])
     return context

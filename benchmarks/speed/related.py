@@ -1,6 +1,6 @@
-"""A training step and the embedding of a batch: ours beside IDEA's and DeMo's own code, on one CPU thread.
+"""A training step and the embedding of a batch: ours beside the code of IDEA's and DeMo's authors, on one CPU thread.
 
-NEXTREID_IDEA and NEXTREID_DEMO name checkouts of github.com/924973292/IDEA and .../DeMo; a peer that is not there is
+NEXTREID_IDEA and NEXTREID_DEMO name checkouts of github.com/924973292/IDEA and .../DeMo; a method that is not there is
 skipped. Nothing of theirs is copied or changed: a process per model imports the checkout, with stand-ins for what is
 missing (CLIP's weights, which are random here, CUDA, packages that draw, count or read settings), builds the model of
 its RGBNT201 settings, and steps as its training loop does with its own loss and its Adam of a group per parameter, but
@@ -24,7 +24,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,25 +37,26 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 import nextreid
-from nextreid.data.captions import draw_captions
+from nextreid.data import seeded_rng
+from nextreid.data.captions import draw_sentences
 from nextreid.engine import get_recipe
 from nextreid.engine.optimizer import build_optimizer
 from nextreid.losses import Criterion
 
 from .counting import count
-from .models import CAMERAS, CLASSES, PEERS
+from .models import CAMERAS, CLASSES, RELATED
 from .text import Captions, training_captions
 
 OURS, THEIRS = ("next_clip_b16", "baseline_clip_b16"), ("IDEA", "DeMo")
 BATCH, ROUNDS = 4, 3
-KNOWN, ANEW, NONE = "captions in the table", "captions encoded anew", "no captions"
+KNOWN, AGAIN, NONE = "captions in the table", "captions encoded again", "no captions"
 DTYPES = ("float32", "bfloat16")
 
 Piece = Callable[[torch.dtype], object]
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """Yield a row for each model, measure and dtype."""
+    """Yield a row for each model, piece and dtype."""
     torch.set_num_threads(1)
     size = f"{BATCH} x 3 x 256x128, {CLASSES} identities, captions of {training_captions('RGBNT201')[0]}"
     with contextlib.ExitStack() as stack:
@@ -96,8 +97,8 @@ def _found(name: str) -> bool:
 
 
 def _check_size(name: str, millions: float) -> None:
-    if name in PEERS and abs(millions - PEERS[name][0]) > 0.02:
-        raise ValueError(f"{name} has {millions} M parameters here and {PEERS[name][0]} M where it was counted")
+    if name in RELATED and abs(millions - RELATED[name][0]) > 0.02:
+        raise ValueError(f"{name} has {millions} M parameters here and {RELATED[name][0]} M where it was counted")
 
 
 def _order(piece: str) -> tuple[bool, int]:
@@ -111,7 +112,7 @@ class _Child:
     def __init__(self, name: str) -> None:
         self.name = name
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.speed.peers", name],
+            [sys.executable, "-W", "ignore", "-m", "benchmarks.speed.related", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -136,7 +137,7 @@ class _Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process of {self.name} ended; what it said is above")
+            raise RuntimeError(f"the process of {self.name} ended; its messages are above")
         return json.loads(line)
 
 
@@ -148,7 +149,7 @@ def _serve(name: str) -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with contextlib.redirect_stdout(io.StringIO()):  # the peers print
+    with contextlib.redirect_stdout(io.StringIO()):  # the authors' code prints
         captions = training_captions("RGBNT201")[1][:BATCH]
         model, given = _ours(name, captions) if name in OURS else _theirs(name, captions)
         pieces = {f"{piece}/{dtype}": (given[piece], getattr(torch, dtype)) for piece in given for dtype in DTYPES}
@@ -189,17 +190,16 @@ def _ours(name: str, captions: Captions) -> tuple[nn.Module, dict[str, Piece]]:
     criterion = Criterion(recipe.identity_weight, recipe.triplet_weight, recipe.smoothing, recipe.margin)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     images, pid, camid = _batch()
-    keys, draws, experts = [str(i) for i in range(BATCH)], [(0, i) for i in range(BATCH)], model.num_semantic_experts
+
+    def sample(row: int, modality: int, draw: int) -> Sequence[str]:
+        return draw_sentences(captions[row][modality], seeded_rng("benchmark", row, modality, draw))
 
     def step(dtype: torch.dtype) -> None:
         model.train()
-        text = None
-        if model.uses_text:
-            text = model.encode_text(draw_captions(captions, keys, draws, experts, recipe.seed))
-            text = text.unflatten(0, (BATCH, experts))
+        text = model.prepare_text(captions, sample)
         with _autocast(dtype):
             out = model(images, text=text, camid=camid)
-        loss = criterion(out.embedding.float(), out.logits.float(), pid)["total"]
+        loss = criterion(out.heads, pid, out.losses)["total"]
         loss.item()
         model.zero_grad(set_to_none=True)
         loss.backward()
@@ -209,11 +209,11 @@ def _ours(name: str, captions: Captions) -> tuple[nn.Module, dict[str, Piece]]:
     def embed(dtype: torch.dtype) -> None:
         model.eval()
         with torch.no_grad(), _autocast(dtype):
-            _finite(model.embed(images, text=captions if model.uses_text else None, camid=camid))
+            _finite(model.pool(model.forward_features(images, captions, camid=camid)))
 
     tower = model.text_tower
 
-    def anew(piece: Piece) -> Piece:
+    def again(piece: Piece) -> Piece:
         def cleared(dtype: torch.dtype) -> None:
             assert tower is not None
             tower.clear_cache()
@@ -225,9 +225,9 @@ def _ours(name: str, captions: Captions) -> tuple[nn.Module, dict[str, Piece]]:
         return model, {f"step/{NONE}": step, f"embedding/{NONE}": embed}
     # Those that clear the table come first: each leaves its own captions there, and the other piece keeps them.
     return model, {
-        f"step/{ANEW}": anew(step),
+        f"step/{AGAIN}": again(step),
         f"step/{KNOWN}": step,
-        f"embedding/{ANEW}": anew(embed),
+        f"embedding/{AGAIN}": again(embed),
         f"embedding/{KNOWN}": embed,
     }
 
@@ -250,7 +250,7 @@ def _theirs(name: str, captions: Captions) -> tuple[nn.Module, dict[str, Piece]]
     by_name = {key: images[:, m] for m, key in enumerate(("RGB", "NI", "TI"))}
     if name == "IDEA":
         tokenize = importlib.import_module("modeling.clip.clip").tokenize
-        texts = {key: [" ".join(said[m]) for said in captions] for m, key in enumerate(("rgb", "ni", "ti"))}
+        texts = {key: [" ".join(sentences[m]) for sentences in captions] for m, key in enumerate(("rgb", "ni", "ti"))}
         inputs["text"] = {f"{key}_text": tokenize(text, truncate=True) for key, text in texts.items()}
 
     def step(dtype: torch.dtype) -> None:
@@ -272,12 +272,12 @@ def _theirs(name: str, captions: Captions) -> tuple[nn.Module, dict[str, Piece]]
             feature = model(by_name, **inputs)
         _finite(feature["LOCAL"] if isinstance(feature, dict) else feature)
 
-    what = ANEW if name == "IDEA" else NONE
+    what = AGAIN if name == "IDEA" else NONE
     return model, {f"step/{what}": step, f"embedding/{what}": embed}
 
 
 def _stand_in() -> None:
-    """Let a peer's code run where there is no GPU and where packages are missing that no step needs."""
+    """Let the authors' code run where there is no GPU and where packages are missing that no step needs."""
     wanted = "fvcore fvcore.nn fvcore.nn.jit_handles cv2 gdown matplotlib matplotlib.pyplot yacs yacs.config".split()
     missing = [name for name in wanted if importlib.util.find_spec(name.split(".")[0]) is None]
     sys.modules.update({name: MagicMock() for name in missing})
@@ -290,7 +290,7 @@ def _stand_in() -> None:
 
 
 def _random_clip(cfg: Any, name: str, height: int, width: int, stride: Any) -> nn.Module:
-    """The peer's own CLIP class in the sizes of ViT-B/16, in place of its reader of downloaded weights."""
+    """The authors' CLIP class in the sizes of ViT-B/16, in place of its reader of downloaded weights."""
     build = importlib.import_module("modeling.clip.model").CLIP
     return build(cfg, 512, 224, 12, 768, 16, stride, 77, 49408, 512, 8, 12, height, width).eval()
 

@@ -28,7 +28,7 @@ Captions = list[list[Sequence[str]]]
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """Yield one row per goal and measure."""
+    """Yield one row per goal and quantity."""
     torch.set_num_threads(1)
     source, captions = training_captions("RGBNT201")
     yield from counts(source, captions, EPOCHS)
@@ -60,8 +60,8 @@ def drawn(captions: Captions, epochs: int) -> Iterator[list[list[tuple[str, ...]
         order = seeded_rng("benchmark", epoch).permutation(len(captions)).tolist()
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
-            said, keys = [captions[i] for i in part], [str(i) for i in part]
-            yield draw_captions(said, keys, [(epoch, i) for i in range(len(part))], EXPERTS, seed=0)
+            rows, keys = [captions[i] for i in part], [str(i) for i in part]
+            yield draw_captions(rows, keys, [(epoch, i) for i in range(len(part))], EXPERTS, seed=0)
 
 
 def counts(source: str, captions: Captions, epochs: int) -> Iterator[dict[str, Any]]:
@@ -136,26 +136,27 @@ def step(source: str, captions: Captions) -> Iterator[dict[str, Any]]:
     rows = next(drawn(captions, 1))
     tower = model.text_tower
     assert tower is not None
-    expected = model.encode_text(rows)
-    known = _seconds(lambda: model.encode_text(rows))
+    expected = model.prepare_text(rows)
+    known = _seconds(lambda: model.prepare_text(rows))
     tower.cache = TextFeatureCache(0)
-    if not torch.equal(model.encode_text(rows), expected):
+    again = model.prepare_text(rows)
+    if expected is None or again is None or not torch.equal(again, expected):
         raise ValueError("features of the table are not those of a tower without one")
-    anew = _seconds(lambda: model.encode_text(rows))
+    seconds = _seconds(lambda: model.prepare_text(rows))
     size = f"{source}, {BATCH} samples x {EXPERTS} experts x 3 modalities"
-    yield _row("P6", "CPU s, text part of a next_tiny step", size, known, anew, "", "")
+    yield _row("P6", "CPU s, text part of a next_tiny step", size, known, seconds, "", "")
 
 
 def lengths(source: str, captions: Captions) -> dict[str, Any]:
     """Captions over the window, and the tokens that are lost by packing and by a cut."""
     tower = TextTower(NARROW, DIM)
-    told = [sentences for sample in captions for sentences in sample]
-    tokens = [tower.count_tokens(" ".join(sentences)) for sentences in told]
+    given = [sentences for sample in captions for sentences in sample]
+    tokens = [tower.count_tokens(" ".join(sentences)) for sentences in given]
     over = sum(count > CONTEXT for count in tokens)
-    read = [sum(tower.count_tokens(text) - 2 for text in tower.windows(sentences)) for sentences in told]
+    read = [sum(tower.count_tokens(text) - 2 for text in tower.windows(sentences)) for sentences in given]
     lost = sum(count - 2 - kept for count, kept in zip(tokens, read, strict=True))
     cut = sum(max(0, count - CONTEXT) for count in tokens)
-    size = f"{source}, {len(told)} captions, {over} ({over / len(told):.1%}) over {CONTEXT} tokens"
+    size = f"{source}, {len(given)} captions, {over} ({over / len(given):.1%}) over {CONTEXT} tokens"
     return _row("P7", "tokens not read", size, lost, cut, "0", lost == 0)
 
 

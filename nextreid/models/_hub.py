@@ -206,7 +206,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
 def _grouped(keys: Iterator[str]) -> list[str]:
     parts: dict[str, list[str]] = {}
     for key in keys:
-        parts.setdefault(key.partition(".")[0], []).append(key)
+        parts.setdefault(".".join(key.split(".")[:2]), []).append(key)
     return [
         text
         for part, names in parts.items()

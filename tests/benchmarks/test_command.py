@@ -28,7 +28,7 @@ def test_list_names_rows_and_figures(run):
     assert status == 0 and len(lines) == 6
     assert lines[0].startswith("table3-a") and "mAP 71.0" in lines[0]
     assert lines[4].startswith("fig4-1") and "no figure" in lines[4]
-    assert run("list")[1].splitlines()[-1].startswith("34 rows; 48 figures of 16 peers")
+    assert run("list")[1].splitlines()[-1].startswith("34 rows; 48 figures of 16 related methods")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_list_names_rows_and_figures(run):
         (("run", "table6"), ["table6", "table3"]),
         (("run", "table3"), ["--root"]),
         (("run", "table3", "--data", "synthetic-small", "--seeds", "0"), ["--seeds"]),
-        (("run", "table3", "--data", "synthetic-small", "--recipe", "peers"), ["peers"]),
+        (("run", "table3", "--data", "synthetic-small", "--recipe", "related"), ["related"]),
         (("run", "table3", "--data", "synthetic-small", "--set", "seed=1"), ["seed"]),
         (("run", "table3", "--data", "synthetic-small", "--set", "wheels=4"), ["wheels", "epochs"]),
         (("run", "table3", "--data", "synthetic-small", "--collect"), ["no finished run"]),

@@ -78,11 +78,11 @@ def test_every_table_is_there():
         assert (not row.paper) == (row.table in ("fig4", "controls"))
 
 
-def test_peers_are_facts_of_two_tables():
-    peers = load_published()
-    assert {peer["table"] for peer in peers} == {"table1", "table2"}
-    assert len({(peer["method"], peer["dataset"]) for peer in peers}) == len(peers)
-    found = {(p["method"], p["dataset"]): (p["mAP"], p["rank-1"]) for p in peers}
+def test_published_figures_are_facts_of_two_tables():
+    published = load_published()
+    assert {figure["table"] for figure in published} == {"table1", "table2"}
+    found = {(f["method"], f["dataset"]): (f["mAP"], f["rank-1"]) for f in published}
+    assert len(found) == len(published)
     assert found["IDEA", "rgbnt201"] == (80.2, 82.1) and found["ICPL-ReID", "msvr310"] == (56.9, 77.7)
     assert ("IDEA", "wmveid863") not in found
 
@@ -126,16 +126,16 @@ def test_rows_that_agree_share_a_run_and_others_do_not():
     assert unit_of(ROWS["table3-d"], 0, busy, ROWS).digest == digests["table3-d"]
 
 
-def test_data_network_and_training_follow_the_seed_and_peers_follow_theirs():
+def test_data_network_and_training_follow_the_seed_and_related_methods_their_recipe():
     unit = unit_of(ROWS["controls-shuffled"], 7, SMALL, ROWS)
     assert unit.data == {"name": "synthetic-small", "seed": 7, "caption_source": "shuffled"}
     assert unit.recipe["seed"] == 7 and unit.start["data_seed"] != 7
     paper = BenchSettings(out=None, root=".")  # type: ignore[arg-type]
     names = {
-        kind: unit_of(ROWS["table1-next"], 0, dataclasses.replace(paper, recipe=kind), ROWS).recipe["name"]
-        for kind in ("clean", "peers")
+        choice: unit_of(ROWS["table1-next"], 0, dataclasses.replace(paper, recipe=choice), ROWS).recipe["name"]
+        for choice in ("clean", "related")
     }
-    assert names == {"clean": "next", "peers": "idea"}
+    assert names == {"clean": "next", "related": "idea"}
 
 
 def test_select():
@@ -170,8 +170,8 @@ def test_files_that_are_no_rows(tmp_path):
     [
         ({"data": "imagenet"}, "synthetic-small"),
         ({"data": "paper"}, "root"),
-        ({"data": "synthetic-small", "recipe": "peers"}, "peers"),
-        ({"data": "synthetic-small", "recipe": "fast"}, "clean, peers"),
+        ({"data": "synthetic-small", "recipe": "related"}, "related methods"),
+        ({"data": "synthetic-small", "recipe": "fast"}, "clean, related"),
     ],
 )
 def test_settings_that_do_not_fit(fields, words):
@@ -271,7 +271,7 @@ def test_a_run_that_diverges_stays_in_the_tables(settings, monkeypatch):
 
 def test_kept_share_counts_tokens():
     people = synthetic_persons("tiny", num_test=4, frames_per_visit=2, splits=("test",)).dataset
-    model = create_model("next_tiny", sampling="random", sampling_keep_ratio=0.25)
+    model = create_model("next_tiny", head={"sampling": "random", "sampling_keep_ratio": 0.25})
     assert kept_share(model, people) == [[0.25] * 3] * 3
     assert kept_share(create_model("baseline_tiny"), people) == []
 

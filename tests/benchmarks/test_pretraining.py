@@ -144,15 +144,15 @@ def test_deterministic_cached_and_quiet(folder, pool, tmp_path):
 
 
 def test_towers_are_filled_and_nothing_else(folder):
-    fresh, filled, control = build(), build(), build("baseline_tiny")
-    load_towers(filled, folder), load_towers(control, folder)
+    fresh, filled, baseline = build(), build(), build("baseline_tiny")
+    load_towers(filled, folder), load_towers(baseline, folder)
     for name, value in fresh.state_dict().items():
         tower = name.startswith(("image_tower.", "text_tower."))
         if tower and value.is_floating_point() and value.numel() > 200:
             assert not torch.equal(value, filled.state_dict()[name]), name
         if not tower:
             assert torch.equal(value, filled.state_dict()[name]), name
-    for name, value in control.image_tower.state_dict().items():
+    for name, value in baseline.image_tower.state_dict().items():
         assert torch.equal(value, filled.image_tower.state_dict()[name])
     assert not any(p.requires_grad for p in filled.text_tower.parameters())
     assert all(p.requires_grad for p in filled.image_tower.parameters())
@@ -175,7 +175,7 @@ def test_pieces_of_words_that_were_never_met_are_zero(folder, pool):
 def test_mistakes_say_what_to_do(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="paper pretrain"):
         load_towers(build(), tmp_path)
-    with pytest.raises(ValueError, match=r"does not fit|lacks"):
+    with pytest.raises(ValueError, match=r"does not fit|has no"):
         load_towers(create_model("next_tiny", embed_dim=32, text_tower={"width": 32, "heads": 2, "layers": 2}), folder)
 
 
@@ -198,7 +198,7 @@ def test_pointing_and_naming_of_a_model_that_knows():
         cover = _coverage(torch.stack([torch.from_numpy(s.truth["parts"]) for s in next(covers)]), 8)
         tokens = torch.zeros(len(images), 3, cover.shape[1], 64)
         tokens[..., : len(PARTS)] = cover[:, None]
-        return tokens.mean(2), tokens
+        return {"cls": tokens.mean(2), "tokens": tokens}
 
     model.encode_images, model.encode_text = encode_images, encode_text
     rows = {(row["modality"], row["part"]): row for row in pointing(model, people)}
