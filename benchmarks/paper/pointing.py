@@ -117,14 +117,6 @@ def _encode(model: ReIDModel, texts: Sequence[str]) -> Tensor:
     return features
 
 
-def _encode(model: ReIDModel, texts: Sequence[str]) -> Tensor:
-    """Features ``(n, M, D)`` of texts."""
-    features = model.prepare_text([[(text,)] * len(model.modalities) for text in texts])
-    if features is None:
-        raise ValueError(f"{type(model).__name__} reads no text: there is nothing that could point or name")
-    return features
-
-
 def _truth(sample: Sample) -> Mapping[str, Any]:
     if sample.truth is None:
         raise ValueError(f"sample {sample.key!r} has no truth to point at; only synthetic persons have")
