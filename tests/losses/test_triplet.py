@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from nextreid.losses import batch_hard_triplet
 
 
-def naive(embedding, pid, margin):
-    x = embedding.double().tolist()
+def naive(embedding, pid, margin, rows=None):
+    taking_part = [i for i in range(len(pid)) if rows is None or rows[i]]
+    x, pid = [embedding[i].double().tolist() for i in taking_part], [pid[i] for i in taking_part]
     terms = []
     for a in range(len(x)):
         positive = [math.dist(x[a], x[p]) for p in range(len(x)) if p != a and pid[p] == pid[a]]
@@ -27,12 +28,18 @@ def naive(embedding, pid, margin):
     pid=st.lists(st.integers(0, 3), min_size=1, max_size=12),
     margin=st.none() | st.floats(0, 2),
     seed=st.integers(0, 1000),
+    some=st.booleans(),
 )
-def test_equals_the_loops_for_any_batch(pid, margin, seed):
-    """Any number of samples per identity, single samples and single identities included."""
-    embedding = torch.randn(len(pid), 5, generator=torch.Generator().manual_seed(seed))
-    loss = batch_hard_triplet(embedding, torch.tensor(pid), margin)
-    assert loss.item() == pytest.approx(naive(embedding, pid, margin), rel=1e-5, abs=1e-6)
+def test_equals_the_loops_for_any_batch(pid, margin, seed, some):
+    """Any number of samples per identity, single samples and single identities included; all rows or some of them."""
+    generator = torch.Generator().manual_seed(seed)
+    embedding = torch.randn(len(pid), 5, generator=generator).requires_grad_()
+    rows = torch.rand(len(pid), generator=generator) < 0.6 if some else None
+    loss = batch_hard_triplet(embedding, torch.tensor(pid), margin, rows)
+    assert loss.item() == pytest.approx(naive(embedding.detach(), pid, margin, rows), rel=1e-5, abs=1e-6)
+    loss.backward()
+    assert embedding.grad.isfinite().all()
+    assert rows is None or (embedding.grad[~rows] == 0).all()
 
 
 @pytest.mark.parametrize("margin", [None, 0.3])
@@ -81,7 +88,7 @@ def test_mining_survives_a_far_origin():
     assert float(batch_hard_triplet(embedding, pid)) == pytest.approx(naive(embedding, pid.tolist(), None), rel=1e-4)
 
 
-def test_bad_input_is_refused():
+def test_bad_input_is_rejected():
     with pytest.raises(ValueError, match=r"\(B, F\).*got \(4, 2, 3\) and \(4,\)"):
         batch_hard_triplet(torch.zeros(4, 2, 3), torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match=r"margin .* got -1"):
