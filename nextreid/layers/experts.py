@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ..ops import autocast_dtype, gated_attention
 
 _EPS = 1e-5  # of nn.LayerNorm
-ALL = slice(None)
 
 
 def uniform_parameter(*shape: int, fan_in: int) -> nn.Parameter:
@@ -103,19 +102,23 @@ class Experts(nn.Module):
         normed = F.layer_norm(tokens, tokens.shape[-1:], self.norm_weight[e], self.norm_bias[e], _EPS)
         return F.gelu(F.linear(normed, self.fc1_weight[e], self.fc1_bias[e]))
 
-    def logits(self, query: Tensor, hidden: Tensor, at: slice = ALL) -> Tensor:
-        """Products ``(E, B, R, L)`` of queries with what experts ``at`` add, second layers on the queries' side."""
-        w2, b2 = self.fc2_weight[at], self.fc2_bias[at]
+    def _second_layer(self, at: slice | None) -> tuple[Tensor, Tensor]:
+        return (self.fc2_weight, self.fc2_bias) if at is None else (self.fc2_weight[at], self.fc2_bias[at])
+
+    def logits(self, query: Tensor, hidden: Tensor, at: slice | None = None) -> Tensor:
+        """Products ``(E, B, R, L)`` of queries with what experts ``at`` (all) add, second layers on the queries."""
+        w2, b2 = self._second_layer(at)
         rows = query.flatten(0, 1).expand(len(w2), -1, -1)  # (E, B*R, D)
         inner = torch.bmm(rows, w2).unflatten(1, query.shape[:2])  # (E, B, R, H)
         logit = torch.bmm(inner.flatten(0, 1), hidden.flatten(0, 1).mT).unflatten(0, hidden.shape[:2])
         return _precise(logit) + _precise(torch.bmm(rows, b2[..., None])).view(*logit.shape[:3], 1)
 
-    def mix(self, weight: Tensor, hidden: Tensor, at: slice = ALL) -> Tensor:
-        """Weighted sums ``(E, B, R, D)`` of what experts ``at`` add, second layers behind the sums."""
-        w2, b2 = self.fc2_weight[at], self.fc2_bias[at]
+    def mix(self, weight: Tensor, hidden: Tensor, at: slice | None = None) -> Tensor:
+        """Weighted sums ``(E, B, R, D)`` of what experts ``at`` (all) add, their second layer behind the sums."""
+        w2, b2 = self._second_layer(at)
         inner = torch.bmm(weight.to(hidden.dtype).flatten(0, 1), hidden.flatten(0, 1))  # (E*B, R, H)
-        out = torch.bmm(inner.view(len(w2), -1, inner.shape[-1]), w2.mT).view(*weight.shape[:3], -1)
+        # Weights first: their gradient then lies as they do, as that of `logits` does, and neither is copied.
+        out = torch.bmm(w2, inner.view(len(w2), -1, inner.shape[-1]).mT).mT.unflatten(1, weight.shape[1:3])
         return out + (weight.sum(-1, keepdim=True) * b2[:, None, None]).to(out.dtype)
 
 
