@@ -14,8 +14,7 @@ from safetensors.torch import save_file
 
 import nextreid.towers.text as text_module
 import nextreid.towers.text_cache as text_cache_module
-from nextreid.captioning import read_captions, split_sentences
-from nextreid.data.captions import draw_captions
+from nextreid.data.captions import draw_captions, read_captions, split_sentences
 from nextreid.towers import CONTEXT, TextTower
 from nextreid.towers.text_cache import TextFeatureCache, read_cache, write_cache
 
