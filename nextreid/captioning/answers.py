@@ -59,22 +59,12 @@ class ParsedReply:
 def parse_reply(
     text: str | None, schema: Schema, modality: str, *, finish: str | None = None, refusal: str | None = None
 ) -> ParsedReply:
-    """Parse a model's reply.
+    """Parse a model's reply to a request of this schema and modality; nothing is raised whatever the model wrote.
 
     Accepted with a flag: thinking or prose around the object, fences, a trailing comma, comments, Python instead of
     JSON, an object cut off in the middle, a list or another object around it, field names spelled differently, values
     as lists or bare words, confidences in percent, as words, out of range or absent. A value outside the choices
-    becomes unknown.
-
-    Args:
-        text: Content of the reply.
-        schema: Schema of the request.
-        modality: Modality of the image.
-        finish: The server's finish reason; ``"length"`` means cut off, ``"content_filter"`` refused.
-        refusal: The refusal field of the reply.
-
-    Returns:
-        The parsed reply; nothing is raised whatever the model wrote.
+    becomes unknown. The server's finish reason ``"length"`` means cut off, ``"content_filter"`` refused.
     """
     if refusal or finish == "content_filter":
         return ParsedReply("refused")
@@ -102,14 +92,10 @@ def parse_reply(
 
 
 def read_confidence(raw: Any) -> tuple[float | None, tuple[str, ...]]:
-    """Read a confidence in any form.
+    """Read a confidence in any form, such as ``0.9``, ``"0.9"``, ``"95%"`` or ``"high"``: a share in [0, 1] or None.
 
-    Args:
-        raw: A number, a text such as ``"0.9"``, ``"95%"`` or ``"high"``, or anything else.
-
-    Returns:
-        A share in [0, 1] or None, and flags: ``"percent"`` for 2 to 100 and ``"…%"``, ``"clamped"`` for what lies
-        outside, ``"word"`` and ``"no-confidence"`` for what is not a number.
+    Flags: ``"percent"`` for 2 to 100 and ``"…%"``, ``"clamped"`` for what lies outside, ``"word"`` and
+    ``"no-confidence"`` for what is not a number.
     """
     if raw is None or isinstance(raw, bool | dict | list):
         return None, ("no-confidence",)

@@ -28,11 +28,6 @@ DEFECTS: dict[str, re.Pattern[str]] = {
 
 
 def find_defects(caption: str, modality: str) -> tuple[str, ...]:
-    """Return the names of a caption's defects: those of `DEFECTS`, and ``"color"`` where the modality shows none.
-
-    Args:
-        caption: The text.
-        modality: ``"nir"`` and ``"tir"`` show no colours.
-    """
+    """Return the names of a caption's defects: those of `DEFECTS`, and ``"color"`` where the modality shows none."""
     names = tuple(name for name, pattern in DEFECTS.items() if pattern.search(caption))
     return (*names, "color") if modality in ("nir", "tir") and _COLOR.search(caption) else names

@@ -138,15 +138,10 @@ _EMPTY = {"none", "a none", "nothing", "anything", "any", "not", "any items", "a
 
 
 def read(text: str, garments: Mapping[str, tuple[str, ...]]) -> tuple[str, Reading] | None:
-    """Parse one sentence.
+    """Parse one sentence into its name, values and phrasing; None if it matches no frame.
 
-    Args:
-        text: The sentence.
-        garments: Known words of ``upper_clothing``, ``lower_clothing`` and ``footwear``, longest first, and the
-            single words of ``colors`` and ``styles`` of footwear.
-
-    Returns:
-        The sentence's name with values and phrasing; None if it matches no frame.
+    `garments` has the known words of ``upper_clothing``, ``lower_clothing`` and ``footwear``, longest first, and the single
+    words of ``colors`` and ``styles`` of footwear.
     """
     if match := _WHO.fullmatch(text):
         return _read_who(match)

@@ -56,6 +56,10 @@ class CaptionRequest:
             raise ValueError(f"the {self.modality} image of sample {self.key!r} is not given")
         return prepare(open_image(self.image, self.key, self.modality))
 
+    def encoded(self) -> str:
+        """Return the image as the data URL that is sent."""
+        return data_url(self.prepared())
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -82,18 +86,16 @@ class Sampling:
 
     def options(self, sample: int) -> dict[str, Any]:
         """Return the options of the n-th sample's call."""
-        options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature}
-        return options | ({"seed": sample} if self.samples > 1 else {})
+        seed = {"seed": sample} if self.samples > 1 else {}
+        return {"max_tokens": self.max_tokens, "temperature": self.temperature, **seed}
 
 
 class Estimate(NamedTuple):
     """What a run would need.
 
     Attributes:
-        stored: Calls whose answers are in the store.
-        calls: Calls that are missing.
-        prompt_tokens: Prompt tokens that these would need.
-        completion_tokens: Answer tokens that these would need.
+        stored, calls: Calls whose answers are in the store, and calls that are missing.
+        prompt_tokens, completion_tokens: Tokens that the missing calls would need.
         cost: Their cost; None if a price is unknown.
         measured: Stored calls that the estimate is based on; 0: an assumption.
         spent: Cost of what is in the store.
@@ -134,8 +136,8 @@ def index_images(
         The requests whose images can be read, with their digests.
 
     Raises:
-        ValueError: If images cannot be read; names the first few and counts them. Also if one sample has two images of
-            one modality.
+        ValueError: If images cannot be read (names the first few and counts them), or one sample has two images of one
+            modality.
     """
     counts = Counter((one.split, one.key, one.modality) for one in requests)
     if double := next((place for place, count in counts.items() if count > 1), None):
@@ -161,38 +163,25 @@ def index_images(
 def caption_jobs(
     requests: Sequence[CaptionRequest], schema: str | Schema, servers: Sequence[Server], sampling: Sampling
 ) -> list[Job]:
-    """Return one job for every image content, model and sample; equal images share theirs.
-
-    Args:
-        requests: As `index_images` returns them.
-        schema: The fields to ask for.
-        servers: The models to ask.
-        sampling: How to sample them.
-    """
+    """Return one job for every image content (see `index_images`), model and sample; equal images share theirs."""
     schema = get_schema(schema)
     digest, name = schema.digest(), f"{schema.name} {schema.version}"
     questions = {m: (schema.instructions(m), schema.json_schema(m)) for m in {one.modality for one in requests}}
-    unique: dict[tuple[str, str], CaptionRequest] = {}
-    for one in requests:
-        unique.setdefault((one.digest, one.modality), one)
-    jobs = []
-    for one in unique.values():
-        prompt, json_schema = questions[one.modality]
-        for server in servers:
-            for sample in range(sampling.samples):
-                parts = {"image": one.digest, "modality": one.modality, "sample": sample}
-                jobs.append(
-                    Job(
-                        server=server,
-                        parts={"schema": digest, "schema_name": name, **parts},
-                        prompt=prompt,
-                        image=partial(_encoded, one) if one.image is not None else None,
-                        json_schema=json_schema,
-                        options=sampling.options(sample),
-                        judge=partial(_judge, schema, one.modality),
-                    )
-                )
-    return jobs
+    unique = {(one.digest, one.modality): one for one in reversed(requests)}
+    return [
+        Job(
+            server,
+            {"schema": digest, "schema_name": name, "image": one.digest, "modality": one.modality, "sample": sample},
+            questions[one.modality][0],
+            image=one.encoded if one.image is not None else None,
+            json_schema=questions[one.modality][1],
+            options=sampling.options(sample),
+            judge=partial(_judge, schema, one.modality),
+        )
+        for one in reversed(unique.values())
+        for server in servers
+        for sample in range(sampling.samples)
+    ]
 
 
 def estimate(jobs: Sequence[Job], store: Store | None) -> Estimate:
@@ -249,10 +238,18 @@ def run_captions(
         OSError: The disk is full. Whatever was answered is in the store.
     """
     jobs = caption_jobs(index_images(requests, on_error=on_error), schema, servers, sampling or Sampling())
-    with Store(Path(store), write=True) as rows:
-        if others := rows.count_other_schemas(get_schema(schema).digest()):
-            _logger.warning("%s: %d answers belong to another version of the schema; kept, not used", store, others)
+    with open_store(store, get_schema(schema)) as rows:
         return run_jobs(jobs, rows, **settings)
+
+
+def open_store(path: str | Path, schema: Schema) -> Store:
+    """Open a store to write, with a warning about rows that this schema does not use."""
+    store = Store(Path(path), write=True)
+    if store.damaged:
+        _logger.warning("%s: %d damaged lines are not used", path, store.damaged)
+    if others := store.count_other_schemas(schema.digest()):
+        _logger.warning("%s: %d answers belong to another version of the schema; kept, not used", path, others)
+    return store
 
 
 def run_jobs(jobs: Sequence[Job], store: Store, **settings: Any) -> Progress:
@@ -291,8 +288,7 @@ def collect(
             known.setdefault((image, modality), {})[annotator] = best.answers
     answers: dict[tuple[str, str], dict[str, dict[str, Answers]]] = {}
     for one in requests:
-        annotations = known.get((one.digest, one.modality), {})
-        answers.setdefault((one.split, one.key), {})[one.modality] = dict(annotations)
+        answers.setdefault((one.split, one.key), {})[one.modality] = known.get((one.digest, one.modality), {})
     return Collected(answers, counts)
 
 
@@ -316,10 +312,6 @@ def merge_sample(
     """
     best = {modality: best_of(annotators, rule=rule) for modality, annotators in annotations.items() if annotators}
     return complement(best, schema, fields=fields, rule=rule)
-
-
-def _encoded(request: CaptionRequest) -> str:
-    return data_url(request.prepared())
 
 
 def _parsed(schema: Schema, modality: str, row: Mapping[str, Any]) -> ParsedReply:

@@ -19,12 +19,8 @@ _NO_IMAGES = re.compile(r"image|vision|multi-?modal|picture|content.*(?:type|str
 async def probe(client: Client, *, timeout: float = 120.0, timing: Timing = REAL_TIME) -> None:
     """Show the model two synthetic images of one colour each and ask for the colour.
 
-    Two, because a model that sees nothing also names a colour, the same one both times.
-
-    Args:
-        client: A client of the server.
-        timeout: Seconds for each question; few and short retries are included, because somebody waits at the screen.
-        timing: Clock and sleep.
+    Two, because a model that sees nothing also names a colour, the same one both times. `timeout` includes the retries,
+    few and short, because somebody waits at the screen.
 
     Raises:
         ConnectionError: No server answers at the address.
@@ -39,10 +35,9 @@ async def probe(client: Client, *, timeout: float = 120.0, timing: Timing = REAL
         try:
             async with asyncio.timeout(timeout):
                 reply = await throttle.call(partial(client.ask, _QUESTION, image, max_tokens=1000))
-        except TimeoutError:
-            raise await _explained(client, CallFailed(f"no answer within {timeout:g} s")) from None
-        except CallFailed as error:
-            raise await _explained(client, error) from None
+        except (TimeoutError, CallFailed) as error:
+            failure = error if isinstance(error, CallFailed) else CallFailed(f"no answer within {timeout:g} s")
+            raise await _explained(client, failure) from None
         answer = re.sub(r"<think>.*?</think>", "", reply.text or reply.refusal or "", flags=re.DOTALL)
         named = re.findall(r"\b(red|blue)\b", answer, re.IGNORECASE)
         if not named or named[-1].lower() != colour:

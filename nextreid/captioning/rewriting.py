@@ -15,14 +15,9 @@ _DEBRIS = re.compile(r"[\[\]{}|<>`*#]|\b(?:unknown|unclear|n/?a|not specified)\b
 
 
 def rewrite_job(schema: Schema, modality: str, answers: Answers, draft: Sequence[str], server: Server) -> Job:
-    """Return the job in which a language model writes one caption. No image is sent, only attributes.
+    """Return the job in which a language model writes one caption from the known answers and the template's draft.
 
-    Args:
-        schema: Schema of the answers.
-        modality: Modality of the image.
-        answers: Merged answers; what is unknown is not mentioned.
-        draft: The template's sentences.
-        server: The language model.
+    No image is sent, only attributes.
     """
     known = {name: answer.value for name, answer in answers.items() if answer.value is not None}
     facts = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in known.items())
@@ -41,21 +36,15 @@ def rewrite_job(schema: Schema, modality: str, answers: Answers, draft: Sequence
 
 
 def read_rewrite(job: Job, schema: Schema, draft: Sequence[str], store: Store) -> tuple[tuple[str, ...], str]:
-    """Return the caption that a model wrote, or the draft if that is not usable.
+    """Return the caption that a model wrote, or the draft if that is not usable, and why (``""`` if it is).
 
     Not usable is a refusal, a text that was cut off, one with brackets, choices or words for "unknown", one more than
     twice as long as the draft, and one that names a colour the draft does not have.
-
-    Returns:
-        The sentences, and why the draft was kept (``""`` if it was not).
     """
     rows = job.stored(store)
-    if not rows:
-        return tuple(draft), "missing"
-    text = " ".join((rows[-1]["text"] or "").split())
-    if why := _fault(rows[-1], text, " ".join(draft), schema):
-        return tuple(draft), why
-    return split_sentences(text), ""
+    text = " ".join((rows[-1]["text"] or "").split()) if rows else ""
+    why = _fault(rows[-1], text, " ".join(draft), schema) if rows else "missing"
+    return (tuple(draft), why) if why else (split_sentences(text), "")
 
 
 def _fault(row: Mapping[str, Any], text: str, draft: str, schema: Schema) -> str:
@@ -68,10 +57,5 @@ def _fault(row: Mapping[str, Any], text: str, draft: str, schema: Schema) -> str
     if len(text) > 2 * len(draft) + 40:
         return "too long"
     colours = {value for field in schema.fields if "color" in field.name for value in field.values if " " not in value}
-    if (_words(text) & colours) - _words(draft):
-        return "invented"
-    return ""
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", text.lower()))
+    new, old = (set(re.findall(r"[a-z]+", part.lower())) for part in (text, draft))
+    return "invented" if (new & colours) - old else ""

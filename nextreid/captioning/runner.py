@@ -112,8 +112,7 @@ class _Budget:
     async def reserve(self, bound: float) -> str:
         """Reserve the cost of one call, waiting for calls in flight if these may leave enough.
 
-        Returns:
-            ``""``, or why no further call may go out.
+        Returns ``""``, or why no further call may go out.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: not self._in_flight or not self._exceeded(bound))

@@ -21,13 +21,9 @@ _SUM = ',"sum":"'
 
 
 def call_key(**parts: Any) -> str:
-    """Return the key of a call: a digest of everything its answer depends on.
+    """Return the key of a call, 32 hex digits: a digest of everything its answer depends on.
 
-    Args:
-        **parts: JSON values, such as the image's digest, the prompt, the model's name and the sampling.
-
-    Returns:
-        32 hex digits, the same for the same parts in any order.
+    The parts are JSON values, such as the image's digest, the prompt, the model's name and the sampling, in any order.
     """
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -36,14 +32,8 @@ def call_key(**parts: Any) -> str:
 class Store:
     """Answers by the key of their call, in one file.
 
-    Opening it to write takes a lock that ends with the process, and cuts off a torn last line. A damaged line elsewhere
-    is kept, counted and not used. Of two rows with one key the later counts.
-
-    Args:
-        path: The file; created with its folder when opened to write.
-        write: Whether to append.
-        sync_every: Seconds between two syncs to disk.
-        clock: Returns seconds.
+    Opening it to write creates it, takes a lock that ends with the process, and cuts off a torn last line. A damaged line
+    elsewhere is kept, counted and not used. Of two rows with one key the later counts.
 
     Attributes:
         damaged: Number of damaged lines.
@@ -107,10 +97,7 @@ class Store:
         return sum(count for name, count in self._schemas.items() if name not in ("", digest))
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add the row of one call.
-
-        Args:
-            row: JSON values; ``key`` is the call's key, ``schema`` a digest, ``cost`` its cost (or None).
+        """Add the row of one call: JSON values with its ``key``, the digest ``schema``, and its ``cost`` or None.
 
         Raises:
             OSError: If it cannot be written, as on a full disk; the file is then unchanged.

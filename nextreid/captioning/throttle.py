@@ -37,9 +37,7 @@ class CallFailed(ConnectionError):
         self, message: str, *, status: int | None = None, retry: bool = False, retry_after: float | None = None
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.retry = retry
-        self.retry_after = retry_after
+        self.status, self.retry, self.retry_after = status, retry, retry_after
 
 
 class ServerUnavailable(ConnectionError):
@@ -47,15 +45,7 @@ class ServerUnavailable(ConnectionError):
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Read a ``Retry-After`` header.
-
-    Args:
-        value: Seconds (``"2"``, ``"0.5"``) or an HTTP date.
-        now: Time that the date is compared with; None: now.
-
-    Returns:
-        Seconds, at least 0; None if it is neither.
-    """
+    """Read a ``Retry-After`` header, a number or an HTTP date: seconds, at least 0; None if it is neither."""
     if value is None:
         return None
     try:
@@ -71,23 +61,13 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
 
 
 class TokenBucket:
-    """Lets amounts through at a rate, in the order they came.
+    """Lets amounts through at a rate (a minute; None: no limit), in the order they came.
 
-    It stores the moment at which the bucket will be full again, which is equivalent to its level. An amount larger
-    than the bucket passes, and those behind it wait for it.
-
-    Args:
-        per_minute: Amount a minute; None: no limit.
-        burst: Seconds' worth of the rate that may pass at once after a pause.
-        timing: Clock and sleep.
-
-    Raises:
-        ValueError: If the rate is not positive or the burst negative.
+    It stores the moment at which the bucket will be full again, which is equivalent to its level. After a pause, `burst`
+    seconds' worth of the rate pass at once. An amount larger than the bucket passes, and those behind it wait for it.
     """
 
     def __init__(self, per_minute: float | None, *, burst: float = 1.0, timing: Timing = REAL_TIME) -> None:
-        if (per_minute is not None and not per_minute > 0) or not burst >= 0:
-            raise ValueError(f"a rate must be positive and a burst not negative, got {per_minute} and {burst}")
         self._each = 60 / per_minute if per_minute else 0.0
         self._burst = burst
         self._clock, self._sleep = timing
@@ -116,12 +96,6 @@ class Breaker:
     After `threshold` failures in a row it opens: all calls wait for `cooldown` seconds, then one is let through as a
     trial. If it succeeds, all go on; if not, the next wait begins, and after `openings` of them in a row the server is
     given up.
-
-    Args:
-        threshold: Failures in a row.
-        cooldown: Seconds of each wait.
-        openings: How many waits in a row.
-        timing: Clock and sleep.
     """
 
     def __init__(
@@ -139,10 +113,7 @@ class Breaker:
         return self._opened > 0
 
     async def enter(self) -> bool:
-        """Wait until a call may go out.
-
-        Returns:
-            Whether this call is the trial, for `leave`.
+        """Wait until a call may go out; return whether it is the trial, for `leave`.
 
         Raises:
             ServerUnavailable: After `openings` waits in a row in which every trial failed.
@@ -159,18 +130,12 @@ class Breaker:
         return False
 
     def leave(self, trial: bool, failed: bool | None) -> None:
-        """Report how a call went.
-
-        Args:
-            trial: What `enter` returned for it.
-            failed: None if it was cancelled and reveals nothing about the server.
-        """
+        """Report how a call went; `failed` is None if it was cancelled and reveals nothing about the server."""
         if trial:
             self._trying = False
-        if failed is None:
-            return
-        if not failed:
+        if failed is False:
             self._failures = self._opened = 0
+        if not failed:
             return
         self._failures += 1
         if trial or (not self.is_open and self._failures >= self.threshold):
@@ -215,13 +180,7 @@ class RateLimits:
 
 
 class Throttle:
-    """Sends calls to one server within its limits, and retries them.
-
-    Args:
-        limits: The limits.
-        timing: Clock and sleep.
-        rng: Draws the jitter.
-    """
+    """Sends calls to one server within its limits, and retries them; `rng` draws the jitter of the waits."""
 
     def __init__(self, limits: RateLimits, *, timing: Timing = REAL_TIME, rng: random.Random | None = None) -> None:
         self.limits = limits
@@ -234,17 +193,10 @@ class Throttle:
         self._slots = asyncio.Semaphore(limits.concurrency)
 
     async def call(self, attempt: Callable[[], Awaitable[_T]], tokens: float = 0.0) -> _T:
-        """Run `attempt`, again while its failure may be temporary.
+        """Run `attempt`, again while its `CallFailed` may be temporary; `tokens` is how many it will probably need.
 
         A failure without a response, a 5xx or a timeout counts for the breaker; 429 does not, because it proves that
         the server is up. Retry-After delays every call to the server, not only this one.
-
-        Args:
-            attempt: One attempt; raises `CallFailed`.
-            tokens: How many tokens it will probably need.
-
-        Returns:
-            What `attempt` returned.
 
         Raises:
             CallFailed: The last failure, once the attempts are used up or a retry is useless.

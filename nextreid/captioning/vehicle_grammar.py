@@ -157,14 +157,9 @@ _CONDITIONS = {
 
 
 def read(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[str, Reading] | None:
-    """Parse one sentence.
+    """Parse one sentence into its name, values and phrasing; None if it matches no frame.
 
-    Args:
-        text: The sentence.
-        known: Words of ``color`` and ``vehicle_type``, longest first.
-
-    Returns:
-        The sentence's name with values and phrasing; None if it matches no frame.
+    `known` has the words of ``color`` and ``vehicle_type``, longest first.
     """
     if match := _STATE.fullmatch(text):
         name = _NAMES[match["thing"].lower()]

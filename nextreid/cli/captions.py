@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nextreid.captioning.export import write_run
-    from nextreid.captioning.pipeline import Sampling, caption_jobs, estimate, index_images, run_jobs
+    from nextreid.captioning.pipeline import Sampling, caption_jobs, estimate, index_images, open_store, run_jobs
     from nextreid.captioning.runner import Progress
     from nextreid.captioning.store import Store
     from nextreid.captioning.throttle import RateLimits
@@ -115,15 +115,10 @@ def _run(args: argparse.Namespace) -> int:
         store = Store(path) if path.is_file() else None
         print(f"{len(images)} images, {_estimate_line(estimate(jobs, store), args.budget)}")
         return 0
-    hosts = sorted({s.host for s in [*servers, *([writer] if writer else [])] if s.send_images})
-    if hosts:
+    if hosts := sorted({s.host for s in (*servers, writer) if s and s.send_images}):
         print(f"images or attributes go to {', '.join(hosts)}", file=sys.stderr)
     settings = {"limits": limits, "budget": args.budget}
-    with Store(path, write=True) as store:
-        if store.damaged:
-            print(f"{path}: {store.damaged} damaged lines are not used", file=sys.stderr)
-        if others := store.count_other_schemas(schema.digest()):
-            print(f"{path}: {others} answers belong to another version of the schema; kept, not used", file=sys.stderr)
+    with open_store(path, schema) as store:
         write_run(args.out / _RUN, schema, [server.model for server in servers], sampling, images)
         with tqdm(total=len(jobs), unit="call", disable=not sys.stderr.isatty()) as bar:
 
@@ -162,13 +157,10 @@ def run_compose(args: argparse.Namespace) -> None:
     from nextreid.captioning.export import read_table
 
     rows, schema = read_table(args.table)
-    descriptions = [
-        dataclasses.replace(
-            row, sentences=compose(row.answers, schema, row.modality, compact=args.compact), composed_by="template"
-        )
-        for row in rows
-    ]
-    _write(args.out, descriptions, schema, {})
+    for i, row in enumerate(rows):
+        sentences = compose(row.answers, schema, row.modality, compact=args.compact)
+        rows[i] = dataclasses.replace(row, sentences=sentences, composed_by="template")
+    _write(args.out, rows, schema, {})
 
 
 def run_audit(args: argparse.Namespace) -> None:
@@ -272,8 +264,7 @@ def _split_model(name: str, default: str) -> tuple[str, str]:
 
 def _assignments(entries: Sequence[str]) -> dict[str, str]:
     """Return the values of [NAME=]VALUE by name, ``""`` for the one without."""
-    parts = (entry.rpartition("=") for entry in entries)
-    return {name: value for name, _, value in parts}
+    return {name: value for name, _, value in (entry.rpartition("=") for entry in entries)}
 
 
 def _price(text: str) -> tuple[float, float]:
