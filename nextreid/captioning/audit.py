@@ -153,11 +153,7 @@ class _File:
     """Captions of one split and modality, and what the tables derive from them, by item."""
 
     def __init__(
-        self,
-        key: tuple[str, str],
-        captions: Captions,
-        label_of: Callable[[str], Label | None],
-        schema: Schema | None,
+        self, key: tuple[str, str], captions: Captions, label_of: Callable[[str], Label | None], schema: Schema | None
     ) -> None:
         self.split, self.modality = key
         self.captions, self.name = captions, " ".join(key).strip()
@@ -301,16 +297,16 @@ def _modalities(files: Sequence[_File], schema: Schema) -> AuditTable:
     values: defaultdict[str, dict[tuple[str, str], Mapping[str, str]]] = defaultdict(dict)
     for file in files:
         values[file.modality].update({(file.split, item): found for item, found in file.values.items()})
-    rows: list[dict[str, Cell]] = []
+    rows: list[tuple[Cell, ...]] = []
     for entry in schema.fields:
         for first, second in combinations(values, 2):
             both = [key for key in values[first] if key in values[second]]
             found = cohen_kappa(*([values[m][key].get(entry.name) for key in both] for m in (first, second)))
             if found.pairs:
-                names = zip(("images", "agreement", "kappa"), found, strict=True)
-                rows.append({"field": entry.name, "modalities": f"{first} - {second}", **dict(names)})
+                rows.append((entry.name, f"{first} - {second}", *found))
     note = "Kappa is agreement beyond chance (Cohen): 1 full, 0 none. A field near 1 was merged across modalities."
-    return _table("Agreement between modalities", rows, note)
+    columns = ("field", "modalities", "images", "agreement", "kappa")
+    return AuditTable("Agreement between modalities", columns, rows, note)
 
 
 def _retrieval(files: Sequence[_File], protocol: str | None, schema: Schema | None) -> AuditTable:
@@ -335,10 +331,7 @@ def _retrieval(files: Sequence[_File], protocol: str | None, schema: Schema | No
             for item in items
         )
         features[name] = term_features(list(terms))
-    columns = ("queries", "mAP", "rank-1", "chance mAP", "chance rank-1")
-    rows = (
-        {"captions": name, **dict(zip(columns, text_retrieval(feature, ids, rule), strict=True))}
-        for name, feature in features.items()
-    )
+    columns = ("captions", "queries", "mAP", "rank-1", "chance mAP", "chance rank-1")
+    rows = [(name, *text_retrieval(feature, ids, rule)) for name, feature in features.items()]
     note = f"Split {split!r}, every image against the others under the protocol {rule!r}; no image is looked at."
-    return _table("Text-only retrieval", rows, note)
+    return AuditTable("Text-only retrieval", columns, rows, note)

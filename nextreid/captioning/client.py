@@ -51,11 +51,7 @@ class Key:
 
 
 def read_key(name: str, environ: Mapping[str, str] | None = None) -> Key:
-    """Read a key from the environment.
-
-    Args:
-        name: The variable's name.
-        environ: Variables; None: those of the process.
+    """Read a key from the environment variable of this name (or from `environ`).
 
     Raises:
         PermissionError: If the variable is not set or empty; names it.
@@ -105,9 +101,7 @@ class Server:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"a server's address looks like http://127.0.0.1:8000/v1, got {parts.hostname!r}")
         if parts.username or parts.password or parts.query:
-            raise ValueError(
-                "a server's address must not contain user, password or query; keys come from the environment"
-            )
+            raise ValueError("a server's address must hold no user, password or query; keys come from the environment")
         if not self.model:
             raise ValueError("a server needs the name of a model")
         if parts.path in ("", "/"):
@@ -125,9 +119,7 @@ class Server:
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         """Return the cost of so many tokens, None without a price."""
-        if self.price is None:
-            return None
-        return (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
+        return self.price and (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +133,7 @@ class Reply:
         reported_model: The model's name as the server reports it.
         request: Our random id of the call.
         left_out: Options the server does not support.
-        prompt_tokens: As counted by the server, 0 if it does not report them.
-        completion_tokens: Likewise.
+        prompt_tokens, completion_tokens: As counted by the server, 0 if it does not report them.
         date: Time of the reply in UTC, ISO 8601.
     """
 
@@ -162,9 +153,6 @@ class Client:
 
     The SDK's own retries are off, redirections are not followed (images go to the named host or nowhere), and the
     environment's settings of organisation, project or address for other programs are not used.
-
-    Args:
-        server: The server.
 
     Raises:
         ImportError: If the openai package is not installed.
@@ -204,15 +192,7 @@ class Client:
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Reply:
-        """Make one attempt at one call.
-
-        Args:
-            prompt: The instructions.
-            image: A data URL, None for text alone.
-            json_schema: Schema of the answer.
-            max_tokens: Most tokens of the answer.
-            temperature: 0 for the most likely answer.
-            seed: Seed of the sampling.
+        """Make one attempt at one call; `image` is a data URL, None for text alone, `json_schema` that of the answer.
 
         Raises:
             CallFailed: There was no answer; the message contains neither key nor image.

@@ -59,7 +59,7 @@ def compose(
 def _fit(
     schema: Schema, slots: dict[str, str], phrasing: Phrasing, max_tokens: int, count: Callable[[str], int]
 ) -> tuple[str, ...]:
-    leaning = _GRAMMARS[schema.template].LEANING if schema.template in _GRAMMARS else {}
+    leaning = getattr(_GRAMMARS.get(schema.template), "LEANING", {})
 
     def strength_of(name: str) -> tuple[float, bool]:
         """Return what is lost with a field: also what depends on it, which goes first."""
@@ -74,27 +74,24 @@ def _fit(
         del slots[weakest_first.pop(0)]
         written = _write(schema, slots, phrasing)
     fields_of = _sentences(schema)
-    first, *others = written or [""]
-    others.sort(key=lambda name: -max((schema[f].rank for f in fields_of[name] if f in slots), default=0.0))
-    return tuple(written[name] for name in (first, *others) if written)
+    first, *others = written.items() or [("", "")]
+    others.sort(key=lambda pair: -max((schema[f].rank for f in fields_of[pair[0]] if f in slots), default=0.0))
+    return tuple(text for _, text in (first, *others) if text)
 
 
 def _sentences(schema: Schema) -> Mapping[str, tuple[str, ...]]:
     """Return the fields of each sentence of a template, by the sentence's name."""
-    if schema.template in _GRAMMARS:
-        return _GRAMMARS[schema.template].SENTENCES
-    return {field.name: (field.name,) for field in schema.fields}
+    grammar = _GRAMMARS.get(schema.template)
+    return grammar.SENTENCES if grammar else {field.name: (field.name,) for field in schema.fields}
 
 
 def _write(schema: Schema, slots: Mapping[str, str], phrasing: Phrasing) -> dict[str, str]:
     """Return the text of every sentence that has a value, by its name."""
-    grammar = _GRAMMARS.get(schema.template)
-    written = {}
-    for name in _sentences(schema):
-        if grammar is not None:
-            text = grammar.write(name, slots, phrasing)
-        else:
-            text = sentence(f"the {name.replace('_', ' ')} is {slots[name]}") if name in slots else ""
-        if text:
-            written[name] = text if phrasing.values == "verbatim" else DOUBLED.sub(r"\1", text)
-    return written
+
+    def plain(name: str, slots: Mapping[str, str], phrasing: Phrasing) -> str:
+        return sentence(f"the {name.replace('_', ' ')} is {slots[name]}") if name in slots else ""
+
+    write = getattr(_GRAMMARS.get(schema.template), "write", plain)
+    written = {name: write(name, slots, phrasing) for name in _sentences(schema)}
+    verbatim = phrasing.values == "verbatim"
+    return {name: text if verbatim else DOUBLED.sub(r"\1", text) for name, text in written.items() if text}

@@ -46,37 +46,32 @@ def parsable(schema: Schema) -> bool:
 
 
 def parse(caption: str, schema: str | Schema) -> Parsed:
-    """Parse a caption of the fixed grammar.
+    """Parse a caption of the fixed grammar; any text is accepted.
 
     Args:
         caption: The text, such as one of `read_captions`.
         schema: ``"person"`` or ``"vehicle"``, or a schema that uses one of their templates.
-
-    Returns:
-        Values, phrasing and what was left over; any text is accepted.
 
     Raises:
         ValueError: If the schema's template has no grammar.
     """
     schema = get_schema(schema)
     if not parsable(schema):
-        raise ValueError(
-            f"template {schema.template!r} of schema {schema.name!r} cannot be parsed; "
-            f"these can: {', '.join(_SPLIT_WORDS)}"
-        )
+        known = ", ".join(_SPLIT_WORDS)
+        raise ValueError(f"template {schema.template!r} of schema {schema.name!r} cannot be parsed; these can: {known}")
     values: dict[str, str] = {}
     choices: dict[str, str] = {}
     names: list[str] = []
     leftover = []
     for text in split_sentences(caption):
-        found = _read(schema, text)
-        if found is None or found[0] in names:
+        name, (found, chosen) = _read(schema, text) or ("", ({}, {}))
+        if not name or name in names:
             leftover.append(text)
             names.append("")
         else:
-            names.append(found[0])
-            values |= found[1][0]
-            choices |= found[1][1]
+            names.append(name)
+            values |= found
+            choices |= chosen
     defective = any(plain_value(value) != value for value in values.values()) or DOUBLED.search(caption)
     if defective or values.get("upper_clothing") == values.get("lower_clothing") == "dress":
         choices["values"] = "verbatim"

@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple, TypeVar
@@ -63,8 +63,8 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
 class TokenBucket:
     """Lets amounts through at a rate (a minute; None: no limit), in the order they came.
 
-    It stores the moment at which the bucket will be full again, which is equivalent to its level. After a pause, `burst`
-    seconds' worth of the rate pass at once. An amount larger than the bucket passes, and those behind it wait for it.
+    It stores the moment at which the bucket will be full again, which is equivalent to its level. After a pause,
+    `burst` seconds' worth of the rate pass at once. A larger amount passes too, and those behind it wait for it.
     """
 
     def __init__(self, per_minute: float | None, *, burst: float = 1.0, timing: Timing = REAL_TIME) -> None:
@@ -103,9 +103,7 @@ class Breaker:
     ) -> None:
         self.threshold, self.cooldown, self.openings = threshold, cooldown, openings
         self._clock, self._sleep = timing
-        self._failures = self._opened = 0
-        self._until = 0.0
-        self._trying = False
+        self._failures, self._opened, self._until, self._trying = 0, 0, 0.0, False
 
     @property
     def is_open(self) -> bool:
@@ -170,12 +168,11 @@ class RateLimits:
     longest_wait: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "attempts"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
-                raise ValueError(f"{name} must be a whole number, at least 1, got {getattr(self, name)!r}")
-        for name in ("requests_per_minute", "tokens_per_minute", "timeout", "backoff", "longest_wait"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+        for name, value in asdict(self).items():
+            if name in ("concurrency", "attempts"):
+                if not isinstance(value, int) or value < 1:
+                    raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+            elif value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
@@ -236,9 +233,7 @@ class Throttle:
         longest = self.limits.longest_wait
         if asked is not None:
             if asked > longest:
-                raise ServerUnavailable(
-                    f"the server asks to wait {asked:.0f} s, longer than the {longest:g} s a run waits"
-                )
+                raise ServerUnavailable(f"the server asks to wait {asked:.0f} s, a run waits at most {longest:g} s")
             self._requests.pause(asked)
             await self._sleep(asked)
             longest = self.limits.backoff  # jitter, so that not all come back at once
