@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.captions import UNKNOWN, read_captions, split_sentences
+from ..data.captions import LISTED_CHOICES, UNFILLED_SLOT, UNKNOWN, read_captions, split_sentences
 from ..retrieval import Identities
-from .defects import DEFECTS, find_defects
 from .parser import parsable, parse
 from .schema import Schema, get_schema, list_schemas
 from .statistics import cohen_kappa, identity_consistency, term_features, text_retrieval, word_features
-from .text import clip_token_counter
+from .text import AN, DOUBLED, clip_token_counter
 
 WINDOW = 77
 """Tokens of CLIP's text encoder, start and end included."""
@@ -24,6 +23,27 @@ WINDOW = 77
 Captions = Mapping[str, str]
 Cell = str | int | float
 _MODALITIES = {"rgb": "rgb", "vis": "rgb", "ni": "nir", "nir": "nir", "ti": "tir", "tir": "tir", "th": "tir"}
+
+_COLOR = re.compile(r"\b(?:black|white|gr[ae]y|red|blue|green|yellow|orange|brown|purple|pink|beige|silver)\b")
+
+DEFECTS: dict[str, re.Pattern[str]] = {
+    "empty": re.compile(r"\A\s*\Z"),
+    "unknown": UNKNOWN,
+    "carrying none": re.compile(r"\b(?:carrying|holding) (?:a )?none\b"),
+    "none visible": re.compile(r"\bnone[ _]visible\b", re.IGNORECASE),
+    "(possibly": re.compile(r"\((?:possibly|likely)\b", re.IGNORECASE),
+    "unfilled slot": UNFILLED_SLOT,
+    "choices left in": LISTED_CHOICES,
+    "e.g. left in": re.compile(r"\be\.g\."),
+    "words doubled": DOUBLED,
+    "a before a vowel": re.compile(rf"\ba (?=[aeiou])(?:{AN.pattern})", re.IGNORECASE),
+    "carrying handbag": re.compile(r"\bcarrying handbag\b"),
+    "dress with dress": re.compile(r"\bdress with (?:a )?(?:\w+ )*dress\b"),
+    "bright night": re.compile(r"\bnighttime in bright\b|\bbright nighttime\b"),
+    "N/A": re.compile(r"\bn/a\b", re.IGNORECASE),
+    "not ASCII": re.compile(r"[^\x00-\x7f]"),
+}
+"""What a composer that follows rules never writes: patterns by name, in the order of the report."""
 
 
 class Label(NamedTuple):
@@ -147,6 +167,12 @@ def audit_captions(
     except ValueError as error:
         notes.append(f"Text-only retrieval is left out: {error}.")
     return Audit(chosen.name if chosen else None, {n: t for n, t in tables.items() if t.rows}, tuple(notes))
+
+
+def find_defects(caption: str, modality: str) -> tuple[str, ...]:
+    """Return the names of a caption's defects: those of `DEFECTS`, and ``"color"`` where the modality shows none."""
+    names = tuple(name for name, pattern in DEFECTS.items() if pattern.search(caption))
+    return (*names, "color") if modality in ("nir", "tir") and _COLOR.search(caption) else names
 
 
 class _File:

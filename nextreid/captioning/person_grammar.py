@@ -161,10 +161,7 @@ def read(text: str, garments: Mapping[str, tuple[str, ...]]) -> tuple[str, Readi
 
 def _read_who(match: re.Match[str]) -> tuple[str, Reading] | None:
     values = {name: match[name] for name in ("view", "capture_time", "illumination") if match[name]}
-    described = match["who"].split()
-    if described[-1] == "person":
-        described.pop()
-    for word in described:
+    for word in match["who"].removesuffix("person").split():
         name = "gender" if word in ("male", "female", "non-binary", "man", "woman") else "age"
         if name in values or (name == "age" and word not in ("child", "teenager", "adult", "senior")):
             return None

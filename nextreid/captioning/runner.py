@@ -8,8 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .client import Client, Server
-from .probe import probe
+from .client import Client, Server, probe
 from .store import Store, call_key
 from .throttle import CallFailed, RateLimits, Throttle
 

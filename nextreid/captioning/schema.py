@@ -178,7 +178,8 @@ class Schema:
         text = text.strip().strip(" .,;:\"'`")
         if text in entry.values:
             return text, None
-        for key in (_key(text), _key(plain_value(text))):
+        bare = text.partition(" (")[0]  # "not visible" is a value of some fields, and dropped by `plain_value`
+        for key in (_key(text), _key(bare), _key(plain_value(text))):
             if key in known:
                 return known[key], None
             if key in others:

@@ -312,8 +312,7 @@ def _rewritten(
     descriptions: Sequence[Any], schema: Any, writer: Any, store: Any, settings: Any
 ) -> tuple[list[Any], Any]:
     """Let a language model write the captions; the template's stay where its own are not usable."""
-    from nextreid.captioning.pipeline import run_jobs
-    from nextreid.captioning.rewriting import read_rewrite, rewrite_job
+    from nextreid.captioning.pipeline import read_rewrite, rewrite_job, run_jobs
 
     jobs = [rewrite_job(schema, one.modality, one.answers, one.sentences, writer) for one in descriptions]
     unique = {job.row_head()["key"]: job for job in jobs}

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextreid.captioning import Audit, AuditTable, audit_captions
-from nextreid.captioning.audit import Label, label_of_name, open_caption_files
-from nextreid.captioning.defects import DEFECTS, find_defects
+from nextreid.captioning.audit import DEFECTS, Label, find_defects, label_of_name, open_caption_files
 from nextreid.captioning.statistics import (
     chance,
     cohen_kappa,

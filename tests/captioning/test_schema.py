@@ -2,8 +2,6 @@ import functools
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nextreid.captioning import Answer, Field, Schema, get_schema, list_schemas, register_schema
 from nextreid.captioning import schema as module
@@ -51,10 +49,10 @@ def test_vocabularies_are_closed_and_their_words_lead_to_one_value() -> None:
                 assert found[0] == value and found[1] in ("alias", None), (field.name, alias)
 
 
-@given(st.sampled_from(VALUES), st.sampled_from([str, str.upper, str.title, "a {}.".format, " {} (likely)".format]))
-def test_case_articles_and_remarks_do_not_matter(entry, change) -> None:
-    schema, field, value = entry
-    assert schema.normalise(field.name, change(value)) == (value, None)
+@pytest.mark.parametrize("change", [str, str.upper, str.title, "a {}.".format, " {} (likely)".format])
+def test_case_articles_and_remarks_do_not_matter(change) -> None:
+    for schema, field, value in VALUES:
+        assert schema.normalise(field.name, change(value)) == (value, None), (field.name, change(value))
 
 
 @pytest.mark.parametrize(
