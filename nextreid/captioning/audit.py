@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.captions import LISTED_CHOICES, UNFILLED_SLOT, UNKNOWN, read_captions, split_sentences
 from ..retrieval import Identities
-from .parser import parsable, parse
+from .grammar import parsable, parse
 from .schema import Schema, get_schema, list_schemas
 from .statistics import cohen_kappa, identity_consistency, term_features, text_retrieval, word_features
 from .text import AN, DOUBLED, clip_token_counter

@@ -27,6 +27,8 @@ LEANING = {
     "hair_style": "hair_length",
 }
 """Fields that are stated only beside another one."""
+SPLIT_WORDS = ("upper_clothing", "lower_clothing", "footwear")
+"""Fields whose known words tell where one slot ends and the next begins."""
 
 
 def write(name: str, slots: Slots, phrasing: Phrasing) -> str:

@@ -22,6 +22,8 @@ SENTENCES = {name: tuple(fields.split()) for name, fields in _FIELDS.items()}
 """Sentences in their order, with the fields that they state."""
 LEANING: Mapping[str, str] = {}
 """Fields that are stated only beside another one."""
+SPLIT_WORDS = ("color", "vehicle_type")
+"""Fields whose known words tell where one slot ends and the next begins."""
 
 _ROOF = ("roof_condition", "roof_type")
 _STATES = {"mirrors": "Side mirrors are", "plate": "License plate is", "spoiler": "Spoiler is", "rack": "Roof rack is"}

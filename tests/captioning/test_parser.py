@@ -1,7 +1,6 @@
 import pytest
 
-from nextreid.captioning import compose, parse
-from nextreid.captioning.parser import Parsed
+from nextreid.captioning import Parsed, compose, parse
 
 Everything = dict[tuple[str, str, str], list[tuple[str, Parsed]]]
 SCHEMAS = {"RGBNT201": "person", "MSVR310": "vehicle"}

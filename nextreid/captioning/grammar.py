@@ -1,14 +1,40 @@
-"""Attributes to caption: sentences by a fixed grammar, the same on every machine."""
+"""Attributes to caption and back by a fixed grammar, the same on every machine; published captions are parsed."""
 
+import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from ..data.captions import split_sentences
 from . import person_grammar, vehicle_grammar
+from .person_grammar import Reading
 from .phrasing import Phrasing
 from .schema import Answer, Schema, get_schema
 from .text import DOUBLED, clip_token_counter, plain_value, sentence
 
 _GRAMMARS: Mapping[str, Any] = {"person": person_grammar, "vehicle": vehicle_grammar}
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """The content of a caption.
+
+    Attributes:
+        values: Text by field, as written; `Schema.normalise` brings it into the vocabulary.
+        phrasing: The phrases it uses; ``compose(values, ..., phrasing=phrasing)`` writes it again.
+        sentences: Name of each sentence's frame; ``""`` where none matches.
+        leftover: The sentences that match no frame, or repeat one.
+    """
+
+    values: Mapping[str, str]
+    phrasing: Phrasing = field(default_factory=Phrasing)
+    sentences: tuple[str, ...] = ()
+    leftover: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sentence was parsed."""
+        return not self.leftover
 
 
 def compose(
@@ -44,16 +70,54 @@ def compose(
     """
     schema, phrasing = get_schema(schema), phrasing or Phrasing()
     slots = {}
-    for field in schema.for_modality(modality):
-        value = values.get(field.name)
+    for entry in schema.for_modality(modality):
+        value = values.get(entry.name)
         text = value.value if isinstance(value, Answer) else value
-        if text and phrasing.values == "clean" and text not in field.values:
+        if text and phrasing.values == "clean" and text not in entry.values:
             text = plain_value(text)
         if text:
-            slots[field.name] = text
+            slots[entry.name] = text
     if not compact:
         return tuple(_write(schema, slots, phrasing).values())
     return _fit(schema, slots, phrasing, max_tokens, count_tokens or clip_token_counter())
+
+
+def parsable(schema: Schema) -> bool:
+    """Whether captions of this schema can be parsed."""
+    return schema.template in _GRAMMARS
+
+
+def parse(caption: str, schema: str | Schema) -> Parsed:
+    """Parse a caption of the fixed grammar; any text is accepted.
+
+    Args:
+        caption: The text, such as one of `read_captions`.
+        schema: ``"person"`` or ``"vehicle"``, or a schema that uses one of their templates.
+
+    Raises:
+        ValueError: If the schema's template has no grammar.
+    """
+    schema = get_schema(schema)
+    if not parsable(schema):
+        known = ", ".join(_GRAMMARS)
+        raise ValueError(f"template {schema.template!r} of schema {schema.name!r} cannot be parsed; these can: {known}")
+    values: dict[str, str] = {}
+    choices: dict[str, str] = {}
+    names: list[str] = []
+    leftover = []
+    for text in split_sentences(caption):
+        name, (found, chosen) = _read(schema, text) or ("", ({}, {}))
+        if not name or name in names:
+            leftover.append(text)
+            names.append("")
+        else:
+            names.append(name)
+            values |= found
+            choices |= chosen
+    defective = any(plain_value(value) != value for value in values.values()) or DOUBLED.search(caption)
+    if defective or values.get("upper_clothing") == values.get("lower_clothing") == "dress":
+        choices["values"] = "verbatim"
+    return Parsed(values, Phrasing(**choices), tuple(names), tuple(leftover))
 
 
 def _fit(
@@ -82,7 +146,7 @@ def _fit(
 def _sentences(schema: Schema) -> Mapping[str, tuple[str, ...]]:
     """Return the fields of each sentence of a template, by the sentence's name."""
     grammar = _GRAMMARS.get(schema.template)
-    return grammar.SENTENCES if grammar else {field.name: (field.name,) for field in schema.fields}
+    return grammar.SENTENCES if grammar else {entry.name: (entry.name,) for entry in schema.fields}
 
 
 def _write(schema: Schema, slots: Mapping[str, str], phrasing: Phrasing) -> dict[str, str]:
@@ -95,3 +159,22 @@ def _write(schema: Schema, slots: Mapping[str, str], phrasing: Phrasing) -> dict
     written = {name: write(name, slots, phrasing) for name in _sentences(schema)}
     verbatim = phrasing.values == "verbatim"
     return {name: text if verbatim else DOUBLED.sub(r"\1", text) for name, text in written.items() if text}
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _read(schema: Schema, text: str) -> tuple[str, Reading] | None:
+    return _GRAMMARS[schema.template].read(text, _known_words(schema))
+
+
+@functools.cache
+def _known_words(schema: Schema) -> Mapping[str, tuple[str, ...]]:
+    known = {
+        name: tuple(sorted({*schema[name].values, *schema[name].aliases}, key=lambda word: (-len(word), word)))
+        for name in _GRAMMARS[schema.template].SPLIT_WORDS
+    }
+    if schema.template == "person":
+        color = schema["upper_clothing_color"]
+        single = [word for word in color.aliases if " " not in word]
+        known["styles"] = schema["footwear_style"].values
+        known["colors"] = tuple(sorted({*single, *(word for value in color.values for word in value.split())}))
+    return known
