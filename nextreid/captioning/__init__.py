@@ -1,9 +1,8 @@
 """Images to reliable captions: attributes with confidence, merged, composed, parsed back, audited."""
 
 from .audit import Audit, AuditTable, audit_captions
-from .composer import compose
+from .grammar import Parsed, compose, parse
 from .merge import Decision, Merged, best_of, complement
-from .parser import Parsed, parse
 from .phrasing import Phrasing, phrasing_of
 from .schema import Answer, Answers, Field, Schema, get_schema, list_schemas, register_schema
 

@@ -1,12 +1,13 @@
 """A model's reply parsed into answers: lenient about form, strict about values, every repair flagged."""
 
 import ast
-import functools
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 from .schema import Answer, Schema
@@ -59,22 +60,12 @@ class ParsedReply:
 def parse_reply(
     text: str | None, schema: Schema, modality: str, *, finish: str | None = None, refusal: str | None = None
 ) -> ParsedReply:
-    """Parse a model's reply.
+    """Parse a model's reply to a request of this schema and modality; nothing is raised whatever the model wrote.
 
     Accepted with a flag: thinking or prose around the object, fences, a trailing comma, comments, Python instead of
     JSON, an object cut off in the middle, a list or another object around it, field names spelled differently, values
     as lists or bare words, confidences in percent, as words, out of range or absent. A value outside the choices
-    becomes unknown.
-
-    Args:
-        text: Content of the reply.
-        schema: Schema of the request.
-        modality: Modality of the image.
-        finish: The server's finish reason; ``"length"`` means cut off, ``"content_filter"`` refused.
-        refusal: The refusal field of the reply.
-
-    Returns:
-        The parsed reply; nothing is raised whatever the model wrote.
+    becomes unknown. The server's finish reason ``"length"`` means cut off, ``"content_filter"`` refused.
     """
     if refusal or finish == "content_filter":
         return ParsedReply("refused")
@@ -102,14 +93,10 @@ def parse_reply(
 
 
 def read_confidence(raw: Any) -> tuple[float | None, tuple[str, ...]]:
-    """Read a confidence in any form.
+    """Read a confidence in any form, such as ``0.9``, ``"0.9"``, ``"95%"`` or ``"high"``: a share in [0, 1] or None.
 
-    Args:
-        raw: A number, a text such as ``"0.9"``, ``"95%"`` or ``"high"``, or anything else.
-
-    Returns:
-        A share in [0, 1] or None, and flags: ``"percent"`` for 2 to 100 and ``"…%"``, ``"clamped"`` for what lies
-        outside, ``"word"`` and ``"no-confidence"`` for what is not a number.
+    Flags: ``"percent"`` for 2 to 100 and ``"…%"``, ``"clamped"`` for what lies outside, ``"word"`` and
+    ``"no-confidence"`` for what is not a number.
     """
     if raw is None or isinstance(raw, bool | dict | list):
         return None, ("no-confidence",)
@@ -139,13 +126,12 @@ def _answer(schema: Schema, name: str, raw: Any) -> Answer:
     share: Any = None
     if isinstance(raw, dict):
         entry = {_plain(str(key)): value for key, value in raw.items()}
-        value = next((entry[key] for key in _VALUE_KEYS if key in entry), None)
-        share = next((entry[key] for key in _CONFIDENCE_KEYS if key in entry), None)
+        keys = (_VALUE_KEYS, _CONFIDENCE_KEYS)
+        value, share = (next((entry[key] for key in known if key in entry), None) for known in keys)
     elif isinstance(raw, list) and len(raw) == 2 and isinstance(raw[1], int | float) and not isinstance(raw[1], bool):
         value, share = raw
     else:
-        value = raw
-        flags.append("bare")
+        value, flags = raw, ["bare"]
     if isinstance(value, list):
         flags.append("list")
         value = value[0] if value else None
@@ -156,10 +142,10 @@ def _answer(schema: Schema, name: str, raw: Any) -> Answer:
         value = None
     confidence, noticed = read_confidence(share)
     answer = schema.answer(name, value, confidence)
-    return Answer(answer.value, answer.confidence, answer.source, (*answer.flags, *flags, *noticed))
+    return replace(answer, flags=(*answer.flags, *flags, *noticed))
 
 
-@functools.lru_cache(4096)
+@lru_cache(4096)
 def _plain(name: str) -> str:
     """Return a field name as it is compared: letters and digits in lower case."""
     return re.sub(r"[\W_]", "", name).casefold()
@@ -167,10 +153,7 @@ def _plain(name: str) -> str:
 
 def _without_thoughts(text: str, flags: list[str]) -> str:
     """Remove the thinking; a thought that never ends is removed to the end of the text."""
-    rest = _THOUGHT.sub("", text)
-    ends = list(_THOUGHT_END.finditer(rest))
-    if ends:  # the server removed the opening tag
-        rest = rest[ends[-1].end() :]
+    rest = _THOUGHT_END.split(_THOUGHT.sub("", text))[-1]  # an end alone: the server removed the opening tag
     if rest != text:
         flags.append("thinking")
     return rest
@@ -210,14 +193,12 @@ def _objects(text: str) -> Iterator[tuple[Any, list[str]]]:
     form = ["fenced"] if "```" in text else []
     decoder = json.JSONDecoder()
     position = starts = 0
-    if text[0] == '"':  # JSON written as a JSON text
-        try:
-            inner = json.loads(text)
-        except ValueError:
-            inner = None
-        if isinstance(inner, str) and inner.strip():
-            yield from ((value, [*flags, "wrapped"]) for value, flags in _objects(inner.strip()))
-            return
+    inner: Any = None
+    with suppress(ValueError):
+        inner = json.loads(text) if text[0] == '"' else None  # JSON written as a JSON text
+    if isinstance(inner, str) and inner.strip():
+        yield from ((value, [*flags, "wrapped"]) for value, flags in _objects(inner.strip()))
+        return
     while (match := _START.search(text, position)) and starts < _MOST_STARTS:
         start = match.start()
         starts += 1
@@ -242,14 +223,10 @@ def _repaired(segment: str) -> tuple[Any, list[str]]:
     flags = ["comments"] if plain != segment else []
     without = _TRAILING.sub(lambda m: m[1] or "", plain)
     flags += ["trailing-comma"] if without != plain else []
-    try:
-        return json.loads(without, strict=False), flags
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(without), [*flags, "python"]
-    except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
-        return None, flags
+    for load, noticed in ((partial(json.loads, strict=False), []), (ast.literal_eval, ["python"])):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            return load(without), flags + noticed
+    return None, flags
 
 
 def _closed(text: str) -> tuple[str, bool]:

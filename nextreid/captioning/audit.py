@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -10,14 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.captions import UNKNOWN, read_captions, split_sentences
+from ..data.captions import LISTED_CHOICES, UNFILLED_SLOT, UNKNOWN, read_captions, split_sentences
 from ..retrieval import Identities
-from .agreement import cohen_kappa, identity_consistency
-from .defects import DEFECTS, find_defects
-from .lexical import TextRetrieval, term_features, text_retrieval, word_features
-from .parser import parsable, parse
+from .grammar import parsable, parse
 from .schema import Schema, get_schema, list_schemas
-from .text import clip_token_counter
+from .statistics import cohen_kappa, identity_consistency, term_features, text_retrieval, word_features
+from .text import AN, DOUBLED, clip_token_counter
 
 WINDOW = 77
 """Tokens of CLIP's text encoder, start and end included."""
@@ -25,6 +23,27 @@ WINDOW = 77
 Captions = Mapping[str, str]
 Cell = str | int | float
 _MODALITIES = {"rgb": "rgb", "vis": "rgb", "ni": "nir", "nir": "nir", "ti": "tir", "tir": "tir", "th": "tir"}
+
+_COLOR = re.compile(r"\b(?:black|white|gr[ae]y|red|blue|green|yellow|orange|brown|purple|pink|beige|silver)\b")
+
+DEFECTS: dict[str, re.Pattern[str]] = {
+    "empty": re.compile(r"\A\s*\Z"),
+    "unknown": UNKNOWN,
+    "carrying none": re.compile(r"\b(?:carrying|holding) (?:a )?none\b"),
+    "none visible": re.compile(r"\bnone[ _]visible\b", re.IGNORECASE),
+    "(possibly": re.compile(r"\((?:possibly|likely)\b", re.IGNORECASE),
+    "unfilled slot": UNFILLED_SLOT,
+    "choices left in": LISTED_CHOICES,
+    "e.g. left in": re.compile(r"\be\.g\."),
+    "words doubled": DOUBLED,
+    "a before a vowel": re.compile(rf"\ba (?=[aeiou])(?:{AN.pattern})", re.IGNORECASE),
+    "carrying handbag": re.compile(r"\bcarrying handbag\b"),
+    "dress with dress": re.compile(r"\bdress with (?:a )?(?:\w+ )*dress\b"),
+    "bright night": re.compile(r"\bnighttime in bright\b|\bbright nighttime\b"),
+    "N/A": re.compile(r"\bn/a\b", re.IGNORECASE),
+    "not ASCII": re.compile(r"[^\x00-\x7f]"),
+}
+"""What a composer that follows rules never writes: patterns by name, in the order of the report."""
 
 
 class Label(NamedTuple):
@@ -45,10 +64,7 @@ def label_of_name(item: str) -> Label | None:
 
 
 def open_caption_files(paths: Iterable[str | Path]) -> dict[tuple[str, str], Captions]:
-    """Read published caption files.
-
-    Args:
-        paths: Files named ``{split}_{modality}.json`` (``train_RGB.json``, ``test_NI.json``), or folders of such files.
+    """Read caption files named ``{split}_{modality}.json`` (``test_NI.json``), or the folders of such files.
 
     Returns:
         Captions by (split, modality), sorted by split (train first) and modality.
@@ -134,7 +150,7 @@ def audit_captions(
     if not any(source.values()):
         raise ValueError("there is no caption to audit")
     chosen = get_schema(schema) if schema is not None else _guess_schema(source.values())
-    files = [_File(*key, captions, labels, chosen) for key, captions in source.items()]
+    files = [_File(key, captions, labels, chosen) for key, captions in source.items()]
     count = count_tokens or clip_token_counter()
     # byte-pair merges never cross a space, so the tokens of sentences add up
     tokens = cache(lambda sentence: count(sentence) - 2)
@@ -153,19 +169,20 @@ def audit_captions(
     return Audit(chosen.name if chosen else None, {n: t for n, t in tables.items() if t.rows}, tuple(notes))
 
 
+def find_defects(caption: str, modality: str) -> tuple[str, ...]:
+    """Return the names of a caption's defects: those of `DEFECTS`, and ``"color"`` where the modality shows none."""
+    names = tuple(name for name, pattern in DEFECTS.items() if pattern.search(caption))
+    return (*names, "color") if modality in ("nir", "tir") and _COLOR.search(caption) else names
+
+
 class _File:
     """Captions of one split and modality, and what the tables derive from them, by item."""
 
     def __init__(
-        self,
-        split: str,
-        modality: str,
-        captions: Captions,
-        label_of: Callable[[str], Label | None],
-        schema: Schema | None,
+        self, key: tuple[str, str], captions: Captions, label_of: Callable[[str], Label | None], schema: Schema | None
     ) -> None:
-        self.split, self.modality, self.captions = split, modality, captions
-        self.name = f"{split} {modality}".strip()
+        self.split, self.modality = key
+        self.captions, self.name = captions, " ".join(key).strip()
         self.labels = {item: label for item in captions if (label := label_of(item))}
         self.parsed = {item: parse(text, schema) for item, text in captions.items()} if schema else {}
         self.values: dict[str, dict[str, str]] = {}
@@ -191,51 +208,48 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
+def _table(title: str, rows: Iterable[Mapping[str, Cell]], note: str = "") -> AuditTable:
+    """Return a table from its rows, each of which names the columns."""
+    listed = list(rows)
+    return AuditTable(title, tuple(listed[0]) if listed else (), [tuple(row.values()) for row in listed], note)
+
+
 def _files(files: Sequence[_File], tokens: Callable[[str], int], schema: Schema | None) -> AuditTable:
-    rows: list[tuple[Cell, ...]] = []
-    for file in files:
-        texts = list(file.captions.values())
+    def row(file: _File) -> dict[str, Cell]:
+        texts, labels = list(file.captions.values()), file.labels.values()
         common = set.intersection(*(set(other.captions) for other in files if other.split == file.split))
         sentences = [split_sentences(text) for text in texts]
         lengths = [2 + sum(map(tokens, parts)) for parts in sentences]
-        labels = file.labels.values()
         counts = sorted(map(len, sentences)) or [0]
-        quantiles = np.percentile(lengths, [0, 5, 50, 95, 100]) if lengths else [0] * 5
-        rows.append(
-            (
-                file.name,
-                len(texts),
-                len({label.pid for label in labels}),
-                len({label.camid for label in labels} - {-1}),
-                len({label.sceneid for label in labels} - {-1}),
-                f"{counts[0]}/{counts[len(counts) // 2]}/{counts[-1]}",
-                len(set(texts)),
-                len({part for parts in sentences for part in parts}),
-                "/".join(f"{length:.0f}" for length in quantiles),
-                sum(item not in common for item in file.captions),
-                _share(sum(n > WINDOW for n in lengths), len(texts)),
-                _share(sum(bool(UNKNOWN.search(text)) for text in texts), len(texts)),
-                _share(sum(p.complete for p in file.parsed.values()), len(texts)) if schema else float("nan"),
-            )
-        )
-    columns = (
-        *("file", "captions", "identities", "cameras", "scenes", "sentences min/mid/max"),
-        *("distinct captions", "distinct sentences", "tokens min/5%/mid/95%/max", "missing elsewhere"),
-        *("over 77", "unknown", "parsed in full"),
-    )
+        quantiles = np.percentile(lengths or [0], [0, 5, 50, 95, 100])
+        parsed = sum(p.complete for p in file.parsed.values())
+        return {
+            "file": file.name,
+            "captions": len(texts),
+            "identities": len({label.pid for label in labels}),
+            "cameras": len({label.camid for label in labels} - {-1}),
+            "scenes": len({label.sceneid for label in labels} - {-1}),
+            "sentences min/mid/max": f"{counts[0]}/{counts[len(counts) // 2]}/{counts[-1]}",
+            "distinct captions": len(set(texts)),
+            "distinct sentences": len({part for parts in sentences for part in parts}),
+            "tokens min/5%/mid/95%/max": "/".join(f"{length:.0f}" for length in quantiles),
+            "missing elsewhere": sum(item not in common for item in file.captions),
+            "over 77": _share(sum(n > WINDOW for n in lengths), len(texts)),
+            "unknown": _share(sum(bool(UNKNOWN.search(text)) for text in texts), len(texts)),
+            "parsed in full": _share(parsed, len(texts)) if schema else float("nan"),
+        }
+
     note = (
         "Shares of captions; tokens as CLIP counts them, start and end included. "
         "Missing elsewhere: items that another modality of the split does not have."
     )
-    return AuditTable("Files", columns, rows, note)
+    return _table("Files", map(row, files), note)
 
 
 def _defects(files: Sequence[_File]) -> AuditTable:
-    found = [Counter(n for t in file.captions.values() for n in find_defects(t, file.modality)) for file in files]
-    rows: list[tuple[Cell, ...]] = [
-        (n, *(counts[n] for counts in found)) for n in (*DEFECTS, "color") if any(counts[n] for counts in found)
-    ]
-    return AuditTable("Defects (number of captions)", ("defect", *(file.name for file in files)), rows)
+    found = {f.name: Counter(n for t in f.captions.values() for n in find_defects(t, f.modality)) for f in files}
+    rows = ({"defect": n} | {name: counts[n] for name, counts in found.items()} for n in (*DEFECTS, "color"))
+    return _table("Defects (number of captions)", (row for row in rows if any(list(row.values())[1:])))
 
 
 def _cut(files: Sequence[_File], tokens: Callable[[str], int]) -> AuditTable:
@@ -252,60 +266,57 @@ def _cut(files: Sequence[_File], tokens: Callable[[str], int]) -> AuditTable:
                 for key in (name or "other", "all"):
                     uses[key][file.name] += 1
                     lost[key][file.name] += used > WINDOW
-    rows: list[tuple[Cell, ...]] = [
-        (key, *(_share(lost[key][file.name], uses[key][file.name]) for file in files))
-        for key in sorted(uses, key=lambda key: ("other", "all").index(key) + 1 if key in ("other", "all") else 0)
+    rows = (
+        {"sentence": key} | {file.name: _share(lost[key][file.name], uses[key][file.name]) for file in files}
+        for key in sorted(uses, key=("other", "all").count)
         if lost[key].total()
-    ]
+    )
     note = "Share of the sentences that do not fit whole when a caption is cut at 77 tokens."
-    return AuditTable("Cut by the text window", ("sentence", *(file.name for file in files)), rows, note)
+    return _table("Cut by the text window", rows, note)
 
 
 def _vocabulary(files: Sequence[_File], schema: Schema) -> AuditTable:
-    rows: list[tuple[Cell, ...]] = []
-    for modality in dict.fromkeys(file.modality for file in files):
-        parsed = [p for file in files if file.modality == modality for p in file.parsed.values()]
-        for entry in schema.fields:
-            raw_values = Counter(p.values[entry.name] for p in parsed if entry.name in p.values)
-            values: Counter[str] = Counter()
-            outside: Counter[str] = Counter()
-            for raw, count in raw_values.items():
-                value, flag = schema.normalise(entry.name, raw)
-                if value is not None:
-                    values[value] += count
-                elif flag != "unknown":
-                    outside[raw] += count
-            if total := raw_values.total():
-                unknown = total - values.total() - outside.total()
-                frequent = ", ".join(f"{v} {100 * c / total:.0f} %" for v, c in values.most_common(4))
-                examples = ", ".join(f"{v} ({c})" for v, c in outside.most_common(3))
-                shares = (unknown / total, outside.total() / total)
-                rows.append((modality, entry.name, total / len(parsed), len(values), frequent, *shares, examples))
-    columns = (
-        *("modality", "field", "coverage", "values", "most frequent"),
-        *("unknown", "out of vocabulary", "such as"),
-    )
-    return AuditTable("Vocabulary", columns, rows, "Coverage: share of the captions that mention the field.")
+    def rows() -> Iterator[dict[str, Cell]]:
+        for modality in dict.fromkeys(file.modality for file in files):
+            parsed = [p for file in files if file.modality == modality for p in file.parsed.values()]
+            for entry in schema.fields:
+                raw_values = Counter(p.values[entry.name] for p in parsed if entry.name in p.values)
+                values: Counter[str] = Counter()
+                outside: Counter[str] = Counter()
+                for raw, count in raw_values.items():
+                    value, flag = schema.normalise(entry.name, raw)
+                    if value is not None:
+                        values[value] += count
+                    elif flag != "unknown":
+                        outside[raw] += count
+                if total := raw_values.total():
+                    yield {
+                        "modality": modality,
+                        "field": entry.name,
+                        "coverage": total / len(parsed),
+                        "values": len(values),
+                        "most frequent": ", ".join(f"{v} {100 * c / total:.0f} %" for v, c in values.most_common(4)),
+                        "unknown": (total - values.total() - outside.total()) / total,
+                        "out of vocabulary": outside.total() / total,
+                        "such as": ", ".join(f"{v} ({c})" for v, c in outside.most_common(3)),
+                    }
+
+    return _table("Vocabulary", rows(), "Coverage: share of the captions that mention the field.")
 
 
 def _consistency(files: Sequence[_File], schema: Schema) -> AuditTable:
-    rows: list[tuple[Cell, ...]] = []
-    modalities = list(dict.fromkeys(file.modality for file in files))
+    rows: list[dict[str, Cell]] = []
     for entry in schema.fields:
-        shares: list[float] = []
-        for modality in modalities:
-            pairs = [
-                (file.values[item].get(entry.name), label.pid)
-                for file in files
-                if file.modality == modality
-                for item, label in file.labels.items()
-            ]
-            shares += identity_consistency([value for value, _ in pairs], [pid for _, pid in pairs])
-        if not np.isnan(shares).all():
-            rows.append((entry.name, *shares))
-    columns = ("field", *(f"{m} {pair}" for m in modalities for pair in ("same", "other")))
+        shares: dict[str, float] = {}
+        for modality in dict.fromkeys(file.modality for file in files):
+            of_modality = [file for file in files if file.modality == modality]
+            values = [file.values[item].get(entry.name) for file in of_modality for item in file.labels]
+            found = identity_consistency(values, [label.pid for f in of_modality for label in f.labels.values()])
+            shares |= {f"{modality} {pair}": share for pair, share in found._asdict().items()}
+        if not np.isnan(list(shares.values())).all():
+            rows.append({"field": entry.name, **shares})
     note = "Share of the pairs of images that agree: of the same identity, of two identities."
-    return AuditTable("Agreement within identities", columns, rows, note)
+    return _table("Agreement within identities", rows, note)
 
 
 def _modalities(files: Sequence[_File], schema: Schema) -> AuditTable:
@@ -319,36 +330,34 @@ def _modalities(files: Sequence[_File], schema: Schema) -> AuditTable:
             found = cohen_kappa(*([values[m][key].get(entry.name) for key in both] for m in (first, second)))
             if found.pairs:
                 rows.append((entry.name, f"{first} - {second}", *found))
-    columns = ("field", "modalities", "images", "agreement", "kappa")
     note = "Kappa is agreement beyond chance (Cohen): 1 full, 0 none. A field near 1 was merged across modalities."
+    columns = ("field", "modalities", "images", "agreement", "kappa")
     return AuditTable("Agreement between modalities", columns, rows, note)
 
 
 def _retrieval(files: Sequence[_File], protocol: str | None, schema: Schema | None) -> AuditTable:
-    splits = list(dict.fromkeys(file.split for file in files))
+    splits = [file.split for file in files]
     split = "test" if "test" in splits else splits[-1]
     chosen = [file for file in files if file.split == split]
     items = sorted(set.intersection(*(set(file.labels) for file in chosen)))
     if not items:
         raise ValueError("no item has a label; pass labels=")
-    labels = (chosen[0].labels[item] for item in items)
-    ids = Identities(*(np.array(column, dtype=np.int64) for column in zip(*labels, strict=True)))
+    ids = Identities(*np.array([chosen[0].labels[item] for item in items], dtype=np.int64).T)
     scenes, cameras = (np.any(np.asarray(x) >= 0) for x in (ids.sceneid, ids.camid))
     rule = protocol or ("scene" if scenes else "camera" if cameras else "none")
     features = {file.modality: word_features([file.captions[item] for item in items]) for file in chosen}
     if len(features) > 1:
         features["all modalities"] = np.concatenate(list(features.values()), axis=1)
-    if schema:
-        for name, lasting in (("fields of the identity", True), ("fields of the moment", False)):
-            kept = {entry.name for entry in schema.fields if (entry.rank > 0) == lasting}
-            features[name] = term_features(
-                [
-                    Counter(f"{f.modality}.{n}.{v}" for f in chosen for n, v in f.parsed[i].values.items() if n in kept)
-                    for i in items
-                ]
-            )
-    found: dict[str, TextRetrieval] = {name: text_retrieval(x, ids, rule) for name, x in features.items()}
-    rows = [(name, f.queries, f.mAP, f.rank1, f.chance_mAP, f.chance_rank1) for name, f in found.items()]
+    for name, lasting in (("fields of the identity", True), ("fields of the moment", False)):
+        if schema is None:
+            break
+        kept = {entry.name for entry in schema.fields if (entry.rank > 0) == lasting}
+        terms = (
+            Counter(f"{f.modality}.{n}.{v}" for f in chosen for n, v in f.parsed[item].values.items() if n in kept)
+            for item in items
+        )
+        features[name] = term_features(list(terms))
     columns = ("captions", "queries", "mAP", "rank-1", "chance mAP", "chance rank-1")
+    rows = [(name, *text_retrieval(feature, ids, rule)) for name, feature in features.items()]
     note = f"Split {split!r}, every image against the others under the protocol {rule!r}; no image is looked at."
     return AuditTable("Text-only retrieval", columns, rows, note)

@@ -1,5 +1,6 @@
-"""One client for every server that speaks the OpenAI chat protocol: vLLM, SGLang, Ollama, hosted ones."""
+"""One client for every server that speaks the OpenAI chat protocol, and a probe of it before anything is paid."""
 
+import asyncio
 import ipaddress
 import os
 import re
@@ -7,10 +8,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from .throttle import CallFailed, retry_after
+from PIL import Image
+
+from .image import data_url
+from .throttle import REAL_TIME, CallFailed, RateLimits, Throttle, Timing, retry_after
 
 Structured = Literal["json_schema", "structured_outputs", "none"]
 
@@ -24,6 +29,10 @@ _OPTIONAL = {
     "seed": re.compile(r"\bseed\b", re.IGNORECASE),
     "structured": re.compile(r"response_format|json_schema|structured|guided|grammar|schema", re.IGNORECASE),
 }
+_COLOURS = {"red": (220, 20, 20), "blue": (20, 40, 220)}
+_QUESTION = "Which colour fills this image? Answer with one English word, the name of the colour."
+_ATTEMPTS = 5
+_NO_IMAGES = re.compile(r"image|vision|multi-?modal|picture|content.*(?:type|string)|unknown variant", re.IGNORECASE)
 
 
 class Key:
@@ -51,11 +60,7 @@ class Key:
 
 
 def read_key(name: str, environ: Mapping[str, str] | None = None) -> Key:
-    """Read a key from the environment.
-
-    Args:
-        name: The variable's name.
-        environ: Variables; None: those of the process.
+    """Read a key from the environment variable of this name (or from `environ`).
 
     Raises:
         PermissionError: If the variable is not set or empty; names it.
@@ -105,9 +110,7 @@ class Server:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"a server's address looks like http://127.0.0.1:8000/v1, got {parts.hostname!r}")
         if parts.username or parts.password or parts.query:
-            raise ValueError(
-                "a server's address must not contain user, password or query; keys come from the environment"
-            )
+            raise ValueError("a server's address must hold no user, password or query; keys come from the environment")
         if not self.model:
             raise ValueError("a server needs the name of a model")
         if parts.path in ("", "/"):
@@ -125,9 +128,7 @@ class Server:
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         """Return the cost of so many tokens, None without a price."""
-        if self.price is None:
-            return None
-        return (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
+        return self.price and (prompt_tokens * self.price[0] + completion_tokens * self.price[1]) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,7 @@ class Reply:
         reported_model: The model's name as the server reports it.
         request: Our random id of the call.
         left_out: Options the server does not support.
-        prompt_tokens: As counted by the server, 0 if it does not report them.
-        completion_tokens: Likewise.
+        prompt_tokens, completion_tokens: As counted by the server, 0 if it does not report them.
         date: Time of the reply in UTC, ISO 8601.
     """
 
@@ -162,9 +162,6 @@ class Client:
 
     The SDK's own retries are off, redirections are not followed (images go to the named host or nowhere), and the
     environment's settings of organisation, project or address for other programs are not used.
-
-    Args:
-        server: The server.
 
     Raises:
         ImportError: If the openai package is not installed.
@@ -204,15 +201,7 @@ class Client:
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Reply:
-        """Make one attempt at one call.
-
-        Args:
-            prompt: The instructions.
-            image: A data URL, None for text alone.
-            json_schema: Schema of the answer.
-            max_tokens: Most tokens of the answer.
-            temperature: 0 for the most likely answer.
-            seed: Seed of the sampling.
+        """Make one attempt at one call; `image` is a data URL, None for text alone, `json_schema` that of the answer.
 
         Raises:
             CallFailed: There was no answer; the message contains neither key nor image.
@@ -318,3 +307,58 @@ class Client:
     def _redact(self, text: str) -> str:
         text = re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]*", "[image]", text)
         return self.server.key.redact(text) if self.server.key else text
+
+
+async def probe(client: Client, *, timeout: float = 120.0, timing: Timing = REAL_TIME) -> None:
+    """Show the model two synthetic images of one colour each and ask for the colour.
+
+    Two, because a model that sees nothing also names a colour, the same one both times. `timeout` includes the retries,
+    few and short, because somebody waits at the screen.
+
+    Raises:
+        ConnectionError: No server answers at the address.
+        PermissionError: The server requires a key, or another one.
+        ValueError: The server does not have the model, or the model cannot see; the message names it.
+    """
+    server = client.server
+    limits = RateLimits(timeout=timeout, attempts=_ATTEMPTS, backoff=0.2, longest_wait=30.0)
+    throttle = Throttle(limits, timing=timing)
+    for colour, value in _COLOURS.items():
+        image = data_url(Image.new("RGB", (224, 224), value))
+        try:
+            async with asyncio.timeout(timeout):
+                reply = await throttle.call(partial(client.ask, _QUESTION, image, max_tokens=1000))
+        except (TimeoutError, CallFailed) as error:
+            failure = error if isinstance(error, CallFailed) else CallFailed(f"no answer within {timeout:g} s")
+            raise await _explained(client, failure) from None
+        answer = re.sub(r"<think>.*?</think>", "", reply.text or reply.refusal or "", flags=re.DOTALL)
+        named = re.findall(r"\b(red|blue)\b", answer, re.IGNORECASE)
+        if not named or named[-1].lower() != colour:
+            raise ValueError(
+                f"model {server.model!r} on {server.host} cannot see: for a {colour} image it answered "
+                f"{answer[:80]!r}; use a model that accepts images"
+            )
+
+
+async def _explained(client: Client, error: CallFailed) -> Exception:
+    """Return the exception that tells the user what to change."""
+    server = client.server
+    if error.status is None or error.status >= 500 or error.status == 429:
+        return ConnectionError(
+            f"no server answers at {server.url} ({error}); start one, such as 'vllm serve MODEL', or correct --server"
+        )
+    if error.status in (401, 403):
+        wrong = f"the key in {server.key.origin} is not accepted" if server.key else ""
+        return PermissionError(
+            f"{server.host} answered {error.status}: {wrong or 'it requires a key: add --key-env NAME'}"
+        )
+    if error.status in (400, 415, 422) and _NO_IMAGES.search(str(error)):
+        return ValueError(
+            f"model {server.model!r} on {server.host} cannot see, the server accepts no images for it ({error}); "
+            "use a model that does"
+        )
+    models = await client.list_models() if error.status in (400, 404) else []
+    if error.status == 404 or (models and server.model not in models):
+        listed = f"it has {', '.join(models[:10])}" if models else "check the name and the address"
+        return ValueError(f"{server.host} does not know the model {server.model!r}; {listed}")
+    return error

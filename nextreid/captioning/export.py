@@ -56,14 +56,7 @@ def describe(merged: Merged, sentences: Sequence[str], image: CaptionRequest) ->
 def write_captions(folder: str | Path, descriptions: Iterable[Description]) -> list[Path]:
     """Write one JSON list of ``{"item", "description"}`` for each split and modality, as NEXT and IDEA read them.
 
-    An image without a caption is left out. Each file is written whole or not at all.
-
-    Args:
-        folder: Created if it does not exist.
-        descriptions: In the order of the entries.
-
-    Returns:
-        The files.
+    An image without a caption is left out. Each file is written whole or not at all; the files are returned.
     """
     files: defaultdict[Path, list[dict[str, str]]] = defaultdict(list)
     for one in descriptions:
@@ -80,11 +73,6 @@ def write_table(path: str | Path, descriptions: Iterable[Description], schema: S
 
     Columns: split, item, modality, description, sentences, composed_by, image, attributes (a list of field, value,
     confidence, source, flags) and trail (JSON). The schema is in the file's metadata under ``nextreid``.
-
-    Args:
-        path: The file; written whole or not at all.
-        descriptions: The rows.
-        schema: Schema of the answers.
 
     Raises:
         ImportError: If pyarrow is not installed.
@@ -119,9 +107,7 @@ def read_table(path: str | Path) -> tuple[list[Description], Schema]:
     """Read what `write_table` wrote.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no such table, or of another format.
-        ImportError: If pyarrow is not installed.
+        FileNotFoundError, ValueError, ImportError: As `read_caption_table`.
     """
     rows, metadata = read_caption_table(Path(path))
     descriptions = [

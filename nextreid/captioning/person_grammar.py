@@ -27,6 +27,8 @@ LEANING = {
     "hair_style": "hair_length",
 }
 """Fields that are stated only beside another one."""
+SPLIT_WORDS = ("upper_clothing", "lower_clothing", "footwear")
+"""Fields whose known words tell where one slot ends and the next begins."""
 
 
 def write(name: str, slots: Slots, phrasing: Phrasing) -> str:
@@ -134,19 +136,15 @@ _HEAD = re.compile(
 _ACTION = re.compile(rf"{_HE} is (?P<actions>(?:not )?(?:carrying|holding|dragging|pulling)\b.*)\.")
 _CLARITY = re.compile(r"The image (?P<verb>appears|is) (?P<target_clarity>.+)\.")
 _SPLIT = re.compile(r"(?:,? (?:and|or|but) |, )(?=(?:not )?(?:carrying|holding|dragging|pulling)\b)")
+_VERB = re.compile(r"(not )?(carrying|holding|dragging|pulling) ?(.*)")
 _EMPTY = {"none", "a none", "nothing", "anything", "any", "not", "any items", "anything visible"}
 
 
 def read(text: str, garments: Mapping[str, tuple[str, ...]]) -> tuple[str, Reading] | None:
-    """Parse one sentence.
+    """Parse one sentence into its name, values and phrasing; None if it matches no frame.
 
-    Args:
-        text: The sentence.
-        garments: Known words of ``upper_clothing``, ``lower_clothing`` and ``footwear``, longest first, and the
-            single words of ``colors`` and ``styles`` of footwear.
-
-    Returns:
-        The sentence's name with values and phrasing; None if it matches no frame.
+    `garments` has the known words of ``upper_clothing``, ``lower_clothing`` and ``footwear``, longest first, and the
+    single words of ``colors`` and ``styles`` of footwear.
     """
     if match := _WHO.fullmatch(text):
         return _read_who(match)
@@ -165,10 +163,7 @@ def read(text: str, garments: Mapping[str, tuple[str, ...]]) -> tuple[str, Readi
 
 def _read_who(match: re.Match[str]) -> tuple[str, Reading] | None:
     values = {name: match[name] for name in ("view", "capture_time", "illumination") if match[name]}
-    described = match["who"].split()
-    if described[-1] == "person":
-        described.pop()
-    for word in described:
+    for word in match["who"].removesuffix("person").split():
         name = "gender" if word in ("male", "female", "non-binary", "man", "woman") else "age"
         if name in values or (name == "age" and word not in ("child", "teenager", "adult", "senior")):
             return None
@@ -229,14 +224,11 @@ def _read_head(match: re.Match[str]) -> Reading | None:
 def _read_actions(actions: str) -> Reading | None:
     values: dict[str, str] = {}
     choices: dict[str, str] = {}
-    parts = _SPLIT.split(actions)
-    verbs = []
-    for part in parts:
-        match = re.fullmatch(r"(not )?(carrying|holding|dragging|pulling) ?(.*)", part)
+    matches = [_VERB.fullmatch(part) for part in _SPLIT.split(actions)]
+    for match in matches:
         if not match:
             return None
         verb, thing = match[2], re.sub(r"^an? ", "", match[3])
-        verbs.append(verb)
         if verb in ("dragging", "pulling"):
             values["suitcase"] = "no" if match[1] else "yes"
         elif match[3] in _EMPTY or not thing:
@@ -251,9 +243,9 @@ def _read_actions(actions: str) -> Reading | None:
             if unknown := [bag for bag in bags if bag not in _BAGS]:
                 values[verb] = "none" if "any" in unknown[0] else ""
             values |= dict.fromkeys((bag for bag in bags if bag in _BAGS), "no")
-            if len(parts) == 1 and thing == match[3]:
+            if len(matches) == 1 and thing == match[3]:
                 choices["action"] = "bare"
-            if len(parts) == len(_BAGS):
+            if len(matches) == len(_BAGS):
                 choices["nothing"] = "each"
         else:
             values[verb] = thing
@@ -261,6 +253,6 @@ def _read_actions(actions: str) -> Reading | None:
                 values[thing] = "yes"
             if counted(thing) != match[3]:
                 choices["action"] = "bare"
-    if verbs == ["holding", "carrying"]:
+    if [match and match[2] for match in matches] == ["holding", "carrying"]:
         choices["action"] = f"reversed {choices.get('action', '')}".strip()
     return {name: value for name, value in values.items() if value}, choices

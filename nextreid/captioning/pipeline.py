@@ -1,7 +1,8 @@
-"""From images to stored answers, and from stored answers to merged ones."""
+"""From images to stored answers, from stored answers to merged ones, and to captions that a language model writes."""
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image as PILImage
 
+from ..data.captions import split_sentences
 from ..data.image import Image, open_image
 from .answers import ParsedReply, parse_reply
 from .client import Server
@@ -19,12 +21,13 @@ from .image import data_url, image_digest, prepare
 from .merge import Merged, Rule, best_of, complement
 from .runner import Job, Progress, ask
 from .schema import Answers, Schema, get_schema
-from .store import Store
+from .store import Store, call_key
 
 _logger = logging.getLogger(__name__)
 
 _HINT = "\nYour last answer to this could not be read as JSON. Answer with the JSON object alone, complete and short."
 _ASSUMED = {"prompt_tokens": 1100, "completion_tokens": 300}  # of a call, before any was measured
+_DEBRIS = re.compile(r"[\[\]{}|<>`*#]|\b(?:unknown|unclear|n/?a|not specified)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,10 @@ class CaptionRequest:
             raise ValueError(f"the {self.modality} image of sample {self.key!r} is not given")
         return prepare(open_image(self.image, self.key, self.modality))
 
+    def encoded(self) -> str:
+        """Return the image as the data URL that is sent."""
+        return data_url(self.prepared())
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -82,18 +89,16 @@ class Sampling:
 
     def options(self, sample: int) -> dict[str, Any]:
         """Return the options of the n-th sample's call."""
-        options: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature}
-        return options | ({"seed": sample} if self.samples > 1 else {})
+        seed = {"seed": sample} if self.samples > 1 else {}
+        return {"max_tokens": self.max_tokens, "temperature": self.temperature, **seed}
 
 
 class Estimate(NamedTuple):
     """What a run would need.
 
     Attributes:
-        stored: Calls whose answers are in the store.
-        calls: Calls that are missing.
-        prompt_tokens: Prompt tokens that these would need.
-        completion_tokens: Answer tokens that these would need.
+        stored, calls: Calls whose answers are in the store, and calls that are missing.
+        prompt_tokens, completion_tokens: Tokens that the missing calls would need.
         cost: Their cost; None if a price is unknown.
         measured: Stored calls that the estimate is based on; 0: an assumption.
         spent: Cost of what is in the store.
@@ -134,8 +139,8 @@ def index_images(
         The requests whose images can be read, with their digests.
 
     Raises:
-        ValueError: If images cannot be read; names the first few and counts them. Also if one sample has two images of
-            one modality.
+        ValueError: If images cannot be read (names the first few and counts them), or one sample has two images of one
+            modality.
     """
     counts = Counter((one.split, one.key, one.modality) for one in requests)
     if double := next((place for place, count in counts.items() if count > 1), None):
@@ -161,38 +166,25 @@ def index_images(
 def caption_jobs(
     requests: Sequence[CaptionRequest], schema: str | Schema, servers: Sequence[Server], sampling: Sampling
 ) -> list[Job]:
-    """Return one job for every image content, model and sample; equal images share theirs.
-
-    Args:
-        requests: As `index_images` returns them.
-        schema: The fields to ask for.
-        servers: The models to ask.
-        sampling: How to sample them.
-    """
+    """Return one job for every image content (see `index_images`), model and sample; equal images share theirs."""
     schema = get_schema(schema)
     digest, name = schema.digest(), f"{schema.name} {schema.version}"
     questions = {m: (schema.instructions(m), schema.json_schema(m)) for m in {one.modality for one in requests}}
-    unique: dict[tuple[str, str], CaptionRequest] = {}
-    for one in requests:
-        unique.setdefault((one.digest, one.modality), one)
-    jobs = []
-    for one in unique.values():
-        prompt, json_schema = questions[one.modality]
-        for server in servers:
-            for sample in range(sampling.samples):
-                parts = {"image": one.digest, "modality": one.modality, "sample": sample}
-                jobs.append(
-                    Job(
-                        server=server,
-                        parts={"schema": digest, "schema_name": name, **parts},
-                        prompt=prompt,
-                        image=partial(_encoded, one) if one.image is not None else None,
-                        json_schema=json_schema,
-                        options=sampling.options(sample),
-                        judge=partial(_judge, schema, one.modality),
-                    )
-                )
-    return jobs
+    unique = {(one.digest, one.modality): one for one in reversed(requests)}
+    return [
+        Job(
+            server,
+            {"schema": digest, "schema_name": name, "image": one.digest, "modality": one.modality, "sample": sample},
+            questions[one.modality][0],
+            image=one.encoded if one.image is not None else None,
+            json_schema=questions[one.modality][1],
+            options=sampling.options(sample),
+            judge=partial(_judge, schema, one.modality),
+        )
+        for one in reversed(unique.values())
+        for server in servers
+        for sample in range(sampling.samples)
+    ]
 
 
 def estimate(jobs: Sequence[Job], store: Store | None) -> Estimate:
@@ -243,16 +235,21 @@ def run_captions(
         The outcome; `Progress.stopped` says why it ended early.
 
     Raises:
-        ValueError: A setting, image or model cannot be used; the message names it.
-        ConnectionError: A server is not there or stops answering.
-        PermissionError: A key is missing or not accepted.
-        OSError: The disk is full. Whatever was answered is in the store.
+        ValueError, ConnectionError, PermissionError, OSError: As `runner.ask`. Whatever was answered is in the store.
     """
     jobs = caption_jobs(index_images(requests, on_error=on_error), schema, servers, sampling or Sampling())
-    with Store(Path(store), write=True) as rows:
-        if others := rows.count_other_schemas(get_schema(schema).digest()):
-            _logger.warning("%s: %d answers belong to another version of the schema; kept, not used", store, others)
+    with open_store(store, get_schema(schema)) as rows:
         return run_jobs(jobs, rows, **settings)
+
+
+def open_store(path: str | Path, schema: Schema) -> Store:
+    """Open a store to write, with a warning about rows that this schema does not use."""
+    store = Store(Path(path), write=True)
+    if store.damaged:
+        _logger.warning("%s: %d damaged lines are not used", path, store.damaged)
+    if others := store.count_other_schemas(schema.digest()):
+        _logger.warning("%s: %d answers belong to another version of the schema; kept, not used", path, others)
+    return store
 
 
 def run_jobs(jobs: Sequence[Job], store: Store, **settings: Any) -> Progress:
@@ -291,8 +288,7 @@ def collect(
             known.setdefault((image, modality), {})[annotator] = best.answers
     answers: dict[tuple[str, str], dict[str, dict[str, Answers]]] = {}
     for one in requests:
-        annotations = known.get((one.digest, one.modality), {})
-        answers.setdefault((one.split, one.key), {})[one.modality] = dict(annotations)
+        answers.setdefault((one.split, one.key), {})[one.modality] = known.get((one.digest, one.modality), {})
     return Collected(answers, counts)
 
 
@@ -318,8 +314,51 @@ def merge_sample(
     return complement(best, schema, fields=fields, rule=rule)
 
 
-def _encoded(request: CaptionRequest) -> str:
-    return data_url(request.prepared())
+def rewrite_job(schema: Schema, modality: str, answers: Answers, draft: Sequence[str], server: Server) -> Job:
+    """Return the job in which a language model writes one caption from the known answers and the template's draft.
+
+    No image is sent, only attributes.
+    """
+    known = {name: answer.value for name, answer in answers.items() if answer.value is not None}
+    facts = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in known.items())
+    prompt = (
+        f"Describe a {schema.object} in plain English from the facts below, in one paragraph of short sentences in the "
+        "order of the draft. Tell every fact once, add none, guess nothing, and leave out whatever is not listed. "
+        f"Write the description alone.\n\nFacts:\n{facts}\n\nDraft:\n{' '.join(draft)}"
+    )
+    parts = {
+        "schema": schema.digest(),
+        "schema_name": f"{schema.name} {schema.version}",
+        "facts": call_key(facts=known),
+        "modality": modality,
+    }
+    return Job(server, parts, prompt, options={"max_tokens": 400, "temperature": 0.0})
+
+
+def read_rewrite(job: Job, schema: Schema, draft: Sequence[str], store: Store) -> tuple[tuple[str, ...], str]:
+    """Return the caption that a model wrote, or the draft if that is not usable, and why (``""`` if it is).
+
+    Not usable is a refusal, a text that was cut off, one with brackets, choices or words for "unknown", one more than
+    twice as long as the draft, and one that names a colour the draft does not have.
+    """
+    rows = job.stored(store)
+    text = " ".join((rows[-1]["text"] or "").split()) if rows else ""
+    why = _fault(rows[-1], text, " ".join(draft), schema) if rows else "missing"
+    return (tuple(draft), why) if why else (split_sentences(text), "")
+
+
+def _fault(row: Mapping[str, Any], text: str, draft: str, schema: Schema) -> str:
+    if not text or row["refusal"] or parse_reply(text, schema, row["modality"]).status == "refused":
+        return "refused" if text or row["refusal"] else "empty"
+    if row["finish"] == "length" or text[-1] not in ".!":
+        return "cut off"
+    if _DEBRIS.search(text):
+        return "debris"
+    if len(text) > 2 * len(draft) + 40:
+        return "too long"
+    colours = {value for field in schema.fields if "color" in field.name for value in field.values if " " not in value}
+    new, old = (set(re.findall(r"[a-z]+", part.lower())) for part in (text, draft))
+    return "invented" if (new & colours) - old else ""
 
 
 def _parsed(schema: Schema, modality: str, row: Mapping[str, Any]) -> ParsedReply:

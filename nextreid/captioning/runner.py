@@ -4,11 +4,11 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .client import Client, Server
-from .probe import probe
+from .client import Client, Server, probe
 from .store import Store, call_key
 from .throttle import CallFailed, RateLimits, Throttle
 
@@ -48,11 +48,9 @@ class Job:
     def stored(self, store: Store) -> list[dict[str, Any]]:
         """Return the rows that answer this job: none, one, or two if it was asked once more."""
         first = store.get(self.row_head()["key"])
-        if first is None:
-            return []
-        hint = self.judge(first)
+        hint = self.judge(first) if first else None
         second = store.get(self.row_head(hint)["key"]) if hint else None
-        return [first] if second is None else [first, second]
+        return [row for row in (first, second) if row]
 
     def is_done(self, store: Store) -> bool:
         """Tell whether nothing is left to ask."""
@@ -66,13 +64,9 @@ class Progress:
 
     Attributes:
         jobs: Jobs of this run that were not yet in the store.
-        done: Those that have been answered.
-        failed: Those that were given up; the next run asks them again.
-        calls: Calls that were answered, repairs included.
-        retries: Attempts that failed and were repeated.
-        prompt_tokens: Prompt tokens of the calls.
-        completion_tokens: Answer tokens of the calls.
-        cost: Cost of the calls, as far as prices are known.
+        done, failed: Those that have been answered, and those that were given up; the next run asks these again.
+        calls, retries: Calls that were answered, repairs included, and attempts that failed and were repeated.
+        prompt_tokens, completion_tokens, cost: Of the calls; the cost as far as prices are known.
         spent: Cost of everything in the store.
         seconds: Seconds since the start.
         failures: The first few messages.
@@ -103,35 +97,30 @@ class _Budget:
 
     def __init__(self, spent: float, limit: float | None, max_calls: int | None) -> None:
         self.spent, self._calls = spent, 0
-        self._limit = float("inf") if limit is None else limit
-        self._max_calls = float("inf") if max_calls is None else max_calls
-        self._reserved = 0.0
-        self._in_flight = 0
+        self._limit, self._max_calls = (float("inf") if most is None else most for most in (limit, max_calls))
+        self._in_flight: list[float] = []  # what each call may cost at most
         self._changed = asyncio.Condition()
 
     async def reserve(self, bound: float) -> str:
         """Reserve the cost of one call, waiting for calls in flight if these may leave enough.
 
-        Returns:
-            ``""``, or why no further call may go out.
+        Returns ``""``, or why no further call may go out.
         """
         async with self._changed:
             await self._changed.wait_for(lambda: not self._in_flight or not self._exceeded(bound))
             if not (reason := self._exceeded(bound)):
-                self._reserved += bound
-                self._in_flight += 1
+                self._in_flight.append(bound)
             return reason
 
     def _exceeded(self, bound: float) -> str:
-        if self._calls + self._in_flight >= self._max_calls:
+        if self._calls + len(self._in_flight) >= self._max_calls:
             return "max-calls"
-        return "budget" if self.spent + self._reserved + bound > self._limit else ""
+        return "budget" if self.spent + sum(self._in_flight) + bound > self._limit else ""
 
     async def settle(self, bound: float, cost: float | None) -> None:
         """Replace a reservation by the cost of the call; None: there was no answer to pay for."""
         async with self._changed:
-            self._reserved = max(0.0, self._reserved - bound)
-            self._in_flight -= 1
+            self._in_flight.remove(bound)
             if cost is not None:
                 self.spent += cost
                 self._calls += 1
@@ -151,17 +140,16 @@ class _Run:
         self.started = time.monotonic()
         for job in reversed(jobs):  # list.pop takes the last element first
             self.queues.setdefault(job.server, []).append(job)
+        self.throttles = {server: Throttle(limits) for server in self.queues}
 
     async def run(self, probing: bool) -> None:
-        clients = {server: Client(server) for server in self.queues}
-        throttles = {server: Throttle(self.limits) for server in self.queues}
-        try:
-            if probing:
-                for server, client in clients.items():
-                    if any(job.image for job in self.queues[server]):
-                        await probe(client, timeout=self.limits.timeout)
+        async with AsyncExitStack() as stack:
+            clients = {server: await stack.enter_async_context(Client(server)) for server in self.queues}
+            for server, client in clients.items():
+                if probing and any(job.image for job in self.queues[server]):
+                    await probe(client, timeout=self.limits.timeout)
             workers = [
-                asyncio.create_task(self.work(clients[server], throttles[server], queue))
+                asyncio.create_task(self.work(clients[server], queue))
                 for server, queue in self.queues.items()
                 for _ in range(min(self.limits.concurrency, len(queue)))
             ]
@@ -177,19 +165,15 @@ class _Run:
                     worker.cancel()
             for worker in workers:
                 worker.result()
-        finally:
-            self.progress.retries = sum(throttle.retries for throttle in throttles.values())
-            for client in clients.values():
-                await client.__aexit__()
         if self.error is not None:
             raise self.error
 
-    async def work(self, client: Client, throttle: Throttle, queue: list[Job]) -> None:
+    async def work(self, client: Client, queue: list[Job]) -> None:
         """Answer jobs until none is left, an error occurs, or the budget is used up."""
         while queue and self.error is None and not self.progress.stopped:
             job = queue.pop()
             try:
-                finished = await self.answer(client, throttle, job)
+                finished = await self.answer(client, job)  # not in the sum: other workers add meanwhile
                 self.progress.done += finished
                 self.failed_in_a_row = 0
             except CallFailed as error:
@@ -197,7 +181,7 @@ class _Run:
             except (OSError, ValueError) as error:
                 self.error = self.error or error
             self.progress.seconds = time.monotonic() - self.started
-            self.progress.retries = throttle.retries
+            self.progress.retries = sum(throttle.retries for throttle in self.throttles.values())
             self.report(self.progress)
 
     def note_failure(self, server: Server, error: CallFailed) -> None:
@@ -211,19 +195,17 @@ class _Run:
         elif self.failed_in_a_row >= _MOST_FAILURES:
             self.error = self.error or ConnectionError(f"{_MOST_FAILURES} calls in a row failed, the last: {error}")
 
-    async def answer(self, client: Client, throttle: Throttle, job: Job) -> bool:
+    async def answer(self, client: Client, job: Job) -> bool:
         """Bring the job's answer into the store; return False if the budget is used up."""
         head = job.row_head()
-        row = self.store.get(head["key"]) or await self.call(client, throttle, job, head, "")
+        row = self.store.get(head["key"]) or await self.call(client, job, head, "")
         if row and (hint := job.judge(row)):
-            row = await self.call(client, throttle, job, job.row_head(hint), hint)
+            row = await self.call(client, job, job.row_head(hint), hint)
         return row is not None
 
-    async def call(
-        self, client: Client, throttle: Throttle, job: Job, head: dict[str, Any], hint: str
-    ) -> Mapping[str, Any] | None:
+    async def call(self, client: Client, job: Job, head: dict[str, Any], hint: str) -> Mapping[str, Any] | None:
         """Make one call and store its answer; None if the budget is used up."""
-        server, progress = job.server, self.progress
+        server, progress, throttle = job.server, self.progress, self.throttles[job.server]
         group = (server.model, str(head.get("modality")))
         expected = self.most_prompt_tokens.get(group, len(job.prompt) // 3 + (1500 if job.image else 0))
         bound = server.cost(expected, job.options.get("max_tokens", 1500)) or 0.0

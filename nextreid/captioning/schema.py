@@ -131,14 +131,17 @@ class Schema:
 
     def __getitem__(self, name: str) -> Field:
         """Return a field by name; raises KeyError that lists the fields."""
-        for entry in self.fields:
-            if entry.name == name:
-                return entry
-        raise KeyError(f"schema {self.name!r} has no field {name!r}; it has {', '.join(f.name for f in self.fields)}")
+        if name not in self._by_name:
+            raise KeyError(f"schema {self.name!r} has no field {name!r}; it has {', '.join(self._by_name)}")
+        return self._by_name[name]
 
     def for_modality(self, modality: str) -> tuple[Field, ...]:
         """Return the fields that an image of this modality can show, such as ``"tir"``."""
         return tuple(f for f in self.fields if f.shown_in(modality))
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Field]:
+        return {f.name: f for f in self.fields}
 
     @functools.cached_property
     def _choices(self) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
@@ -175,7 +178,8 @@ class Schema:
         text = text.strip().strip(" .,;:\"'`")
         if text in entry.values:
             return text, None
-        for key in (_key(text), _key(plain_value(text))):
+        bare = text.partition(" (")[0]  # "not visible" is a value of some fields, and dropped by `plain_value`
+        for key in (_key(text), _key(bare), _key(plain_value(text))):
             if key in known:
                 return known[key], None
             if key in others:
@@ -219,14 +223,11 @@ class Schema:
 
         Lengths, ranges and patterns are left out, because servers support them unevenly; `normalise` checks answers.
         """
-
-        def entry(f: Field) -> dict[str, Any]:
-            value: dict[str, Any] = {"type": "string"}
-            if f.values:
-                value["enum"] = [*f.values, UNKNOWN_ANSWER]
-            return _strict({"value": value, "confidence": {"type": "number"}})
-
-        return _strict({f.name: entry(f) for f in self.for_modality(modality)})
+        entries = {}
+        for f in self.for_modality(modality):
+            choices = {"enum": [*f.values, UNKNOWN_ANSWER]} if f.values else {}
+            entries[f.name] = _strict({"value": {"type": "string", **choices}, "confidence": {"type": "number"}})
+        return _strict(entries)
 
     def pydantic_model(self, modality: str) -> Any:
         """Return a pydantic model class of one image's answers (extra ``captions``).
@@ -281,13 +282,17 @@ class Schema:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-_BUILT_IN = ("person", "vehicle")
-_REGISTERED: dict[str, Schema] = {}
+@functools.cache
+def _known() -> dict[str, Schema]:
+    """Return the schemas by name: the built-in ones, and those that `register_schema` adds."""
+    folder = resources.files(__package__) / "vocabulary"
+    files = [folder / f"{name}.json" for name in ("person", "vehicle")]
+    return {s.name: s for s in (Schema.from_dict(json.loads(f.read_text(encoding="utf-8"))) for f in files)}
 
 
 def list_schemas() -> list[str]:
     """Return the names that `get_schema` knows, sorted."""
-    return sorted({*_BUILT_IN, *_REGISTERED})
+    return sorted(_known())
 
 
 def get_schema(name: str | Schema) -> Schema:
@@ -298,11 +303,11 @@ def get_schema(name: str | Schema) -> Schema:
     """
     if isinstance(name, Schema):
         return name
-    if name not in list_schemas():
+    if name not in _known():
         raise ValueError(
             f"unknown schema {name!r}; known: {', '.join(list_schemas())}; or register_schema(Schema.from_dict(...))"
         )
-    return _REGISTERED.get(name) or _built_in(name)
+    return _known()[name]
 
 
 def register_schema(schema: Schema) -> Schema:
@@ -311,17 +316,9 @@ def register_schema(schema: Schema) -> Schema:
     Raises:
         ValueError: If another schema of this name exists.
     """
-    known = schema.name in list_schemas()
-    if known and get_schema(schema.name) != schema:
+    if _known().setdefault(schema.name, schema) != schema:
         raise ValueError(f"there is another schema {schema.name!r}; give yours another name")
-    _REGISTERED[schema.name] = schema
     return schema
-
-
-@functools.cache
-def _built_in(name: str) -> Schema:
-    text = resources.files(__package__).joinpath("vocabulary", f"{name}.json").read_text(encoding="utf-8")
-    return Schema.from_dict(json.loads(text))
 
 
 _NOTHING = {"none", "no", "not", "nothing", "other", "other(s)", "false", ""}

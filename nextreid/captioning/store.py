@@ -21,13 +21,9 @@ _SUM = ',"sum":"'
 
 
 def call_key(**parts: Any) -> str:
-    """Return the key of a call: a digest of everything its answer depends on.
+    """Return the key of a call, 32 hex digits: a digest of everything its answer depends on.
 
-    Args:
-        **parts: JSON values, such as the image's digest, the prompt, the model's name and the sampling.
-
-    Returns:
-        32 hex digits, the same for the same parts in any order.
+    The parts are JSON values, such as the image's digest, the prompt, the model's name and the sampling, in any order.
     """
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -36,14 +32,8 @@ def call_key(**parts: Any) -> str:
 class Store:
     """Answers by the key of their call, in one file.
 
-    Opening it to write takes a lock that ends with the process, and cuts off a torn last line. A damaged line elsewhere
-    is kept, counted and not used. Of two rows with one key the later counts.
-
-    Args:
-        path: The file; created with its folder when opened to write.
-        write: Whether to append.
-        sync_every: Seconds between two syncs to disk.
-        clock: Returns seconds.
+    Opening it to write creates it, takes a lock that ends with the process, and cuts off a torn last line. A damaged
+    line elsewhere is kept, counted and not used. Of two rows with one key the later counts.
 
     Attributes:
         damaged: Number of damaged lines.
@@ -58,13 +48,10 @@ class Store:
         self, path: Path, *, write: bool = False, sync_every: float = 1.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.path = Path(path)
-        self.damaged = 0
-        self.spent = 0.0
+        self.damaged, self.spent = 0, 0.0
         self._schemas: Counter[str] = Counter()
-        self._offsets: dict[str, tuple[int, int]] = {}
-        self._sync_every, self._clock = sync_every, clock
-        self._synced = clock()
-        self._write = write
+        self._places: dict[str, tuple[int, int]] = {}  # length and offset
+        self._write, self._sync_every, self._clock, self._synced = write, sync_every, clock, clock()
         if write:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         elif not self.path.is_file():
@@ -88,29 +75,25 @@ class Store:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._offsets)
+        return len(self._places)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._offsets
+        return key in self._places
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the row of a call, None if it was not answered."""
-        offset = self._offsets.get(key)
-        return None if offset is None else _parse(os.pread(self._file, offset[1], offset[0]))
+        return _parse(os.pread(self._file, *self._places[key])) if key in self._places else None
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read all rows in the order in which the calls were first answered."""
-        yield from filter(None, map(self.get, self._offsets))
+        yield from filter(None, map(self.get, self._places))
 
     def count_other_schemas(self, digest: str) -> int:
         """Count the rows that answer another schema than this one."""
         return sum(count for name, count in self._schemas.items() if name not in ("", digest))
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add the row of one call.
-
-        Args:
-            row: JSON values; ``key`` is the call's key, ``schema`` a digest, ``cost`` its cost (or None).
+        """Add the row of one call: JSON values with its ``key``, the digest ``schema``, and its ``cost`` or None.
 
         Raises:
             OSError: If it cannot be written, as on a full disk; the file is then unchanged.
@@ -124,11 +107,8 @@ class Store:
             os.ftruncate(self._file, self._end)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             what = "the disk is full" if full else error.strerror
-            raise OSError(
-                error.errno,
-                f"{what}: the run stops; {len(self)} answers are safe in the store, run again to continue",
-                str(self.path),
-            ) from error
+            message = f"{what}: the run stops; {len(self)} answers are safe in the store, run again to continue"
+            raise OSError(error.errno, message, str(self.path)) from error
         self._note(row, self._end, len(line))
         self._end += len(line)
         if self._clock() - self._synced >= self._sync_every:
@@ -141,13 +121,14 @@ class Store:
 
     def close(self) -> None:
         """Close the file; the lock ends."""
-        if self._file >= 0:
-            try:
-                if self._write:
-                    self.sync()
-            finally:
-                os.close(self._file)
-                self._file = -1
+        if self._file < 0:
+            return
+        try:
+            if self._write:
+                self.sync()
+        finally:
+            os.close(self._file)
+            self._file = -1
 
     def _lock(self) -> None:
         try:
@@ -178,7 +159,7 @@ class Store:
         return good
 
     def _note(self, row: Mapping[str, Any], start: int, length: int) -> None:
-        self._offsets[row["key"]] = (start, length)
+        self._places[row["key"]] = (length, start)
         self._schemas[row.get("schema") or ""] += 1
         self.spent += row.get("cost") or 0.0
 

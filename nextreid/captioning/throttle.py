@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple, TypeVar
@@ -37,9 +37,7 @@ class CallFailed(ConnectionError):
         self, message: str, *, status: int | None = None, retry: bool = False, retry_after: float | None = None
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.retry = retry
-        self.retry_after = retry_after
+        self.status, self.retry, self.retry_after = status, retry, retry_after
 
 
 class ServerUnavailable(ConnectionError):
@@ -47,15 +45,7 @@ class ServerUnavailable(ConnectionError):
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Read a ``Retry-After`` header.
-
-    Args:
-        value: Seconds (``"2"``, ``"0.5"``) or an HTTP date.
-        now: Time that the date is compared with; None: now.
-
-    Returns:
-        Seconds, at least 0; None if it is neither.
-    """
+    """Read a ``Retry-After`` header, a number or an HTTP date: seconds, at least 0; None if it is neither."""
     if value is None:
         return None
     try:
@@ -71,23 +61,13 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
 
 
 class TokenBucket:
-    """Lets amounts through at a rate, in the order they came.
+    """Lets amounts through at a rate (a minute; None: no limit), in the order they came.
 
-    It stores the moment at which the bucket will be full again, which is equivalent to its level. An amount larger
-    than the bucket passes, and those behind it wait for it.
-
-    Args:
-        per_minute: Amount a minute; None: no limit.
-        burst: Seconds' worth of the rate that may pass at once after a pause.
-        timing: Clock and sleep.
-
-    Raises:
-        ValueError: If the rate is not positive or the burst negative.
+    It stores the moment at which the bucket will be full again, which is equivalent to its level. After a pause,
+    `burst` seconds' worth of the rate pass at once. A larger amount passes too, and those behind it wait for it.
     """
 
     def __init__(self, per_minute: float | None, *, burst: float = 1.0, timing: Timing = REAL_TIME) -> None:
-        if (per_minute is not None and not per_minute > 0) or not burst >= 0:
-            raise ValueError(f"a rate must be positive and a burst not negative, got {per_minute} and {burst}")
         self._each = 60 / per_minute if per_minute else 0.0
         self._burst = burst
         self._clock, self._sleep = timing
@@ -116,12 +96,6 @@ class Breaker:
     After `threshold` failures in a row it opens: all calls wait for `cooldown` seconds, then one is let through as a
     trial. If it succeeds, all go on; if not, the next wait begins, and after `openings` of them in a row the server is
     given up.
-
-    Args:
-        threshold: Failures in a row.
-        cooldown: Seconds of each wait.
-        openings: How many waits in a row.
-        timing: Clock and sleep.
     """
 
     def __init__(
@@ -129,9 +103,7 @@ class Breaker:
     ) -> None:
         self.threshold, self.cooldown, self.openings = threshold, cooldown, openings
         self._clock, self._sleep = timing
-        self._failures = self._opened = 0
-        self._until = 0.0
-        self._trying = False
+        self._failures, self._opened, self._until, self._trying = 0, 0, 0.0, False
 
     @property
     def is_open(self) -> bool:
@@ -139,10 +111,7 @@ class Breaker:
         return self._opened > 0
 
     async def enter(self) -> bool:
-        """Wait until a call may go out.
-
-        Returns:
-            Whether this call is the trial, for `leave`.
+        """Wait until a call may go out; return whether it is the trial, for `leave`.
 
         Raises:
             ServerUnavailable: After `openings` waits in a row in which every trial failed.
@@ -159,18 +128,12 @@ class Breaker:
         return False
 
     def leave(self, trial: bool, failed: bool | None) -> None:
-        """Report how a call went.
-
-        Args:
-            trial: What `enter` returned for it.
-            failed: None if it was cancelled and reveals nothing about the server.
-        """
+        """Report how a call went; `failed` is None if it was cancelled and reveals nothing about the server."""
         if trial:
             self._trying = False
-        if failed is None:
-            return
-        if not failed:
+        if failed is False:
             self._failures = self._opened = 0
+        if not failed:
             return
         self._failures += 1
         if trial or (not self.is_open and self._failures >= self.threshold):
@@ -205,23 +168,16 @@ class RateLimits:
     longest_wait: float = 300.0
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "attempts"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
-                raise ValueError(f"{name} must be a whole number, at least 1, got {getattr(self, name)!r}")
-        for name in ("requests_per_minute", "tokens_per_minute", "timeout", "backoff", "longest_wait"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
+        for name, value in asdict(self).items():
+            if name in ("concurrency", "attempts"):
+                if not isinstance(value, int) or value < 1:
+                    raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
+            elif value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
 class Throttle:
-    """Sends calls to one server within its limits, and retries them.
-
-    Args:
-        limits: The limits.
-        timing: Clock and sleep.
-        rng: Draws the jitter.
-    """
+    """Sends calls to one server within its limits, and retries them; `rng` draws the jitter of the waits."""
 
     def __init__(self, limits: RateLimits, *, timing: Timing = REAL_TIME, rng: random.Random | None = None) -> None:
         self.limits = limits
@@ -234,17 +190,10 @@ class Throttle:
         self._slots = asyncio.Semaphore(limits.concurrency)
 
     async def call(self, attempt: Callable[[], Awaitable[_T]], tokens: float = 0.0) -> _T:
-        """Run `attempt`, again while its failure may be temporary.
+        """Run `attempt`, again while its `CallFailed` may be temporary; `tokens` is how many it will probably need.
 
         A failure without a response, a 5xx or a timeout counts for the breaker; 429 does not, because it proves that
         the server is up. Retry-After delays every call to the server, not only this one.
-
-        Args:
-            attempt: One attempt; raises `CallFailed`.
-            tokens: How many tokens it will probably need.
-
-        Returns:
-            What `attempt` returned.
 
         Raises:
             CallFailed: The last failure, once the attempts are used up or a retry is useless.
@@ -284,9 +233,7 @@ class Throttle:
         longest = self.limits.longest_wait
         if asked is not None:
             if asked > longest:
-                raise ServerUnavailable(
-                    f"the server asks to wait {asked:.0f} s, longer than the {longest:g} s a run waits"
-                )
+                raise ServerUnavailable(f"the server asks to wait {asked:.0f} s, a run waits at most {longest:g} s")
             self._requests.pause(asked)
             await self._sleep(asked)
             longest = self.limits.backoff  # jitter, so that not all come back at once

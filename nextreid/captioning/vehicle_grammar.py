@@ -22,6 +22,8 @@ SENTENCES = {name: tuple(fields.split()) for name, fields in _FIELDS.items()}
 """Sentences in their order, with the fields that they state."""
 LEANING: Mapping[str, str] = {}
 """Fields that are stated only beside another one."""
+SPLIT_WORDS = ("color", "vehicle_type")
+"""Fields whose known words tell where one slot ends and the next begins."""
 
 _ROOF = ("roof_condition", "roof_type")
 _STATES = {"mirrors": "Side mirrors are", "plate": "License plate is", "spoiler": "Spoiler is", "rack": "Roof rack is"}
@@ -34,9 +36,8 @@ def write(name: str, slots: Slots, phrasing: Phrasing) -> str:
         return _state(f"{_STATES[name]} {state}", phrasing) if state else ""
     if name == "exhaust":
         pipes = slots.get("exhaust_type")
-        ending = "pipe" if pipes == "single" and phrasing.definite == "the" else "pipes"
-        article = "a " if ending == "pipe" else ""
-        return _state(f"Exhaust system features {article}{pipes} {ending}", phrasing) if pipes else ""
+        what = "a single pipe" if pipes == "single" and phrasing.definite == "the" else f"{pipes} pipes"
+        return _state(f"Exhaust system features {what}", phrasing) if pipes else ""
     return {"vehicle": _vehicle, "body": _body, "lights": _lights, "roof": _roof}[name](slots, phrasing)
 
 
@@ -60,32 +61,27 @@ def _vehicle(slots: Slots, phrasing: Phrasing) -> str:
 
 
 def _body(slots: Slots, phrasing: Phrasing) -> str:
-    wear, windows = slots.get("exterior_condition"), words(slots, "window_condition", "window_style")
-    shown = [f"{wear} wear" if wear else "", f"{windows} windows" if windows else ""]
-    text = " with ".join(part for part in shown if part)
+    windows = words(slots, "window_condition", "window_style")
+    text = _joined(" with ", (slots.get("exterior_condition"), "wear"), (windows, "windows"))
     return f"The vehicle shows {text}." if text else ""
 
 
 def _lights(slots: Slots, phrasing: Phrasing) -> str:
-    head = words(slots, "headlights_condition", "headlights_shape")
-    lights = [
-        f"{head} headlights" if head else "",
-        f"{tail} taillights" if (tail := slots.get("taillights_shape")) else "",
-    ]
+    head, tail = words(slots, "headlights_condition", "headlights_shape"), slots.get("taillights_shape")
+    lights = ((head, "headlights"), (tail, "taillights"))
+    text = _joined(" and ", *lights)
     shape, edges = slots.get("front_grille_shape"), slots.get("front_grille_edges")
     grille = f"{shape} grille" if shape else "grille"
     grille = f"a {grille}" if phrasing.article == "a" else with_article(grille)
     grille += f" with {edges} edges" if edges else ""
-    lit = [light for light in lights if light]
-    text = " and ".join(lit)
     if _runs_on(slots, phrasing):
         link = "roof above" if phrasing.roof == "above" else f"roof {phrasing.roof} above"
         text += f", complemented by {with_article(words(slots, *_ROOF))} {link} {_below(slots)}"
     elif shape or edges:
-        if not lit:
+        if not text:
             text = grille
         elif phrasing.grille == "and":
-            text = f"{', '.join(lit)}{',' if len(lit) > 1 else ''} and {grille}"
+            text = f"{_joined(', ', *lights)}{',' if head and tail else ''} and {grille}"
         else:
             text += f", complemented by {grille}"
     return f"It features {text}." if text else ""
@@ -111,10 +107,12 @@ def _runs_on(slots: Slots, phrasing: Phrasing) -> bool:
 
 def _below(slots: Slots) -> str:
     tires = words(slots, "tires_condition", "tire_size", "tires_type")
-    bumpers = slots.get("bumper_condition")
-    return " with ".join(
-        part for part in (f"{tires} tires" if tires else "", f"{bumpers} bumpers" if bumpers else "") if part
-    )
+    return _joined(" with ", (tires, "tires"), (slots.get("bumper_condition"), "bumpers"))
+
+
+def _joined(link: str, *parts: tuple[str | None, str]) -> str:
+    """Join "<value> <noun>" of the nouns that have a value."""
+    return link.join(f"{value} {noun}" for value, noun in parts if value)
 
 
 _VEHICLE = re.compile(
@@ -157,14 +155,9 @@ _CONDITIONS = {
 
 
 def read(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[str, Reading] | None:
-    """Parse one sentence.
+    """Parse one sentence into its name, values and phrasing; None if it matches no frame.
 
-    Args:
-        text: The sentence.
-        known: Words of ``color`` and ``vehicle_type``, longest first.
-
-    Returns:
-        The sentence's name with values and phrasing; None if it matches no frame.
+    `known` has the words of ``color`` and ``vehicle_type``, longest first.
     """
     if match := _STATE.fullmatch(text):
         name = _NAMES[match["thing"].lower()]
@@ -211,12 +204,11 @@ def _read_vehicle(match: re.Match[str], known: Mapping[str, tuple[str, ...]]) ->
 
 
 def _read_lights(match: re.Match[str]) -> tuple[str, Reading] | None:
-    if not any(
-        match[name] for name in ("head", "taillights_shape", "front_grille_shape", "front_grille_edges", "join")
-    ):
+    fields = ("taillights_shape", "front_grille_shape", "front_grille_edges")
+    if not any(match[name] for name in ("head", *fields, "join")):
         return None
     values = _split_condition(match["head"], "headlights_condition", "headlights_shape")
-    values |= _filled(match, "taillights_shape", "front_grille_shape", "front_grille_edges")
+    values |= _filled(match, *fields)
     choices = {}
     if match["join"] and "and" in match["join"] and "complemented" not in match["join"]:
         choices["grille"] = "and"

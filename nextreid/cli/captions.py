@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -97,8 +98,7 @@ def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nextreid.captioning.export import write_run
-    from nextreid.captioning.pipeline import Sampling, caption_jobs, estimate, index_images, run_jobs
-    from nextreid.captioning.runner import Progress
+    from nextreid.captioning.pipeline import Sampling, caption_jobs, estimate, index_images, open_store, run_jobs
     from nextreid.captioning.store import Store
     from nextreid.captioning.throttle import RateLimits
 
@@ -115,34 +115,26 @@ def _run(args: argparse.Namespace) -> int:
         store = Store(path) if path.is_file() else None
         print(f"{len(images)} images, {_estimate_line(estimate(jobs, store), args.budget)}")
         return 0
-    hosts = sorted({s.host for s in [*servers, *([writer] if writer else [])] if s.send_images})
-    if hosts:
+    if hosts := sorted({s.host for s in (*servers, writer) if s and s.send_images}):
         print(f"images or attributes go to {', '.join(hosts)}", file=sys.stderr)
-    settings = {"limits": limits, "budget": args.budget}
-    with Store(path, write=True) as store:
-        if store.damaged:
-            print(f"{path}: {store.damaged} damaged lines are not used", file=sys.stderr)
-        if others := store.count_other_schemas(schema.digest()):
-            print(f"{path}: {others} answers belong to another version of the schema; kept, not used", file=sys.stderr)
+    with open_store(path, schema) as store:
         write_run(args.out / _RUN, schema, [server.model for server in servers], sampling, images)
         with tqdm(total=len(jobs), unit="call", disable=not sys.stderr.isatty()) as bar:
 
-            def report(progress: Progress) -> None:
+            def report(progress: Any) -> None:
                 bar.total = progress.jobs
                 bar.set_postfix_str(_postfix(progress), refresh=False)
                 bar.update(progress.done - bar.n)
 
-            settings |= {"report": report}
+            settings = {"limits": limits, "budget": args.budget, "report": report}
             done = run_jobs(jobs, store, max_calls=args.max_calls, probing=not args.no_probe, **settings)
-        left = done.jobs - done.done
         print(_done_line(done))
         descriptions, counts = _described(args, schema, [s.model for s in servers], sampling, images, store)
-        if writer is not None and not left:
+        if writer is not None and done.done == done.jobs:
             max_calls = None if args.max_calls is None else max(0, args.max_calls - done.calls)
             descriptions, done = _rewritten(descriptions, schema, writer, store, {**settings, "max_calls": max_calls})
-            left = done.jobs - done.done
         _write(args.out, descriptions, schema, counts)
-    return 1 if left else 0
+    return int(done.done < done.jobs)
 
 
 def run_export(args: argparse.Namespace) -> None:
@@ -162,13 +154,10 @@ def run_compose(args: argparse.Namespace) -> None:
     from nextreid.captioning.export import read_table
 
     rows, schema = read_table(args.table)
-    descriptions = [
-        dataclasses.replace(
-            row, sentences=compose(row.answers, schema, row.modality, compact=args.compact), composed_by="template"
-        )
-        for row in rows
-    ]
-    _write(args.out, descriptions, schema, {})
+    for i, row in enumerate(rows):
+        sentences = compose(row.answers, schema, row.modality, compact=args.compact)
+        rows[i] = dataclasses.replace(row, sentences=sentences, composed_by="template")
+    _write(args.out, rows, schema, {})
 
 
 def run_audit(args: argparse.Namespace) -> None:
@@ -216,9 +205,8 @@ def _requests(args: argparse.Namespace) -> tuple[list[Any], str | None]:
         modalities = MODALITIES
         splits = {"all": read_manifest(path, modalities) if path.is_file() else read_folder(path)}
     else:
-        raise ValueError(
-            f"no folder or file {path}, and no dataset of that name; there are {', '.join(list_datasets())}"
-        )
+        known = ", ".join(list_datasets())
+        raise ValueError(f"no folder or file {path}, and no dataset of that name; there are {known}")
     requests = [
         CaptionRequest(sample.key, modality, image, split)
         for split, samples in splits.items()
@@ -272,18 +260,15 @@ def _split_model(name: str, default: str) -> tuple[str, str]:
 
 def _assignments(entries: Sequence[str]) -> dict[str, str]:
     """Return the values of [NAME=]VALUE by name, ``""`` for the one without."""
-    parts = (entry.rpartition("=") for entry in entries)
-    return {name: value for name, _, value in parts}
+    return {name: value for name, _, value in (entry.rpartition("=") for entry in entries)}
 
 
 def _price(text: str) -> tuple[float, float]:
-    try:
-        into, out = (float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--price takes IN,OUT for a million tokens, such as 0.15,0.60, got {text!r}") from None
-    if not (0 <= into < 1e9 and 0 <= out < 1e9):
-        raise ValueError(f"--price takes numbers of at least 0, got {text!r}")
-    return into, out
+    with suppress(ValueError):
+        into, out = map(float, text.split(","))
+        if 0 <= into < 1e9 and 0 <= out < 1e9:
+            return into, out
+    raise ValueError(f"--price takes IN,OUT for a million tokens, both at least 0, such as 0.15,0.60, got {text!r}")
 
 
 def _only_model(args: argparse.Namespace) -> str:
@@ -315,11 +300,11 @@ def _described(
         sample: merge_sample(annotations, schema, rule=args.rule, fields=args.complement)
         for sample, annotations in found.answers.items()
     }
-    descriptions = []
-    for image in images:
-        if best := merged[image.split, image.key].get(image.modality):
-            sentences = compose(best.answers, schema, image.modality, compact=args.compact)
-            descriptions.append(describe(best, sentences, image))
+    descriptions = [
+        describe(best, compose(best.answers, schema, image.modality, compact=args.compact), image)
+        for image in images
+        if (best := merged[image.split, image.key].get(image.modality))
+    ]
     return descriptions, {**found.counts, "without": len(images) - len(descriptions)}
 
 
@@ -327,21 +312,19 @@ def _rewritten(
     descriptions: Sequence[Any], schema: Any, writer: Any, store: Any, settings: Any
 ) -> tuple[list[Any], Any]:
     """Let a language model write the captions; the template's stay where its own are not usable."""
-    from nextreid.captioning.pipeline import run_jobs
-    from nextreid.captioning.rewriting import read_rewrite, rewrite_job
+    from nextreid.captioning.pipeline import read_rewrite, rewrite_job, run_jobs
 
     jobs = [rewrite_job(schema, one.modality, one.answers, one.sentences, writer) for one in descriptions]
     unique = {job.row_head()["key"]: job for job in jobs}
     done = run_jobs(list(unique.values()), store, **settings)
     print(_done_line(done))
-    written, kept = [], collections.Counter[str]()
-    for one, job in zip(descriptions, jobs, strict=True):
-        sentences, why = read_rewrite(job, schema, one.sentences, store)
-        kept.update([why] if why else [])
-        written.append(dataclasses.replace(one, sentences=sentences, composed_by="template" if why else writer.model))
-    if kept:
+    read = [read_rewrite(job, schema, one.sentences, store) for one, job in zip(descriptions, jobs, strict=True)]
+    if kept := collections.Counter(why for _, why in read if why):
         print("template kept: " + ", ".join(f"{why} {count}" for why, count in kept.items()))
-    return written, done
+    return [
+        dataclasses.replace(one, sentences=sentences, composed_by="template" if why else writer.model)
+        for one, (sentences, why) in zip(descriptions, read, strict=True)
+    ], done
 
 
 def _write(folder: Path, descriptions: Sequence[Any], schema: Any, counts: dict[str, int]) -> None:
@@ -373,8 +356,7 @@ def _done_line(done: Any) -> str:
 
 
 def _estimate_line(estimate: Any, budget: float | None) -> str:
-    measured = f"measured on {estimate.measured} calls"
-    basis = measured if estimate.measured else "assumed; measure it with --max-calls 20"
+    basis = f"measured on {estimate.measured} calls" if estimate.measured else "assumed; measure it with --max-calls 20"
     cost = "no price is known (--price)" if estimate.cost is None else f"{estimate.cost:.2f}"
     line = (
         f"{estimate.stored} calls are stored, {estimate.calls} are missing\n"

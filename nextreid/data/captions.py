@@ -88,14 +88,11 @@ def split_sentences(caption: str) -> tuple[str, ...]:
 
 
 def read_caption_table(path: Path, columns: Sequence[str] | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Read a parquet table as ``nextreid captions run`` writes it (see `nextreid.captioning.export.write_table`).
+    """Read a parquet table that ``nextreid captions run`` wrote: rows as plain values by column, and its metadata.
 
     Args:
         path: The file.
-        columns: Columns to read, such as ``("split", "item", "modality", "description")``; None: all.
-
-    Returns:
-        Rows as plain values by column, and the table's metadata.
+        columns: Columns to read; None: all.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -133,14 +130,8 @@ def caption_home(
     """Return the folder that holds ``{train,test}_{RGB,NI,TI}.json``, None if `folder` is None.
 
     A file ``*.parquet``, as ``nextreid captions run`` writes, is returned unchanged. Otherwise it is `folder`, its
-    subfolder ``text``, or a subfolder with a name of the dataset (NEXT publishes ``201/``, IDEA ``RGBNT201/text/``) or
-    the ``text`` in it: the first that has at least one of the files.
-
-    Args:
-        folder: As the user gave it.
-        names: Names that the dataset's folder may have.
-        modalities: Modalities that are read.
-        splits: What the files' names begin with.
+    subfolder ``text``, or a subfolder with one of the `names` of the dataset (NEXT publishes ``201/``, IDEA
+    ``RGBNT201/text/``) or the ``text`` in it: the first that has at least one of the files.
 
     Raises:
         FileNotFoundError: If none of the files is in any of the folders.
@@ -166,16 +157,10 @@ def caption_home(
 def add_captions(
     samples: Sequence[Sample], home: Path | None, split: str, modalities: Sequence[str], notes: list[str]
 ) -> list[Sample]:
-    """Return the samples with the sentences of ``{split}_{RGB,NI,TI}.json`` or of a table, joined by key.
+    """Return the samples with the sentences of ``{split}_{RGB,NI,TI}.json`` or of a table in `home`, joined by key.
 
-    A caption goes to the image of its own modality only. Without its file, a modality has no captions.
-
-    Args:
-        samples: Samples whose key is the ``item`` of their captions.
-        home: What `caption_home` returned.
-        split: "train" or "test".
-        modalities: Order of the images.
-        notes: Extended by the captions without an image and the images without a caption.
+    A caption goes to the image of its own modality only. Without its file, a modality has no captions. `notes` is
+    extended by the captions without an image and the images without a caption.
 
     Raises:
         ValueError: If a file cannot be read, or none of its items names an image.
@@ -202,9 +187,8 @@ def _read_column(
         return {}
     if path.suffix == ".parquet":
         rows, _ = read_caption_table(path, ("split", "item", "modality", "description"))
-        captions = {
-            row["item"]: row["description"] for row in rows if (row["split"], row["modality"]) == (split, modality)
-        }
+        place = (split, modality)
+        captions = {row["item"]: row["description"] for row in rows if (row["split"], row["modality"]) == place}
     else:
         captions = read_captions(path)
     joined = {name: split_sentences(captions[name]) for name in names if name in captions}

@@ -9,10 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nextreid.captioning import Audit, AuditTable, audit_captions
-from nextreid.captioning.agreement import cohen_kappa, identity_consistency
-from nextreid.captioning.audit import Label, label_of_name, open_caption_files
-from nextreid.captioning.defects import DEFECTS, find_defects
-from nextreid.captioning.lexical import chance, text_retrieval, word_features
+from nextreid.captioning.audit import DEFECTS, Label, find_defects, label_of_name, open_caption_files
+from nextreid.captioning.statistics import (
+    chance,
+    cohen_kappa,
+    identity_consistency,
+    text_retrieval,
+    word_features,
+)
 from nextreid.retrieval import Identities
 
 VALUES = st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=12)

@@ -1,7 +1,6 @@
 import pytest
 
-from nextreid.captioning import compose, parse
-from nextreid.captioning.parser import Parsed
+from nextreid.captioning import Parsed, compose, parse
 
 Everything = dict[tuple[str, str, str], list[tuple[str, Parsed]]]
 SCHEMAS = {"RGBNT201": "person", "MSVR310": "vehicle"}
@@ -156,7 +155,7 @@ def test_published_captions_are_written_again(parsed_captions: Everything) -> No
 
 
 def test_rewritten_published_captions_are_undamaged(parsed_captions: Everything) -> None:
-    from nextreid.captioning.defects import find_defects
+    from nextreid.captioning.audit import find_defects
 
     for (name, _, modality), rows in parsed_captions.items():
         for text, read in rows[::5]:

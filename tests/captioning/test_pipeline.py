@@ -24,10 +24,11 @@ from nextreid.captioning.pipeline import (
     estimate,
     index_images,
     merge_sample,
+    read_rewrite,
+    rewrite_job,
     run_captions,
     run_jobs,
 )
-from nextreid.captioning.rewriting import read_rewrite, rewrite_job
 from nextreid.captioning.store import Store
 from nextreid.captioning.throttle import RateLimits
 

@@ -1,8 +1,7 @@
+import functools
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nextreid.captioning import Answer, Field, Schema, get_schema, list_schemas, register_schema
 from nextreid.captioning import schema as module
@@ -50,10 +49,10 @@ def test_vocabularies_are_closed_and_their_words_lead_to_one_value() -> None:
                 assert found[0] == value and found[1] in ("alias", None), (field.name, alias)
 
 
-@given(st.sampled_from(VALUES), st.sampled_from([str, str.upper, str.title, "a {}.".format, " {} (likely)".format]))
-def test_case_articles_and_remarks_do_not_matter(entry, change) -> None:
-    schema, field, value = entry
-    assert schema.normalise(field.name, change(value)) == (value, None)
+@pytest.mark.parametrize("change", [str, str.upper, str.title, "a {}.".format, " {} (likely)".format])
+def test_case_articles_and_remarks_do_not_matter(change) -> None:
+    for schema, field, value in VALUES:
+        assert schema.normalise(field.name, change(value)) == (value, None), (field.name, change(value))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_instructions_ask_for_what_can_be_seen_and_no_more(schema, modality) -> 
 
 
 def test_a_schema_of_ones_own(monkeypatch) -> None:
-    monkeypatch.setattr(module, "_REGISTERED", {})
+    monkeypatch.setattr(module, "_known", functools.cache(module._known.__wrapped__))
     box = register_schema(Schema.from_dict(BOX))
     assert "parcel" in list_schemas() and get_schema("parcel") is box is register_schema(box)
     assert Schema.from_dict(json.loads(json.dumps(box.to_dict()))) == box

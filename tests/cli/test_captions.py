@@ -88,9 +88,9 @@ def test_several_models_and_a_writer(folder, server, capsys):
     ],
 )
 def test_errors_are_explained(folder, server, capsys, monkeypatch, more, message):
-    import nextreid.captioning.probe as probe
+    from nextreid.captioning import client
 
-    monkeypatch.setattr(probe, "_ATTEMPTS", 1)
+    monkeypatch.setattr(client, "_ATTEMPTS", 1)
     assert run(folder, server, *more) == 2
     assert message in capsys.readouterr().err
 

@@ -3,12 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
+from typing import NamedTuple
 
 from ..captions import LISTED_CHOICES, UNFILLED_SLOT, UNKNOWN
 from ..sample import ReIDDataset
-from .findings import Finding, Level, each_sample, found, tally
+from .findings import Finding, Level, each_sample, found, found_in, tally
 
 # level, code, pattern, what is wrong, what to do
 _DEFECTS: tuple[tuple[Level, str, re.Pattern[str], str, str], ...] = (
@@ -18,8 +19,7 @@ _DEFECTS: tuple[tuple[Level, str, re.Pattern[str], str, str], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Caption:
+class _Caption(NamedTuple):
     place: str
     key: str
     sentences: tuple[str, ...]
@@ -39,72 +39,53 @@ def check_captions(
         count_tokens: Number of tokens of a text with the start and end marks; None leaves lengths unchecked.
         window: Most tokens that the text tower reads at once.
     """
-    captions = list(_each_caption(dataset))
+    captions: list[_Caption] = []
+    missing: list[tuple[str, str]] = []
+    stray: list[tuple[str, str]] = []
+    for split, sample in each_sample(dataset):
+        for modality, image, sentences in zip_longest(dataset.modalities, sample.images, sample.captions, fillvalue=()):
+            place = (f"{split} {modality}", sample.key)
+            if sentences:
+                captions.append(_Caption(*place, sentences))
+            if bool(sentences) == (image is None):
+                (stray if sentences else missing).append(place)
     if not captions:
         return []
-    findings = [*_presence(dataset, captions), *_defects(captions)]
-    return findings if count_tokens is None else [*findings, *_lengths(captions, count_tokens, window)]
-
-
-def _each_caption(dataset: ReIDDataset) -> Iterator[_Caption]:
-    for split, sample in each_sample(dataset):
-        for modality, sentences in zip(dataset.modalities, sample.captions, strict=False):
-            if sentences:
-                yield _Caption(f"{split} {modality}", sample.key, sentences)
-
-
-def _presence(dataset: ReIDDataset, captions: list[_Caption]) -> list[Finding]:
-    has = {(caption.place, caption.key) for caption in captions}
-    missing, stray = [], []
-    for split, sample in each_sample(dataset):
-        for modality, image in zip(dataset.modalities, sample.images, strict=True):
-            place = f"{split} {modality}"
-            if image is not None and (place, sample.key) not in has:
-                missing.append((place, sample.key))
-            elif image is None and (place, sample.key) in has:
-                stray.append((place, sample.key))
     blank = [(c.place, c.key) for c in captions if not any(char.isalpha() for char in c.text)]
     return [
-        found("warning", code, f"{what}: {len(pairs):,} ({tally(p for p, _ in pairs)})", hint, map(" ".join, pairs))
-        for code, what, hint, pairs in (
-            ("no-caption", "images without caption", "caption them, or do without captions", missing),
-            ("stray-caption", "captions whose image is missing", "check the paths", stray),
-            ("blank-caption", "captions without a word", "caption these images again", blank),
-        )
-        if pairs
+        *found_in("warning", "no-caption", "images without caption", "caption them, or do without captions", missing),
+        *found_in("warning", "stray-caption", "captions whose image is missing", "check the paths", stray),
+        *found_in("warning", "blank-caption", "captions without a word", "caption these images again", blank),
+        *_defects(captions),
+        *(_lengths(captions, cache(count_tokens), window) if count_tokens else ()),
     ]
 
 
-def _defects(captions: list[_Caption]) -> list[Finding]:
+def _defects(captions: list[_Caption]) -> Iterator[Finding]:
     total = Counter(caption.place for caption in captions)
-    findings = []
     for level, code, pattern, what, hint in _DEFECTS:
         if hits := [(c, match) for c in captions if (match := pattern.search(c.text))]:
             places = [c.place for c, _ in hits]
             where = _shares(places, total) if level == "note" else tally(places)
             names = (f"{c.place} {c.key}: {_excerpt(match)}" for c, match in hits)
-            findings.append(found(level, code, f"captions {what}: {len(hits):,} ({where})", hint, names))
-    return findings
+            yield found(level, code, f"captions {what}: {len(hits):,} ({where})", hint, names)
 
 
-def _lengths(captions: list[_Caption], count_tokens: Callable[[str], int], window: int) -> list[Finding]:
-    tokens = cache(count_tokens)
-    findings = []
+def _lengths(captions: list[_Caption], tokens: Callable[[str], int], window: int) -> Iterator[Finding]:
+    def finding(level: Level, code: str, what: str, where: str, hint: str, names: list[str]) -> Iterator[Finding]:
+        if names:
+            message = f"{what} longer than the text tower's window of {window} tokens: {len(names):,} ({where})"
+            yield found(level, code, message, hint, names)
+
     sentences = [(c, s) for c in captions for s in c.sentences if tokens(s) > window]
-    if sentences:
-        names = [f"{c.place} {c.key}: {tokens(s)} tokens: {s[:60]}…" for c, s in sentences]
-        places = tally(c.place for c, _ in sentences)
-        message = f"sentences longer than the text tower's window of {window} tokens: {len(sentences):,} ({places})"
-        hint = "they are read in pieces that are cut between words: split them into sentences"
-        findings.append(found("warning", "long-sentence", message, hint, names))
+    names = [f"{c.place} {c.key}: {tokens(s)} tokens: {s[:60]}…" for c, s in sentences]
+    hint = "they are read in pieces that are cut between words: split them into sentences"
+    yield from finding("warning", "long-sentence", "sentences", tally(c.place for c, _ in sentences), hint, names)
     long = [c for c in captions if tokens(c.text) > window]
-    if long:
-        shares = _shares((c.place for c in long), Counter(c.place for c in captions))
-        names = [f"{c.place} {c.key}: {tokens(c.text)} tokens" for c in long]
-        message = f"captions longer than the text tower's window of {window} tokens: {len(long):,} ({shares})"
-        hint = "nothing is cut: their sentences are packed into several windows; models that cut lose the end"
-        findings.append(found("note", "long-caption", message, hint, names))
-    return findings
+    names = [f"{c.place} {c.key}: {tokens(c.text)} tokens" for c in long]
+    shares = _shares((c.place for c in long), Counter(c.place for c in captions))
+    hint = "nothing is cut: their sentences are packed into several windows; models that cut lose the end"
+    yield from finding("note", "long-caption", "captions", shares, hint, names)
 
 
 def _excerpt(match: re.Match[str], width: int = 30) -> str:
