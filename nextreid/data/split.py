@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from .rng import seeded_rng
-from .sample import ReIDDataset, Sample
+from .sample import ReIDDataset, Sample, first_few
 
 Rule = Literal["camera", "scene", "none"]
 
@@ -87,14 +87,21 @@ def split_identities(
     identities = {sample.pid for sample in known}
     able = {sample.pid for sample in with_match(known, known, rule)}
     if not able:
-        raise ValueError(_no_match(rule, known))
+        if rule == "none":
+            raise ValueError(
+                f"none of {len(known)} labelled samples has a second one of its identity: nothing can match"
+            )
+        raise ValueError(
+            f"no identity of {len(known)} labelled samples is seen by two {rule}s, so no query could ever match: label "
+            f"the {rule}s ({_ATTRIBUTE[rule]}; -1 everywhere counts as one {rule}), or split with rule='none'"
+        )
     held = _draw("able", able, 1 - train, 1, seed) | _draw("distractors", identities - able, 1 - train, 0, seed)
     gallery = tuple(sample for sample in known if sample.pid in held)
     notes = []
     if len(known) < len(ordered):
         notes.append(f"{len(ordered) - len(known)} samples of unknown identity (pid -1) left out")
     if distractors := sorted(held - able):
-        shown = ", ".join(map(str, distractors[:10])) + (", …" if len(distractors) > 10 else "")
+        shown = first_few(distractors, 10)
         why = "are seen once" if rule == "none" else f"have one {rule}"
         notes.append(f"{len(distractors)} of {len(held)} test identities {why}: distractors only: {shown}")
     return ReIDDataset(
@@ -115,12 +122,3 @@ def _draw(what: str, identities: set[int], share: float, least: int, seed: int) 
     order = seeded_rng("split", seed, what).permutation(len(identities))
     ordered = sorted(identities)
     return {ordered[i] for i in order[:count].tolist()}
-
-
-def _no_match(rule: str, samples: Sequence[Sample]) -> str:
-    if rule == "none":
-        return f"none of {len(samples)} labelled samples has a second one of its identity: no query could ever match"
-    return (
-        f"no identity of {len(samples)} labelled samples is seen by two {rule}s, so no query could ever match: label "
-        f"the {rule}s ({_ATTRIBUTE[rule]}; -1 everywhere counts as one {rule}), or split with rule='none'"
-    )

@@ -1,12 +1,12 @@
 """The place that a camera looks at: one panorama per camera, from which every frame takes a window."""
 
+import math
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
 from ..data.rng import seeded_rng
-from .optics import blur
 
 _NUM_OBJECTS = 26
 
@@ -50,6 +50,23 @@ def panorama(seed: int, camid: int, img_size: tuple[int, int]) -> np.ndarray:
     place = blur(place, img_size[0] / 160, img_size[0] / 160)
     place.setflags(write=False)
     return place
+
+
+def blur(image: np.ndarray, tall: float, wide: float) -> np.ndarray:
+    """Blur ``(H, W, C)`` with a sigma of `tall` and `wide` pixels, edges repeated; below 0.2 nothing happens."""
+    for axis, sigma in ((0, tall), (1, wide)):
+        radius = math.ceil(2.2 * sigma)
+        if sigma < 0.2 or radius == 0:
+            continue
+        offsets = np.arange(-radius, radius + 1)
+        kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
+        kernel = (kernel / kernel.sum()).astype(np.float32)
+        pads = [(0, 0)] * image.ndim
+        pads[axis] = (radius, radius)
+        padded = np.pad(image, pads, mode="edge")
+        size = image.shape[axis]
+        image = sum(w * (padded[k : k + size] if axis == 0 else padded[:, k : k + size]) for k, w in enumerate(kernel))
+    return image
 
 
 def _blob(place: np.ndarray, x: int, foot: int, wide: int, tall: int, value: list[float]) -> None:

@@ -77,24 +77,13 @@ def ask_captioners(
     key: tuple[int, int, int],
     visible: Mapping[str, int],
     hidden: Mapping[str, int],
-) -> dict[str, dict[str, Answers]]:
-    """Let two captioners describe one frame.
+) -> dict[str, Mapping[str, Answers]]:
+    """Let two captioners describe one frame; return their answers by modality and captioner.
 
-    A captioner sees the true value with a probability that depends on the field, the modality, the light, occlusion
-    and blur; else it guesses from the marginals. Its confidence is that probability, not whether it was right.
-
-    Args:
-        config: The settings.
-        identity: The person.
-        visit: Light.
-        frame: Pose and disturbances.
-        key: pid, camid and frame number, which key the random stream.
-        visible: Pixels of each part.
-        hidden: Pixels of each part that an occluder covers.
-
-    Returns:
-        Answers by modality and captioner. A value of ``""`` means that there is no such thing, as the lower garment of
-        somebody in a dress.
+    A captioner sees the true value with a probability that depends on the field, the modality, the light, blur, and
+    the pixels of each part that are `visible` and `hidden` by an occluder; else it guesses from the marginals. Its
+    confidence is that probability, not whether it was right. A value of ``""`` means that there is no such thing, as
+    the lower garment of somebody in a dress.
     """
     rng = seeded_rng("persons", config.seed, "captioner", *key)
     truth = true_answers(identity, visit, frame)
@@ -103,7 +92,7 @@ def ask_captioners(
     legible = rng.beta(spread[0], spread[1]) * (chances > 0)
     sees = rng.random((2, *chances.shape)) < legible
     confidence = np.clip(legible + rng.normal(0, 0.08, (2, *chances.shape)), 0.0, 1.0)
-    by_modality: dict[str, dict[str, Answers]] = {}
+    by_modality: dict[str, Mapping[str, Answers]] = {}
     for m, modality in enumerate(MODALITIES):
         answers: dict[str, dict[str, Answer]] = {captioner: {} for captioner in CAPTIONERS}
         for f, (name, field) in enumerate(FIELDS.items()):
@@ -116,7 +105,7 @@ def ask_captioners(
         if modality != "tir":  # published captions call hardly any image but a thermal one clear
             for fields in answers.values():
                 fields["target_clarity"] = Answer("blurry", 0.9)
-        by_modality[modality] = dict(answers)
+        by_modality[modality] = answers
     return by_modality
 
 

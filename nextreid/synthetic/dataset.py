@@ -88,29 +88,21 @@ def synthetic_persons(
     pools = {pool: _render_pool(config, pool, workers) if pool in requested else () for pool in POOLS}
     height, width = config.img_size
     note = f"procedural, generator version {config.version}, seed {config.seed}, {height}x{width}"
-    dataset = ReIDDataset(
-        name="synthetic-persons",
-        modalities=MODALITIES,
-        object_type="person",
-        protocol="synthetic-persons",
-        train=pools["train"],
-        query=pools["test"],
-        gallery=pools["test"],
-        notes=(note,),
-    )
+    splits_of = {"train": pools["train"], "query": pools["test"], "gallery": pools["test"]}
+    name = "synthetic-persons"  # of the dataset and of its protocol
+    dataset = ReIDDataset(name, MODALITIES, "person", name, **splits_of, notes=(note,))
     return SyntheticPersons(config=config, dataset=dataset, pretrain=pools["pretrain"])
 
 
 def render_identity(config: PersonsConfig, pid: int) -> list[Sample]:
     """Render all samples of one identity, sorted by key."""
     identity = make_identity(config, pid)
-    samples = []
-    for camid in visited_cameras(config, pid):
-        visit = make_visit(config, pid, camid)
-        for number in range(config.frames_per_visit):
-            frame = make_frame(config, visit, pid, camid, number)
-            samples.append(render_sample(config, identity, visit, frame, camid, number))
-    return samples
+    visits = {camid: make_visit(config, pid, camid) for camid in visited_cameras(config, pid)}
+    return [
+        render_sample(config, identity, visit, make_frame(config, visit, pid, camid, number), camid, number)
+        for camid, visit in visits.items()
+        for number in range(config.frames_per_visit)
+    ]
 
 
 def render_sample(

@@ -8,9 +8,8 @@ from PIL import Image
 
 from nextreid._files import write_json, write_whole
 
-from ..data.sample import ReIDDataset, Sample
-
-_FOLDERS = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
+from ..data.captions import MODALITY_CODES
+from ..data.sample import ReIDDataset
 
 
 def write_folder_layout(dataset: ReIDDataset, root: str | Path) -> Path:
@@ -32,33 +31,28 @@ def write_folder_layout(dataset: ReIDDataset, root: str | Path) -> Path:
         ValueError: If a modality has no folder in that layout, or an image is no array.
     """
     root = Path(root)
-    if unknown := [modality for modality in dataset.modalities if modality not in _FOLDERS]:
-        raise ValueError(f"the RGBNT201 layout has folders for {sorted(_FOLDERS)}, not for {unknown}")
+    if unknown := [modality for modality in dataset.modalities if modality not in MODALITY_CODES]:
+        raise ValueError(f"the RGBNT201 layout has folders for {sorted(MODALITY_CODES)}, not for {unknown}")
     for folder in ("train_171", "test"):
         if (root / folder).exists():
             raise FileExistsError(f"{root / folder} exists already; choose an empty folder, old images would mix in")
     for split, folder, samples in (("train", "train_171", dataset.train), ("test", "test", dataset.gallery)):
         for m, modality in enumerate(dataset.modalities):
-            target = root / folder / _FOLDERS[modality]
+            code = MODALITY_CODES[modality]
+            target = root / folder / code
             target.mkdir(parents=True)
             for sample in samples:
-                _write_image(target / sample.key, sample, m)
-            if any(sample.captions for sample in samples):
-                entries = [
-                    {"item": sample.key, "description": " ".join(sample.captions[m])}
-                    for sample in samples
-                    if sample.captions and sample.captions[m]
-                ]
-                write_json(root / f"{split}_{_FOLDERS[modality]}.json", entries)
+                image = sample.images[m]
+                if isinstance(image, np.ndarray):
+                    jpeg = target.joinpath(sample.key).suffix.lower() in (".jpg", ".jpeg")
+                    options = {"format": "JPEG", "quality": 95, "subsampling": 0} if jpeg else {"format": "PNG"}
+                    write_whole(target / sample.key, partial(Image.fromarray(image).save, **options))
+                elif image is not None:
+                    raise ValueError(
+                        f"{modality} image of {sample.key!r} is no array; only images in memory are written"
+                    )
+            captions = {sample.key: " ".join(sample.captions[m]) for sample in samples if sample.captions}
+            if captions:
+                entries = [{"item": key, "description": text} for key, text in captions.items() if text]
+                write_json(root / f"{split}_{code}.json", entries)
     return root
-
-
-def _write_image(path: Path, sample: Sample, m: int) -> None:
-    array = sample.images[m]
-    if array is None:
-        return
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"image {m} of sample {sample.key!r} is no array; only a dataset in memory can be written")
-    jpeg = path.suffix.lower() in (".jpg", ".jpeg")
-    options = {"format": "JPEG", "quality": 95, "subsampling": 0} if jpeg else {"format": "PNG"}
-    write_whole(path, partial(Image.fromarray(array).save, **options))
