@@ -100,10 +100,10 @@ def run_list(args: argparse.Namespace) -> None:
     """Run ``nextreid data list``."""
     from nextreid.data import data_card, list_cards, list_datasets
 
-    names, cards = list_datasets(), list_cards()
-    width = max(map(len, names))
-    for name in names:
-        print(f"{name:{width}}  {data_card(name).what if name in cards else _CUSTOM.get(name, '')}".rstrip())
+    what = dict.fromkeys(list_datasets(), "") | _CUSTOM | {name: data_card(name).what for name in list_cards()}
+    width = max(map(len, what))
+    for name in list_datasets():
+        print(f"{name:{width}}  {what[name]}".rstrip())
 
 
 @contextlib.contextmanager
@@ -133,9 +133,7 @@ def _load(args: argparse.Namespace) -> Any:
     if path.is_dir() and args.pattern is None:
         return _unlabelled(path, args, options)
     if not path.exists():
-        raise FileNotFoundError(
-            f"{args.target!r} is no file, no folder, and no dataset; datasets are {', '.join(names)}"
-        )
+        raise FileNotFoundError(f"{args.target!r} is no file, folder, or dataset; datasets are {', '.join(names)}")
     return load_dataset("pattern" if path.is_dir() else "manifest", path, captions=args.captions, **options)
 
 

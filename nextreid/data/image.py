@@ -67,11 +67,7 @@ Image: TypeAlias = Path | np.ndarray | ImageFile
 
 
 def check_window(window: object) -> Window:
-    """Return a window as `ImageFile` takes it; a list of two numbers, as JSON writes it, becomes a tuple.
-
-    Raises:
-        ValueError: If it is neither "minmax" nor two numbers of which the first is the lower.
-    """
+    """Return a window as `ImageFile` takes it; a list of two numbers, as JSON writes it, becomes a tuple."""
     if window == "minmax":
         return "minmax"
     if isinstance(window, tuple | list) and len(window) == 2:
@@ -82,11 +78,7 @@ def check_window(window: object) -> Window:
 
 
 def check_windows(windows: Mapping[str, object] | None, modalities: Sequence[str]) -> dict[str, Window]:
-    """Return the windows by modality, as `check_window` returns each.
-
-    Raises:
-        ValueError: If one is wrong or belongs to no modality.
-    """
+    """Return the windows by modality, as `ImageFile` takes them; raise ValueError if one belongs to no modality."""
     checked = {modality: check_window(window) for modality, window in (windows or {}).items()}
     if unknown := sorted(set(checked) - set(modalities)):
         raise ValueError(f"window names {unknown}, but the modalities are {tuple(modalities)}")
@@ -126,11 +118,7 @@ def open_image(image: Image, key: str = "", modality: str = "") -> PILImage.Imag
 
 
 def open_images(images: Sequence[Image | None], key: str, modalities: Sequence[str]) -> list[PILImage.Image | None]:
-    """Open the M images of one sample as `open_image` does, None where one is missing.
-
-    Raises:
-        ImageError: As `open_image`, for the first that cannot be opened.
-    """
+    """Open the M images of one sample, None where one is missing; raise the first error as `open_image` does."""
     opened: list[PILImage.Image | None] = []
     for image in try_images(images, key, modalities):
         if isinstance(image, ImageError):

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from .image import open_images
 from .image_cache import ImageCache
@@ -196,9 +196,7 @@ def make_loader(
     if sampler is None:
         if batch_size is None or batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 where there is no sampler, got {batch_size}")
-        batches: PKSampler | list[list[int]] = [
-            list(range(start, min(start + batch_size, len(samples)))) for start in range(0, len(samples), batch_size)
-        ]
+        batches: PKSampler | BatchSampler = BatchSampler(range(len(samples)), batch_size, drop_last=False)
     elif batch_size in (None, sampler.batch_size):
         batches = sampler
     else:

@@ -177,7 +177,7 @@ class ReIDDataset:
         Raises:
             ValueError: If an image is bad and `on_error` is "raise".
         """
-        kept, notes = _drop_unreadable(self.splits(), self.modalities, on_error)
+        kept, notes = drop_unreadable(self.splits(), self.modalities, on_error)
         changes: dict[str, Any] = {**kept, "notes": (*self.notes, *notes)}
         return replace(self, **changes) if notes else self
 
@@ -207,14 +207,15 @@ class ReIDDataset:
 
 
 def drop_unreadable(
-    samples: Sequence[Sample], modalities: Sequence[str], on_error: OnError
-) -> tuple[tuple[Sample, ...], list[str]]:
+    splits: Mapping[str, Sequence[Sample]], modalities: Sequence[str], on_error: OnError
+) -> tuple[dict[str, tuple[Sample, ...]], list[str]]:
     """Decode every image once and decide about those that cannot be read, before anything is trained or scored.
 
-    The outcome depends on the files only, so that worker processes and ranks agree on the samples.
+    The outcome depends on the files only, so that worker processes and ranks agree on the samples. A sample that is
+    in several splits is decoded once.
 
     Args:
-        samples: Samples with one image per modality.
+        splits: Samples with one image per modality, by the name of their split.
         modalities: Names of the images, in their order.
         on_error: ``"raise"`` an error that counts all bad images, ``"skip"`` samples that have one, or ``"mask"``:
             the modality is missing from there on, image and caption; a sample without any is left out.
@@ -225,14 +226,6 @@ def drop_unreadable(
     Raises:
         ValueError: If an image is bad and `on_error` is "raise", or `on_error` is not one of the three.
     """
-    kept, notes = _drop_unreadable({"samples": samples}, modalities, on_error)
-    return kept["samples"], notes
-
-
-def _drop_unreadable(
-    splits: Mapping[str, Sequence[Sample]], modalities: Sequence[str], on_error: OnError
-) -> tuple[dict[str, tuple[Sample, ...]], list[str]]:
-    """Treat several splits as `drop_unreadable` does one; a sample that is in two of them is decoded once."""
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}; got {on_error!r}")
     every = {id(sample): sample for samples in splits.values() for sample in samples}

@@ -33,7 +33,10 @@ def panorama(seed: int, camid: int, img_size: tuple[int, int]) -> np.ndarray:
         kind, grey, tint = rng.random(), rng.uniform(0.03, 0.55), rng.uniform(0.92, 1.08, 3)
         if kind < 0.4:  # leaves: dark green, bright in NIR
             leaves = np.array([0.06, 0.085, 0.045]) * rng.uniform(0.5, 1.6)
-            _blob(place, x, foot, w, foot - top, [*leaves, rng.uniform(0.25, 0.45), 0.02])
+            tall = foot - top
+            dy = (np.arange(height)[:, None] - (foot - tall / 2)) / max(1.0, tall / 2)
+            dx = (np.arange(width)[None] - x) / max(1.0, w)
+            place[dy**2 + dx**2 < 1] = [*leaves, rng.uniform(0.25, 0.45), 0.02]
             continue
         elif kind < 0.55:  # a post
             w, top = max(2, int(img_size[1] * 0.07)), 0
@@ -67,12 +70,6 @@ def blur(image: np.ndarray, tall: float, wide: float) -> np.ndarray:
         size = image.shape[axis]
         image = sum(w * (padded[k : k + size] if axis == 0 else padded[:, k : k + size]) for k, w in enumerate(kernel))
     return image
-
-
-def _blob(place: np.ndarray, x: int, foot: int, wide: int, tall: int, value: list[float]) -> None:
-    dy = (np.arange(place.shape[0])[:, None] - (foot - tall / 2)) / max(1.0, tall / 2)
-    dx = (np.arange(place.shape[1])[None] - x) / max(1.0, wide)
-    place[dy**2 + dx**2 < 1] = value
 
 
 def window(seed: int, camid: int, img_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

@@ -8,10 +8,8 @@ import numpy as np
 from ..captioning import Answer, Answers, best_of, complement, compose
 from ..data.rng import seeded_rng
 from ..data.sample import MODALITIES
-from . import attributes
-from .attributes import Choices, choose
 from .config import PersonsConfig
-from .identity import Identity
+from .identity import MARGINALS, Choices, Identity, choose
 from .scene import VIEWS, Frame, Visit
 
 CAPTIONERS = ("first", "second")
@@ -35,23 +33,23 @@ def _flag(probability: float) -> Choices:
 
 FIELDS: Mapping[str, _Field] = {
     "age": _Field((0.80, 0.75, 0.75, 0.75), {"adult": 0.970, "teenager": 0.015, "child": 0.015}),
-    "gender": _Field((0.88, 0.78, 0.74, 0.72), attributes.GENDERS, ("skin", "hair", "upper")),
+    "gender": _Field((0.88, 0.78, 0.74, 0.72), MARGINALS["gender"], ("skin", "hair", "upper")),
     "view": _Field((0.88, 0.80, 0.76, 0.64), {"front": 0.30, "back": 0.36, "side": 0.34}),
     "capture_time": _Field((0.94, 0.90, 0.85, 0.0), {"nighttime": 0.85, "daytime": 0.15}),
     "illumination": _Field((0.85, 0.92, 0.85, 0.0), {"dim": 0.80, "normal": 0.16, "bright": 0.04}),
-    "upper_clothing": _Field((0.82, 0.70, 0.63, 0.60), attributes.UPPER, ("upper",)),
-    "upper_clothing_color": _Field((0.88, 0.66, 0.0, 0.0), attributes.UPPER_COLORS, ("upper",)),
-    "lower_clothing": _Field((0.86, 0.76, 0.70, 0.62), attributes.LOWER, ("lower", "skin")),
-    "lower_clothing_color": _Field((0.84, 0.62, 0.0, 0.0), attributes.LOWER_COLORS, ("lower",)),
-    "hair_length": _Field((0.78, 0.66, 0.66, 0.64), attributes.HAIR_LENGTHS, ("hair",)),
-    "hair_style": _Field((0.40, 0.25, 0.20, 0.10), attributes.HAIR_STYLES, ("hair",)),
-    "footwear": _Field((0.55, 0.38, 0.35, 0.32), attributes.FOOTWEAR, ("footwear",)),
+    "upper_clothing": _Field((0.82, 0.70, 0.63, 0.60), MARGINALS["upper_clothing"], ("upper",)),
+    "upper_clothing_color": _Field((0.88, 0.66, 0.0, 0.0), MARGINALS["upper_clothing_color"], ("upper",)),
+    "lower_clothing": _Field((0.86, 0.76, 0.70, 0.62), MARGINALS["lower_clothing"], ("lower", "skin")),
+    "lower_clothing_color": _Field((0.84, 0.62, 0.0, 0.0), MARGINALS["lower_clothing_color"], ("lower",)),
+    "hair_length": _Field((0.78, 0.66, 0.66, 0.64), MARGINALS["hair_length"], ("hair",)),
+    "hair_style": _Field((0.40, 0.25, 0.20, 0.10), MARGINALS["hair_style"], ("hair",)),
+    "footwear": _Field((0.55, 0.38, 0.35, 0.32), MARGINALS["footwear"], ("footwear",)),
     "footwear_style": _Field((0.50, 0.35, 0.30, 0.28), {"casual": 0.87, "athletic": 0.13}, ("footwear",)),
     "glasses": _Field((0.75, 0.55, 0.45, 0.50), _flag(0.22), ("glasses",), 0.004),
     "handbag": _Field((0.75, 0.55, 0.55, 0.60), _flag(0.12), ("handbag",), 0.015),
     "backpack": _Field((0.90, 0.75, 0.75, 0.82), _flag(0.33), ("backpack",), 0.03),
     "suitcase": _Field((0.90, 0.78, 0.80, 0.85), _flag(0.03), ("suitcase",), 0.02),
-    "holding": _Field((0.75, 0.55, 0.55, 0.60), attributes.HELD, ("held",), 0.004),
+    "holding": _Field((0.75, 0.55, 0.55, 0.60), MARGINALS["holding"], ("held",), 0.004),
     "target_clarity": _Field((1.0, 1.0, 1.0, 1.0), {"blurry": 1.0}),
 }
 _TIR_GENDERS: Choices = {"male": 0.42, "female": 0.58}

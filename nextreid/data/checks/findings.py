@@ -144,8 +144,9 @@ def _table(splits: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -
     columns = list(splits.values())
     rows: list[list[str]] = [["", *splits]]
 
-    def row(label: str, cells: Iterable[object]) -> None:
-        rows.append([label, *(f"{c:,}" if isinstance(c, int) else str(c or "-") for c in cells)])
+    def row(label: str, cells: Sequence[object], always: bool = True) -> None:
+        if always or any(cells):
+            rows.append([label, *(f"{c:,}" if isinstance(c, int) else str(c or "-") for c in cells)])
 
     def by_modality(label: str, cells: Mapping[str, Sequence[object]]) -> None:
         if len(cells) > 1 and all(line == cells[modalities[0]] for line in cells.values()):
@@ -155,33 +156,27 @@ def _table(splits: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -
                 row(f"{label}, {modality}", line)
 
     def slashed(numbers: Sequence[int] | None) -> str:
-        return "/".join(map(str, numbers)) if numbers else "-"
+        return "/".join(map(str, numbers or ()))
 
     for key, label in (("samples", "samples"), ("ids", "identities"), ("cameras", "cameras"), ("scenes", "scenes")):
-        if key in ("samples", "ids") or any(facts[key] for facts in columns):
-            row(label, (facts[key] for facts in columns))
-    row("samples of an identity*", (slashed(facts["samples_per_id"]) for facts in columns))
-    if any(facts["cameras_per_id"] for facts in columns):
-        row("cameras of an identity*", (slashed(facts["cameras_per_id"]) for facts in columns))
+        row(label, [facts[key] for facts in columns], always=key in ("samples", "ids"))
+    row("samples of an identity*", [slashed(facts["samples_per_id"]) for facts in columns])
+    row("cameras of an identity*", [slashed(facts["cameras_per_id"]) for facts in columns], always=False)
     cameras = sorted({int(camera) for facts in columns for camera in facts["ids_per_camera"]})
     for camera in cameras if len(cameras) <= 12 else ():
-        row(f"identities at camera {camera}", (facts["ids_per_camera"].get(str(camera), 0) for facts in columns))
+        row(f"identities at camera {camera}", [facts["ids_per_camera"].get(str(camera), 0) for facts in columns])
     for what in ("images", "captions"):
         by_modality(what, {m: [facts[what][m] for facts in columns] for m in modalities})
     if any(facts["sizes"] for facts in columns):
         by_modality("width x height", {m: [_sizes(facts["sizes"].get(m, {})) for facts in columns] for m in modalities})
     query = splits["query"]
-    if query["positives_per_query"]:
-        row("matches of a query*", ("", slashed(query["positives_per_query"]), ""))
+    row("matches of a query*", ("", slashed(query["positives_per_query"]), ""), always=False)
     for rule, valid in query["valid_queries"].items():
         if rule != "scene" or any(facts["scenes"] for facts in columns):
             row(f"queries with a match, rule {rule}", ("", f"{valid:,}", ""))
-    widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
-        for line in rows
-    ]
-    return [*lines, "* lowest/median/highest"]
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in rows]
+    return [*("  ".join(line).rstrip() for line in lines), "* lowest/median/highest"]
 
 
 def _sizes(histogram: Mapping[str, int]) -> str:

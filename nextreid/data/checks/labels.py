@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any, get_args
 
 from ..sample import ReIDDataset
@@ -100,15 +101,12 @@ def _listed(
 
 def _keys(dataset: ReIDDataset) -> list[Finding]:
     repeated: list[str] = []
-    # without the split: query and gallery may hold the same samples
-    alike: set[str] = set()
+    alike: set[str] = set()  # without the split: query and gallery may hold the same samples
     for split, samples in dataset.splits().items():
         keys = Counter(s.key for s in samples)
         repeated += [f"{split} {key}" for key, count in keys.items() if count > 1]
-        folded: dict[str, list[str]] = defaultdict(list)
-        for key in keys:
-            folded[key.casefold()].append(key)
-        alike |= {" and ".join(names) for names in folded.values() if len(names) > 1}
+        folded = [list(same) for _, same in groupby(sorted(keys, key=str.casefold), key=str.casefold)]
+        alike |= {" and ".join(same) for same in folded if len(same) > 1}
     owner = {s.key: s.pid for s in dataset.gallery}
     conflicts = [s.key for s in dataset.query if owner.get(s.key, s.pid) != s.pid]
     return _listed("duplicate-key", repeated) + _listed("key-conflict", conflicts) + _listed("case-key", sorted(alike))

@@ -68,11 +68,7 @@ class PublishedTree:
         return Name(key, int(label["pid"]), int(label["camid"]) - self.first_camera, int(label.get("sceneid") or -1))
 
     def samples(self, split: str, folder: str) -> list[Sample]:
-        """Return the samples of a folder, images paired by name, without captions, sorted by key.
-
-        Raises:
-            ValueError: If no file name is of the published form, or one name occurs twice in a modality.
-        """
+        """Return the samples of a folder, images paired by name, without captions, sorted by key."""
         folders = {modality: self._folders_of(folder, modality) for modality in self.modalities}
         labels: dict[str, Name] = {}
         images: dict[str, dict[str, Path]] = {modality: {} for modality in folders}
