@@ -79,10 +79,9 @@ def check_window(window: object) -> Window:
 
 def check_windows(windows: Mapping[str, object] | None, modalities: Sequence[str]) -> dict[str, Window]:
     """Return the windows by modality, as `ImageFile` takes them; raise ValueError if one belongs to no modality."""
-    checked = {modality: check_window(window) for modality, window in (windows or {}).items()}
-    if unknown := sorted(set(checked) - set(modalities)):
+    if unknown := sorted(set(windows or ()) - set(modalities)):
         raise ValueError(f"window names {unknown}, but the modalities are {tuple(modalities)}")
-    return checked
+    return {modality: check_window(window) for modality, window in (windows or {}).items()}
 
 
 def through_window(path: Path, window: Window | None) -> Image:
@@ -146,9 +145,9 @@ def try_images(
         try:
             opened.append(None if image is None else open_one(image))
         except Exception as error:
-            name = "the array" if isinstance(image, np.ndarray) else str(image_path(image))
-            owner = f" of sample {key!r}" if key else ""
-            whole = f"{name}, the {modality} image{owner}" if modality else name + owner
+            whole = str(image_path(image) or "the array")
+            whole += f", the {modality} image" if modality else ""
+            whole += f" of sample {key!r}" if key else ""
             problem = ImageError(f"cannot read {whole}: {error}", getattr(error, "reason", "unreadable"))
             problem.__cause__ = error
             opened.append(problem)

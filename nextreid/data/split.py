@@ -84,9 +84,7 @@ def split_identities(
     able = {sample.pid for sample in with_match(known, known, rule)}
     if not able:
         if rule == "none":
-            raise ValueError(
-                f"no query could ever match: none of {len(known)} samples has a second one of its identity"
-            )
+            raise ValueError(f"no query could ever match: no sample of {len(known)} has a second one of its identity")
         raise ValueError(
             f"no identity of {len(known)} labelled samples is seen by two {rule}s, so no query could ever match: label "
             f"the {rule}s ({_ATTRIBUTE[rule]}; -1 everywhere counts as one {rule}), or split with rule='none'"

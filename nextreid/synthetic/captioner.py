@@ -85,7 +85,9 @@ def ask_captioners(
     """
     rng = seeded_rng("persons", config.seed, "captioner", *key)
     truth = true_answers(identity, visit, frame)
-    chances = _chances(config, truth, visit, frame, visible, hidden)
+    seen = np.array([field.seen for field in FIELDS.values()]).T[[int(visit.night), 2, 3]]
+    glare = np.array([[1.0 if frame.flare is None or modality == "tir" else 0.85] for modality in MODALITIES])
+    chances = np.clip(seen * _clarity(config, truth, frame, visible, hidden) * glare, 0.0, 0.98)
     spread = np.maximum(_SHARPNESS * np.stack((chances, 1 - chances)), 0.1)
     legible = rng.beta(spread[0], spread[1]) * (chances > 0)
     sees = rng.random((2, *chances.shape)) < legible
@@ -96,7 +98,7 @@ def ask_captioners(
         for f, (name, field) in enumerate(FIELDS.items()):
             # one number per field, so that no answer depends on how another one came about
             guess = _guess(rng, name, field.guess, modality, visit.night)
-            if chances[m, f] > 0 or field.seen[_column(modality, visit)] > 0:
+            if seen[m, f] > 0:
                 for k, captioner in enumerate(CAPTIONERS):
                     value = truth[name] if sees[k, m, f] else guess
                     answers[captioner][name] = Answer(value, float(confidence[k, m, f]))
@@ -123,36 +125,23 @@ def confident(answers: Answers, floor: float) -> dict[str, str]:
     }
 
 
-def _column(modality: str, visit: Visit) -> int:
-    return int(visit.night) if modality == "rgb" else MODALITIES.index(modality) + 1
-
-
-def _chances(
-    config: PersonsConfig,
-    truth: Mapping[str, str],
-    visit: Visit,
-    frame: Frame,
-    visible: Mapping[str, int],
-    hidden: Mapping[str, int],
+def _clarity(
+    config: PersonsConfig, truth: Mapping[str, str], frame: Frame, visible: Mapping[str, int], hidden: Mapping[str, int]
 ) -> np.ndarray:
-    """Probability ``(3, fields)`` that a field is seen in a modality."""
+    """Factors ``(fields,)`` on the probability that a field is seen: blur, noise, and what of it is in sight."""
     person = max(1, sum(count for part, count in visible.items() if part not in ("background", "occluder")))
     clear = max(0.3, 1 - 0.08 * (frame.defocus + frame.motion)) * (1 - config.caption_noise)
-    rows = np.zeros((len(MODALITIES), len(FIELDS)))
+    factors = np.full(len(FIELDS), clear)
     for f, (name, field) in enumerate(FIELDS.items()):
-        factor = clear
         shown = sum(visible.get(part, 0) for part in field.parts)
         covered = sum(hidden.get(part, 0) for part in field.parts)
         if field.area and truth[name] not in ("no", "none"):
-            factor *= min(1.0, (shown / person / field.area) ** 0.5)
+            factors[f] *= min(1.0, (shown / person / field.area) ** 0.5)
         elif field.area:
-            factor *= 0.9
+            factors[f] *= 0.9
         elif field.parts and shown + covered:
-            factor *= (shown / (shown + covered)) ** 0.5
-        for m, modality in enumerate(MODALITIES):
-            glare = 0.85 if frame.flare is not None and modality != "tir" else 1.0
-            rows[m, f] = field.seen[_column(modality, visit)] * factor * glare
-    return np.clip(rows, 0.0, 0.98)
+            factors[f] *= (shown / (shown + covered)) ** 0.5
+    return factors
 
 
 def _guess(rng: np.random.Generator, name: str, guess: Choices, modality: str, night: bool) -> str:

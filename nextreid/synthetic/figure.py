@@ -43,7 +43,8 @@ _PART_OF_REGION = np.array([PARTS.index(part) for part in REGIONS.values()], dty
 Point: TypeAlias = tuple[float, float, float]
 """Left, forward and up from the point between the feet, in units of the stature."""
 
-_Points: TypeAlias = list[tuple[float, float]]
+_Pair: TypeAlias = tuple[float, float]
+_Points: TypeAlias = list[_Pair]
 _Disc: TypeAlias = tuple[float, float, float, float]
 
 
@@ -91,19 +92,10 @@ class Figure:
         """Add a polygon, and discs (x, up and both radii) of the same label."""
         self.shapes.append((depth, REGION[region] | shade << REGION_BITS, points, list(discs)))
 
-    def block(
-        self,
-        top: tuple[float, float],
-        bottom: tuple[float, float],
-        wide: float,
-        low_wide: float,
-        depth: float,
-        region: str,
-        shade: int = 0,
-    ) -> None:
+    def block(self, top: _Pair, end: _Pair, wide: float, low: float, depth: float, region: str, shade: int = 0) -> None:
         """Add a trapezoid between two points, with its half widths above and below."""
         points = [(top[0] - wide, top[1]), (top[0] + wide, top[1])]
-        points += [(bottom[0] + low_wide, bottom[1]), (bottom[0] - low_wide, bottom[1])]
+        points += [(end[0] + low, end[1]), (end[0] - low, end[1])]
         self.polygon(points, depth, region, shade)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, depth: float, region: str, shade: int = 0) -> None:
