@@ -21,11 +21,6 @@ examples:
   nextreid data check my/images --pattern '{split}/{modality}/{pid}_c{camid}_{*}.jpg'
   nextreid data check my/images          folders rgb, nir, tir of images without labels"""
 
-_CUSTOM = {
-    "manifest": "your own images, from a CSV or parquet file with one row per sample",
-    "pattern": "your own images, from folders with labels in the names",
-}
-
 
 def add(command: Any) -> None:
     """Add the group to the parser."""
@@ -100,7 +95,11 @@ def run_list(args: argparse.Namespace) -> None:
     """Run ``nextreid data list``."""
     from nextreid.data import data_card, list_cards, list_datasets
 
-    what = dict.fromkeys(list_datasets(), "") | _CUSTOM | {name: data_card(name).what for name in list_cards()}
+    what = dict.fromkeys(list_datasets(), "") | {
+        "manifest": "your own images, from a CSV or parquet file with one row per sample",
+        "pattern": "your own images, from folders with labels in the names",
+        **{name: data_card(name).what for name in list_cards()},
+    }
     width = max(map(len, what))
     for name in list_datasets():
         print(f"{name:{width}}  {what[name]}".rstrip())

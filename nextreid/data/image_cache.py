@@ -115,13 +115,12 @@ class ImageCache:
         metadata = _metadata(jobs, modalities, transform)
         try:
             kept = _open(path, shape, metadata)
+            _logger.info("image cache %s: %s, read from the file", path, takes)
+            return cls(kept, places, transform, path)
         except FileNotFoundError:
             _logger.info("image cache %s: %s", path, takes)
         except ValueError as reason:
             _logger.warning("image cache %s is rebuilt, %s: %s", path, reason, takes)
-        else:
-            _logger.info("image cache %s: %s, read from the file", path, takes)
-            return cls(kept, places, transform, path)
         images = _decoded(jobs, modalities, transform)
         try:
             write_whole(path, lambda temporary: _write(temporary, shape, metadata, images))

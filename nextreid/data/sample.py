@@ -166,16 +166,9 @@ class ReIDDataset:
         return {"train": self.train, "query": self.query, "gallery": self.gallery}
 
     def drop_unreadable(self, on_error: OnError) -> "ReIDDataset":
-        """Decode every image once and return the dataset without those that cannot be read.
+        """Decode every image once and return the dataset without those that cannot be read, see `drop_unreadable`.
 
-        Args:
-            on_error: ``"raise"``, ``"skip"`` or ``"mask"``, see `drop_unreadable`.
-
-        Returns:
-            The same dataset where nothing is wrong, else one whose notes say what was done.
-
-        Raises:
-            ValueError: If an image is bad and `on_error` is "raise".
+        It is this very dataset where nothing is wrong, else one whose notes say what was done.
         """
         kept, notes = drop_unreadable(self.splits(), self.modalities, on_error)
         changes: dict[str, Any] = {**kept, "notes": (*self.notes, *notes)}

@@ -79,10 +79,7 @@ class EvalTransform:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
     def __call__(
-        self,
-        images: Sequence[Pixels | None],
-        rng: np.random.Generator | None = None,
-        out: torch.Tensor | None = None,
+        self, images: Sequence[Pixels | None], rng: np.random.Generator | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Transform the M images of a sample.
 
@@ -239,10 +236,7 @@ def _per_channel(name: str, value: float | Sequence[float]) -> torch.Tensor:
 
 
 def augment_batch(
-    batch: Batch,
-    transform: EvalTransform,
-    generator: torch.Generator | None = None,
-    part: tuple[int, int] = (0, 1),
+    batch: Batch, transform: EvalTransform, generator: torch.Generator | None = None, part: tuple[int, int] = (0, 1)
 ) -> Batch:
     """Flip, shift, normalise and erase a batch of uint8 images on its device.
 

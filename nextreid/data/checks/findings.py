@@ -134,7 +134,7 @@ def tally(places: Iterable[str]) -> str:
     return ", ".join(f"{place} {count:,}" for place, count in Counter(places).items())
 
 
-def spread(numbers: Sequence[int]) -> list[int] | None:
+def spread(numbers: Iterable[int]) -> list[int] | None:
     """Return ``[lowest, median, highest]``, None of nothing; the median is the lower of the two in the middle."""
     ordered = sorted(numbers)
     return [ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1]] if ordered else None

@@ -74,17 +74,14 @@ def inspect_images(
     return inspected
 
 
-def size_facts(dataset: ReIDDataset, inspected: Inspected) -> dict[str, dict[str, dict[str, int]]]:
-    """Return, by split and modality, how many images have each size ``"WxH"``, the most frequent first."""
-    facts: dict[str, dict[str, dict[str, int]]] = {}
-    for split, samples in dataset.splits().items():
-        sizes: dict[str, Counter[str]] = {modality: Counter() for modality in dataset.modalities}
-        for sample in samples:
-            for modality, image in zip(dataset.modalities, inspected[id(sample)], strict=True):
-                if isinstance(image, ImageFacts):
-                    sizes[modality]["{}x{}".format(*image.size)] += 1
-        facts[split] = {modality: dict(counter.most_common()) for modality, counter in sizes.items() if counter}
-    return facts
+def size_facts(dataset: ReIDDataset, split: str, inspected: Inspected) -> dict[str, dict[str, int]]:
+    """Return by modality how many images of a split have each size ``"WxH"``, the most frequent first."""
+    sizes: dict[str, Counter[str]] = {modality: Counter() for modality in dataset.modalities}
+    for sample in dataset.splits()[split]:
+        for modality, image in zip(dataset.modalities, inspected.get(id(sample), ()), strict=False):
+            if isinstance(image, ImageFacts):
+                sizes[modality]["{}x{}".format(*image.size)] += 1
+    return {modality: dict(counter.most_common()) for modality, counter in sizes.items() if counter}
 
 
 def check_images(dataset: ReIDDataset, inspected: Inspected) -> list[Finding]:
@@ -136,12 +133,8 @@ def check_presence(dataset: ReIDDataset) -> list[Finding]:
         for modality, image in zip(dataset.modalities, sample.images, strict=True)
         if image is None
     ]
-    absent = [
-        f"{split} {modality}"
-        for split, samples in dataset.splits().items()
-        for index, modality in enumerate(dataset.modalities)
-        if samples and all(sample.images[index] is None for sample in samples)
-    ]
+    images = {split: counts["images"] for split, counts in dataset.summary().items() if counts["samples"]}
+    absent = [f"{split} {m}" for split, counts in images.items() for m, count in counts.items() if not count]
     hint = "models take samples with missing modalities; check that the files are really not there"
     if absent:
         hint = f"{', '.join(absent)} has no image at all: check the folders, or leave this modality out"

@@ -53,19 +53,14 @@ def label_facts(dataset: ReIDDataset, rule: Rule) -> dict[str, dict[str, Any]]:
     facts: dict[str, dict[str, Any]] = {}
     for split, counts in dataset.summary().items():
         samples = dataset.splits()[split]
-        cameras: dict[int, set[int]] = defaultdict(set)
-        where: dict[int, set[int]] = defaultdict(set)
-        for s in samples:
-            if s.pid >= 0 and s.camid >= 0:
-                cameras[s.camid].add(s.pid)
-                where[s.pid].add(s.camid)
+        seen = sorted({(s.camid, s.pid) for s in samples if s.pid >= 0 and s.camid >= 0})
         known = Counter(s.pid for s in samples if s.pid >= 0)
         facts[split] = {
             **counts,
             "ids": len(known),
-            "samples_per_id": spread(list(known.values())),
-            "cameras_per_id": spread([len(seen) for seen in where.values()]),
-            "ids_per_camera": {str(camera): len(ids) for camera, ids in sorted(cameras.items())},
+            "samples_per_id": spread(known.values()),
+            "cameras_per_id": spread(Counter(pid for _, pid in seen).values()),
+            "ids_per_camera": dict(Counter(str(camid) for camid, _ in seen)),
         }
     matches = {rule: count_matches(dataset.query, dataset.gallery, rule) for rule in get_args(Rule)}
     facts["query"]["positives_per_query"] = spread(matches[rule])
@@ -145,12 +140,10 @@ def _places(dataset: ReIDDataset, protocol: str, rule: Rule) -> list[Finding]:
         blank = [s.key for s in test if getattr(s, label) < 0]
         if len(blank) < len(test):  # where all are blank, the queries without a match report it
             findings += _listed("no-{rule}", blank, len(test), rule=rule, protocol=protocol)
-    cameras: dict[int, set[int]] = defaultdict(set)
-    for s in test:
-        if s.pid >= 0 and s.camid >= 0:
-            cameras[s.pid].add(s.camid)
-    lonely = sorted({s.pid for s in dataset.query if len(cameras.get(s.pid, ())) == 1})
-    if rule != "camera" and len(set().union(*cameras.values())) > 1:
+    seen = {(s.pid, s.camid) for s in test if s.pid >= 0 and s.camid >= 0}
+    if rule != "camera" and len({camid for _, camid in seen}) > 1:
+        cameras = Counter(pid for pid, _ in seen)
+        lonely = sorted({s.pid for s in dataset.query if cameras[s.pid] == 1})
         findings += _listed("one-camera", lonely, protocol=protocol)
     return findings
 

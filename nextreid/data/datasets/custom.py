@@ -122,9 +122,8 @@ def _dataset(
     Where all are under ``""`` they are split by identity, or a ValueError gives the advice.
     """
     every = [sample for samples in found.values() for sample in samples]
-    joined = iter(
-        add_captions(every, caption_home(captions, (), modalities, splits=("all",)), "all", modalities, notes)
-    )
+    home = caption_home(captions, (), modalities, splits=("all",))
+    joined = iter(add_captions(every, home, "all", modalities, notes))
     found = {word: [next(joined) for _ in samples] for word, samples in found.items()}
     if set(found) == {""}:
         if train is None:
