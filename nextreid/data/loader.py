@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, default_convert
 
 from .image import open_images
 from .image_cache import ImageCache
@@ -148,10 +148,6 @@ def collate(items: Sequence[Item], images: torch.Tensor | None = None) -> Batch:
     )
 
 
-def _unchanged(batch: Batch) -> Batch:
-    return batch
-
-
 def make_loader(
     samples: Sequence[Sample],
     transform: Transform,
@@ -205,7 +201,7 @@ def make_loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_unchanged,  # type: ignore[arg-type]
+        collate_fn=default_convert,  # leaves a batch as it is
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         # without one of its own the loader would draw from, and so advance, torch's global generator

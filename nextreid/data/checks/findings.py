@@ -13,12 +13,6 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 _EXAMPLES = 5
 
-_IGNORED: dict[Rule, str] = {
-    "camera": "a query ignores its own identity in its own camera",
-    "scene": "a query ignores its own identity in its own scene",
-    "none": "a query ignores only itself",
-}
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Finding:
@@ -88,7 +82,8 @@ class Report:
 
     def __str__(self) -> str:
         """Return the report as aligned text."""
-        head = f"{self.name}: {', '.join(self.modalities)}; protocol {self.protocol} ({_IGNORED[self.exclude]})"
+        ignored = "only itself" if self.exclude == "none" else f"its own identity in its own {self.exclude}"
+        head = f"{self.name}: {', '.join(self.modalities)}; protocol {self.protocol} (a query ignores {ignored})"
         parts = [head, "", *_table(self.splits, self.modalities), ""]
         for finding in self.findings:
             parts.append(f"{finding.level} [{finding.code}] {finding.message}")
