@@ -27,16 +27,12 @@ _BAD = {
 }
 _COPIES: dict[str, tuple[Level, str, str]] = {
     "train-test-copy": ("error", "images that are in training and in test", "take them out of one of the two"),
-    "identity-conflict": (
-        "error",
-        "images that belong to several identities",
-        "one of the labels is wrong: correct it, or leave the image out",
-    ),
+    "identity-conflict": ("error", "images that belong to several identities", "correct the label or leave them out"),
     "copy": ("warning", "images that occur several times within one identity", "leave the copies out"),
     "modality-copy": (
         "warning",
         "images that occur in several modalities of one sample",
-        "a copy is no second sensor: give the real image, or none",
+        "give the real image or none",
     ),
 }
 

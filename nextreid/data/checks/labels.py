@@ -15,36 +15,20 @@ _LABEL = {"camera": "camid", "scene": "sceneid"}
 _FINDINGS: dict[str, tuple[Level, str, str]] = {
     "duplicate-key": ("error", "keys that name several samples of one split", "keys must be unique"),
     "key-conflict": ("error", "keys of different identities in query and gallery", "a key must name one sample"),
-    "case-key": (
-        "warning",
-        "groups of keys that differ in upper and lower case only",
-        "rename them: on Windows and macOS such files are one file, and captions may join the wrong one",
-    ),
-    "no-identity": (
-        "error",
-        "samples of train or query without identity (pid -1)",
-        "label them or leave them out; only a gallery may hold unknown identities",
-    ),
+    "case-key": ("warning", "groups of keys that differ in case only", "rename them: on Windows they are one file"),
+    "no-identity": ("error", "samples of train or query without identity (pid -1)", "label them or leave them out"),
     "identity-in-train-and-test": (
         "warning",
         "training identities that are in query or gallery too",
         "keep the identities of training and test apart, or the metrics do not measure unseen identities",
     ),
-    "single-sample": (
-        "warning",
-        "training identities with one sample",
-        "their instances in a batch are copies of it, which teach little: add samples or leave them out",
-    ),
+    "single-sample": ("warning", "training identities with one sample", "add samples: a batch holds copies of it"),
     "no-{rule}": (
         "warning",
         "test samples without {rule} ({label} -1)",
         "they count as one {rule} under protocol {protocol}: label them",
     ),
-    "one-camera": (
-        "note",
-        "query identities known under one camera only",
-        "protocol {protocol} lets them match in their own camera, which is easier than across cameras",
-    ),
+    "one-camera": ("note", "query identities known under one camera only", "protocol {protocol} lets them match in it"),
 }
 
 
