@@ -27,7 +27,8 @@ from nextreid.data.sampler import PKSampler
 from nextreid.layers import BNNeck
 from nextreid.losses import Criterion
 from nextreid.models import ReIDModel, create_model
-from nextreid.synthetic import PARTS, attributes, synthetic_persons
+from nextreid.synthetic import PARTS, synthetic_persons
+from nextreid.synthetic.identity import MARGINALS
 from nextreid.towers import pack_sentences
 
 _logger = logging.getLogger(__name__)
@@ -204,9 +205,9 @@ def clauses(sentence: str) -> tuple[str, ...]:
 
 _WORDS: dict[str, tuple[str, ...]] = {
     "hair": ("hair",),
-    "upper": tuple(attributes.UPPER),
-    "lower": tuple(attributes.LOWER),
-    "footwear": tuple(attributes.FOOTWEAR),
+    "upper": tuple(MARGINALS["upper_clothing"]),
+    "lower": tuple(MARGINALS["lower_clothing"]),
+    "footwear": tuple(MARGINALS["footwear"]),
     "glasses": ("glasses",),
     "backpack": ("backpack",),
     "handbag": ("handbag",),

@@ -21,11 +21,6 @@ examples:
   nextreid data check my/images --pattern '{split}/{modality}/{pid}_c{camid}_{*}.jpg'
   nextreid data check my/images          folders rgb, nir, tir of images without labels"""
 
-_CUSTOM = {
-    "manifest": "your own images, from a CSV or parquet file with one row per sample",
-    "pattern": "your own images, from folders with labels in the names",
-}
-
 
 def add(command: Any) -> None:
     """Add the group to the parser."""
@@ -100,10 +95,14 @@ def run_list(args: argparse.Namespace) -> None:
     """Run ``nextreid data list``."""
     from nextreid.data import data_card, list_cards, list_datasets
 
-    names, cards = list_datasets(), list_cards()
-    width = max(map(len, names))
-    for name in names:
-        print(f"{name:{width}}  {data_card(name).what if name in cards else _CUSTOM.get(name, '')}".rstrip())
+    what = dict.fromkeys(list_datasets(), "") | {
+        "manifest": "your own images, from a CSV or parquet file with one row per sample",
+        "pattern": "your own images, from folders with labels in the names",
+        **{name: data_card(name).what for name in list_cards()},
+    }
+    width = max(map(len, what))
+    for name in list_datasets():
+        print(f"{name:{width}}  {what[name]}".rstrip())
 
 
 @contextlib.contextmanager
@@ -133,9 +132,7 @@ def _load(args: argparse.Namespace) -> Any:
     if path.is_dir() and args.pattern is None:
         return _unlabelled(path, args, options)
     if not path.exists():
-        raise FileNotFoundError(
-            f"{args.target!r} is no file, no folder, and no dataset; datasets are {', '.join(names)}"
-        )
+        raise FileNotFoundError(f"{args.target!r} is no file, folder, or dataset; datasets are {', '.join(names)}")
     return load_dataset("pattern" if path.is_dir() else "manifest", path, captions=args.captions, **options)
 
 

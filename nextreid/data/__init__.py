@@ -1,6 +1,5 @@
 """Files to batches: samples, readers, captions, transforms, samplers, loaders."""
 
-from .augment import augment_batch
 from .captions import draw_captions, draw_sentences, keep_quality, read_captions, split_sentences
 from .card import DataCard, data_card, list_cards, list_overlaps, refuse_leak
 from .checks import Finding, Report, check_dataset
@@ -14,7 +13,7 @@ from .rng import seeded_rng
 from .sample import MODALITIES, Batch, ReIDDataset, Sample, drop_unreadable
 from .sampler import PKSampler
 from .split import split_identities
-from .transforms import EvalTransform, TrainTransform
+from .transforms import EvalTransform, TrainTransform, augment_batch
 
 __all__ = [
     "MODALITIES",

@@ -17,19 +17,12 @@ _WIDTH = 110
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Two datasets that share identities.
+    """Two datasets that share identities."""
 
-    Attributes:
-        trained_on: Dataset whose training split holds them.
-        test: Dataset whose query or gallery holds them.
-        refused: Whether evaluating on the one after training on the other is an error, or only a warning.
-        evidence: What is shared and how it is known.
-    """
-
-    trained_on: str
-    test: str
-    refused: bool
-    evidence: str
+    trained_on: str  # dataset whose training split holds them
+    test: str  # dataset whose query or gallery holds them
+    refused: bool  # whether evaluating on the one after training on the other is an error, or only a warning
+    evidence: str  # what is shared and how it is known
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -67,11 +67,7 @@ Image: TypeAlias = Path | np.ndarray | ImageFile
 
 
 def check_window(window: object) -> Window:
-    """Return a window as `ImageFile` takes it; a list of two numbers, as JSON writes it, becomes a tuple.
-
-    Raises:
-        ValueError: If it is neither "minmax" nor two numbers of which the first is the lower.
-    """
+    """Return a window as `ImageFile` takes it; a list of two numbers, as JSON writes it, becomes a tuple."""
     if window == "minmax":
         return "minmax"
     if isinstance(window, tuple | list) and len(window) == 2:
@@ -82,15 +78,10 @@ def check_window(window: object) -> Window:
 
 
 def check_windows(windows: Mapping[str, object] | None, modalities: Sequence[str]) -> dict[str, Window]:
-    """Return the windows by modality, as `check_window` returns each.
-
-    Raises:
-        ValueError: If one is wrong or belongs to no modality.
-    """
-    checked = {modality: check_window(window) for modality, window in (windows or {}).items()}
-    if unknown := sorted(set(checked) - set(modalities)):
+    """Return the windows by modality, as `ImageFile` takes them; raise ValueError if one belongs to no modality."""
+    if unknown := sorted(set(windows or ()) - set(modalities)):
         raise ValueError(f"window names {unknown}, but the modalities are {tuple(modalities)}")
-    return checked
+    return {modality: check_window(window) for modality, window in (windows or {}).items()}
 
 
 def through_window(path: Path, window: Window | None) -> Image:
@@ -126,11 +117,7 @@ def open_image(image: Image, key: str = "", modality: str = "") -> PILImage.Imag
 
 
 def open_images(images: Sequence[Image | None], key: str, modalities: Sequence[str]) -> list[PILImage.Image | None]:
-    """Open the M images of one sample as `open_image` does, None where one is missing.
-
-    Raises:
-        ImageError: As `open_image`, for the first that cannot be opened.
-    """
+    """Open the M images of one sample, None where one is missing; raise the first error as `open_image` does."""
     opened: list[PILImage.Image | None] = []
     for image in try_images(images, key, modalities):
         if isinstance(image, ImageError):
@@ -158,9 +145,9 @@ def try_images(
         try:
             opened.append(None if image is None else open_one(image))
         except Exception as error:
-            name = "the array" if isinstance(image, np.ndarray) else str(image_path(image))
-            owner = f" of sample {key!r}" if key else ""
-            whole = f"{name}, the {modality} image{owner}" if modality else name + owner
+            whole = str(image_path(image) or "the array")
+            whole += f", the {modality} image" if modality else ""
+            whole += f" of sample {key!r}" if key else ""
             problem = ImageError(f"cannot read {whole}: {error}", getattr(error, "reason", "unreadable"))
             problem.__cause__ = error
             opened.append(problem)

@@ -31,7 +31,6 @@ SUFFIX = ".store"
 _SHARED = Path("/dev/shm")
 _CHUNK = 64  # samples that are decoded ahead of the one that is kept
 _ALIGN = 4096
-_LARGEST_HEADER = 2**20
 
 
 class ImageCache:
@@ -51,16 +50,9 @@ class ImageCache:
         path: The file, None in memory.
     """
 
-    def __init__(
-        self,
-        pixels: np.ndarray | torch.Tensor,
-        places: dict[str, int],
-        transform: EvalTransform,
-        path: Path | None = None,
-    ) -> None:
-        self._shared: Any = pixels if isinstance(pixels, torch.Tensor) else None
-        self._places = places
-        self.pixels = pixels.numpy() if isinstance(pixels, torch.Tensor) else pixels
+    def __init__(self, pixels: Any, places: dict[str, int], transform: EvalTransform, path: Path | None = None) -> None:
+        self._shared, self._places = pixels, places
+        self.pixels: np.ndarray = np.asarray(pixels)
         self.img_size = transform.img_size
         self.interpolation = transform.interpolation
         self.resize = transform.resize
@@ -123,17 +115,15 @@ class ImageCache:
         metadata = _metadata(jobs, modalities, transform)
         try:
             kept = _open(path, shape, metadata)
+            _logger.info("image cache %s: %s, read from the file", path, takes)
+            return cls(kept, places, transform, path)
         except FileNotFoundError:
             _logger.info("image cache %s: %s", path, takes)
         except ValueError as reason:
             _logger.warning("image cache %s is rebuilt, %s: %s", path, reason, takes)
-        else:
-            _logger.info("image cache %s: %s, read from the file", path, takes)
-            return cls(kept, places, transform, path)
+        images = _decoded(jobs, modalities, transform)
         try:
-            write_whole(
-                path, lambda temporary: _write(temporary, shape, metadata, _decoded(jobs, modalities, transform))
-            )
+            write_whole(path, lambda temporary: _write(temporary, shape, metadata, images))
         except OSError as error:
             raise OSError(error.errno, f"cannot write the image cache {path}, {takes}: {error.strerror}") from error
         return cls(_map(path, shape), places, transform, path)
@@ -146,11 +136,7 @@ class ImageCache:
         return len(self.pixels)
 
     def rows(self, samples: Sequence[Sample], modalities: Sequence[str]) -> np.ndarray:
-        """Return where the images of `samples` are, ``(B, M)`` int64, -1 where one is missing.
-
-        Raises:
-            KeyError: If an image is not in the cache; names the sample and the modality.
-        """
+        """Return where the images of `samples` are, ``(B, M)`` int64, -1 where one is missing; KeyError if unknown."""
         out = np.empty((len(samples), len(modalities)), dtype=np.int64)
         for number, sample in enumerate(samples):
             for index, (image, modality) in enumerate(zip(sample.images, modalities, strict=True)):
@@ -177,7 +163,7 @@ class ImageCache:
 
     def __getstate__(self) -> dict[str, Any]:
         # the shared tensor goes as a handle, a file as its name
-        return {**self.__dict__, "pixels": self.pixels.shape}
+        return {**self.__dict__, "pixels": self.pixels.shape, "_shared": None if self.path else self._shared}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -193,12 +179,10 @@ def _distinct(samples: Sequence[Sample]) -> tuple[dict[str, int], list[_Job]]:
     places: dict[str, int] = {}
     jobs: list[_Job] = []
     for sample in samples:
-        new: list[Image | None] = []
-        for image in sample.images:
-            known = image is None or _identity(image) in places
-            if image is not None and not known:
-                places[_identity(image)] = len(places)
-            new.append(None if known else image)
+        new: list[Image | None] = [None] * len(sample.images)
+        for index, image in enumerate(sample.images):
+            if image is not None and (name := _identity(image)) not in places:
+                places[name], new[index] = len(places), image
         if any(image is not None for image in new):
             jobs.append((sample.key, new))
     return places, jobs
@@ -278,7 +262,7 @@ def _open(path: Path, shape: Sequence[int], metadata: dict[str, Any]) -> np.ndar
     """Return the pixels of a file that is the cache described; a ValueError gives the reason why it is not."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length < _LARGEST_HEADER else b""
+        text = file.read(length) if length < 2**20 else b""
     try:
         recorded = json.loads(json.loads(text)["__metadata__"]["nextreid"])
         checksum = int(recorded.pop("crc32"), 16)

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, default_convert
 
 from .image import open_images
 from .image_cache import ImageCache
@@ -148,10 +148,6 @@ def collate(items: Sequence[Item], images: torch.Tensor | None = None) -> Batch:
     )
 
 
-def _unchanged(batch: Batch) -> Batch:
-    return batch
-
-
 def make_loader(
     samples: Sequence[Sample],
     transform: Transform,
@@ -196,9 +192,7 @@ def make_loader(
     if sampler is None:
         if batch_size is None or batch_size < 1:
             raise ValueError(f"batch_size must be at least 1 where there is no sampler, got {batch_size}")
-        batches: PKSampler | list[list[int]] = [
-            list(range(start, min(start + batch_size, len(samples)))) for start in range(0, len(samples), batch_size)
-        ]
+        batches: PKSampler | BatchSampler = BatchSampler(range(len(samples)), batch_size, drop_last=False)
     elif batch_size in (None, sampler.batch_size):
         batches = sampler
     else:
@@ -207,7 +201,7 @@ def make_loader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_unchanged,  # type: ignore[arg-type]
+        collate_fn=default_convert,  # leaves a batch as it is
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
         # without one of its own the loader would draw from, and so advance, torch's global generator

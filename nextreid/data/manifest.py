@@ -4,14 +4,13 @@ import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from .captions import split_sentences
 from .image import Image, Window, check_windows, through_window
 from .sample import MODALITIES, Sample
 
 _LABELS = ("pid", "camid", "sceneid")
-_PARQUET = (".parquet", ".pq")
+_Row = tuple[str, dict[str, str]]  # where it is, for messages, and its cells by column
 
 
 def read_manifest(
@@ -47,48 +46,37 @@ def read_manifest(
     path = Path(path).expanduser()
     chosen, rows = _read_rows(path, modalities)
     if split is not None:
-        if rows and "split" not in rows[0].cells:
+        if "split" not in rows[0][1]:
             raise ValueError(f"{path} has no column 'split', so no rows with split {split!r}")
-        rows = [row for row in rows if row.cells["split"] == split]
-    if not rows:
-        raise ValueError(f"{path} has no rows" + ("" if split is None else f" with split {split!r}"))
+        rows = [(where, cells) for where, cells in rows if cells["split"] == split]
+        if not rows:
+            raise ValueError(f"{path} has no rows with split {split!r}")
     return _samples(path, rows, chosen, window, anywhere)
 
 
 def manifest_splits(
-    path: str | Path, modalities: Sequence[str] | None, window: Mapping[str, Window] | None, anywhere: bool
+    path: Path, modalities: Sequence[str] | None, window: Mapping[str, Window] | None, anywhere: bool
 ) -> tuple[tuple[str, ...], dict[str, list[Sample]]]:
-    """Read a manifest as `read_manifest` does; keys need to be unique in each split only.
+    """Return the modalities, and the samples of `read_manifest` by column ``split``, ``""`` where there is none.
 
-    Returns:
-        The modalities, and the samples by the value of column ``split``; all are under ``""`` where there is none.
+    Keys need to be unique in each split only.
     """
-    path = Path(path).expanduser()
-    chosen, every = _read_rows(path, modalities)
-    if not every:
-        raise ValueError(f"{path} has no rows")
-    rows: dict[str, list[_Row]] = {}
-    for row in every:
-        rows.setdefault(row.cells.get("split", ""), []).append(row)
-    return chosen, {split: _samples(path, found, chosen, window, anywhere) for split, found in rows.items()}
-
-
-class _Row(NamedTuple):
-    where: str
-    cells: dict[str, str]
+    chosen, rows = _read_rows(path, modalities)
+    splits: dict[str, list[_Row]] = {}
+    for where, cells in rows:
+        splits.setdefault(cells.get("split", ""), []).append((where, cells))
+    return chosen, {split: _samples(path, found, chosen, window, anywhere) for split, found in splits.items()}
 
 
 def _read_rows(path: Path, modalities: Sequence[str] | None) -> tuple[tuple[str, ...], list[_Row]]:
     """Return the modalities to read, after a look at the columns, and the rows."""
     if not path.is_file():
         raise FileNotFoundError(f"no manifest {path}")
-    columns, rows = _read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path)
+    columns, rows = _read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _read_csv(path)
     if repeated := sorted({column for column in columns if columns.count(column) > 1}):
         raise ValueError(f"{path}: columns {repeated} occur more than once")
     chosen = tuple(m for m in MODALITIES if m in columns) if modalities is None else tuple(modalities)
-    known = {*_LABELS, "key", "split"}
-    for modality in (*MODALITIES, *chosen):
-        known |= {modality, f"caption_{modality}"}
+    known = {*_LABELS, "key", "split", *MODALITIES, *chosen, *(f"caption_{m}" for m in (*MODALITIES, *chosen))}
     odd = [column for column in columns if column not in known]
     if odd and modalities is None:
         images = [column for column in odd if not column.startswith("caption_")] or odd
@@ -100,6 +88,8 @@ def _read_rows(path: Path, modalities: Sequence[str] | None) -> tuple[tuple[str,
         raise ValueError(f"{path}: columns {odd} are unknown; with modalities {chosen} known are {sorted(known)}")
     if not set(chosen) & set(columns):
         raise ValueError(f"{path} has no column for a modality {chosen or MODALITIES}; its columns are {columns}")
+    if not rows:
+        raise ValueError(f"{path} has no rows")
     return chosen, rows
 
 
@@ -113,7 +103,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[_Row]]:
                 where = f"{path}, line {reader.line_num}"
                 if "" in cells or None in cells.values():
                     raise ValueError(f"{where}: the row does not have the {len(columns)} cells of the header")
-                rows.append(_Row(where, cells))
+                rows.append((where, cells))
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}, after line {reader.line_num}: not CSV in UTF-8: {error}") from error
     return columns, rows
@@ -132,7 +122,7 @@ def _read_parquet(path: Path) -> tuple[list[str], list[_Row]]:
     columns = [str(name) for name in table.column_names]
     values = [[_text(value) for value in column.to_pylist()] for column in table.columns]
     cells = zip(*values, strict=True)
-    return columns, [_Row(f"{path}, row {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(cells, 1)]
+    return columns, [(f"{path}, row {i}", dict(zip(columns, row, strict=True))) for i, row in enumerate(cells, 1)]
 
 
 def _text(value: object) -> str:
@@ -145,11 +135,7 @@ def _text(value: object) -> str:
 
 
 def _samples(
-    path: Path,
-    rows: Iterable[_Row],
-    modalities: tuple[str, ...],
-    window: Mapping[str, Window] | None,
-    anywhere: bool,
+    path: Path, rows: Iterable[_Row], modalities: tuple[str, ...], window: Mapping[str, Window] | None, anywhere: bool
 ) -> list[Sample]:
     windows = check_windows(window, modalities)
     samples: dict[str, Sample] = {}

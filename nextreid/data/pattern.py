@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 from .image import Window, check_windows, through_window
 from .sample import MODALITIES, Sample
@@ -14,10 +13,7 @@ from .sample import MODALITIES, Sample
 _logger = logging.getLogger(__name__)
 
 _ALIASES = {"rgb": ("rgb", "vis"), "nir": ("nir", "ni"), "tir": ("tir", "ti", "th")}
-_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
 PATTERN = "{split}/{modality}/{pid}_c{camid}_{*}.jpg"
-_Moment: TypeAlias = tuple[tuple[str, str], ...]
 _FIELDS = {
     "split": r"[^/]+?",
     "modality": r"[^/]+?",
@@ -25,7 +21,7 @@ _FIELDS = {
     "camid": r"-?\d+",
     "sceneid": r"-?\d+",
     "*": r"[^/]*?",
-    "ext": "|".join(ending[1:] for ending in _ENDINGS),
+    "ext": "bmp|jpeg|jpg|png|tif|tiff|webp",
 }
 
 
@@ -111,12 +107,7 @@ def read_folder(
 def pattern_splits(
     root: str | Path, pattern: str, modalities: Sequence[str] | None, window: Mapping[str, Window] | None
 ) -> tuple[tuple[str, ...], dict[str, list[Sample]], list[str]]:
-    """Read images as `read_pattern` does.
-
-    Returns:
-        The modalities, the samples by ``{split}``, sorted by key (all under ``""`` where the pattern has none), and
-        notes of what was left out.
-    """
+    """Return the modalities, the samples of `read_pattern` by ``{split}`` or ``""``, and notes of what is left out."""
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
@@ -133,7 +124,7 @@ def pattern_splits(
     given = [match["modality"] if "{modality}" in pattern else single for _, match in matches]
     chosen, modality_of = _modalities(set(given), modalities, f"{root}, {pattern!r}")
     windows = check_windows(window, chosen)
-    moments: dict[_Moment, dict[str, str]] = {}
+    moments: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
     for (path, match), name in zip(matches, given, strict=True):
         modality = modality_of.get(name)
         if modality is None:

@@ -20,14 +20,10 @@ def seeded_rng(*key: int | str) -> np.random.Generator:
     Raises:
         TypeError: If a part of the key is neither an integer nor a string.
     """
-    parts: list[int | str] = []
     for part in key:
-        if isinstance(part, str):
-            parts.append(str(part))
-        elif isinstance(part, int | np.integer):
-            parts.append(int(part))
-        else:
+        if not isinstance(part, str | int | np.integer):
             raise TypeError(f"seeded_rng takes integers and strings, got {part!r} of type {type(part).__name__}")
+    parts = tuple(str(part) if isinstance(part, str) else int(part) for part in key)
     # ascii, not repr: which characters repr escapes depends on the interpreter's Unicode version
-    digest = hashlib.blake2b(ascii(tuple(parts)).encode(), digest_size=16).digest()
+    digest = hashlib.blake2b(ascii(parts).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))

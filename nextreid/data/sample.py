@@ -1,7 +1,7 @@
 """The records that flow from readers to models: one sample, one batch, one dataset."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, get_args
@@ -42,6 +42,12 @@ class Sample:
         images = f"{sum(image is not None for image in self.images)} of {len(self.images)} images"
         labels = f"pid={self.pid}, camid={self.camid}, sceneid={self.sceneid}"
         return f"Sample({self.key!r}, {labels}, {images}, {sum(map(len, self.captions))} sentences)"
+
+
+def first_few(names: Iterable[object], count: int = 3) -> str:
+    """Return the first names, with dots where there are more."""
+    shown = list(map(str, names))
+    return ", ".join(shown[:count]) + (", …" if len(shown) > count else "")
 
 
 def check_counts(samples: Sequence[Sample], modalities: Sequence[str]) -> None:
@@ -100,11 +106,9 @@ class Batch:
         return self._with_tensors(torch.Tensor.pin_memory)
 
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
-        changes: dict[str, Any] = {}
-        for name in self.__slots__:
-            if isinstance(value := getattr(self, name), torch.Tensor):
-                changes[name] = change(value)
-        return replace(self, **changes)
+        fields: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        tensors = {name: change(value) for name, value in fields.items() if isinstance(value, torch.Tensor)}
+        return Batch(**fields | tensors)
 
 
 @dataclass(frozen=True, repr=False)
@@ -143,25 +147,30 @@ class ReIDDataset:
             ``{split: {"samples", "ids", "cameras", "scenes", "images", "captions"}}`` for the splits train,
             query and gallery; the last two are dictionaries from modality to a count.
         """
-        return {split: _count(samples, self.modalities) for split, samples in self.splits().items()}
+        return {
+            split: {
+                "samples": len(samples),
+                "ids": len({s.pid for s in samples}),
+                "cameras": len({s.camid for s in samples if s.camid >= 0}),
+                "scenes": len({s.sceneid for s in samples if s.sceneid >= 0}),
+                "images": {m: sum(s.images[i] is not None for s in samples) for i, m in enumerate(self.modalities)},
+                "captions": {
+                    m: sum(any(s.captions[i : i + 1]) for s in samples) for i, m in enumerate(self.modalities)
+                },
+            }
+            for split, samples in self.splits().items()
+        }
 
     def splits(self) -> dict[str, tuple[Sample, ...]]:
         """Return the splits by name: train, query and gallery."""
         return {"train": self.train, "query": self.query, "gallery": self.gallery}
 
     def drop_unreadable(self, on_error: OnError) -> "ReIDDataset":
-        """Decode every image once and return the dataset without those that cannot be read.
+        """Decode every image once and return the dataset without those that cannot be read, see `drop_unreadable`.
 
-        Args:
-            on_error: ``"raise"``, ``"skip"`` or ``"mask"``, see `drop_unreadable`.
-
-        Returns:
-            The same dataset where nothing is wrong, else one whose notes say what was done.
-
-        Raises:
-            ValueError: If an image is bad and `on_error` is "raise".
+        It is this very dataset where nothing is wrong, else one whose notes say what was done.
         """
-        kept, notes = _drop_unreadable(self.splits(), self.modalities, on_error)
+        kept, notes = drop_unreadable(self.splits(), self.modalities, on_error)
         changes: dict[str, Any] = {**kept, "notes": (*self.notes, *notes)}
         return replace(self, **changes) if notes else self
 
@@ -191,14 +200,15 @@ class ReIDDataset:
 
 
 def drop_unreadable(
-    samples: Sequence[Sample], modalities: Sequence[str], on_error: OnError
-) -> tuple[tuple[Sample, ...], list[str]]:
+    splits: Mapping[str, Sequence[Sample]], modalities: Sequence[str], on_error: OnError
+) -> tuple[dict[str, tuple[Sample, ...]], list[str]]:
     """Decode every image once and decide about those that cannot be read, before anything is trained or scored.
 
-    The outcome depends on the files only, so that worker processes and ranks agree on the samples.
+    The outcome depends on the files only, so that worker processes and ranks agree on the samples. A sample that is
+    in several splits is decoded once.
 
     Args:
-        samples: Samples with one image per modality.
+        splits: Samples with one image per modality, by the name of their split.
         modalities: Names of the images, in their order.
         on_error: ``"raise"`` an error that counts all bad images, ``"skip"`` samples that have one, or ``"mask"``:
             the modality is missing from there on, image and caption; a sample without any is left out.
@@ -209,14 +219,6 @@ def drop_unreadable(
     Raises:
         ValueError: If an image is bad and `on_error` is "raise", or `on_error` is not one of the three.
     """
-    kept, notes = _drop_unreadable({"samples": samples}, modalities, on_error)
-    return kept["samples"], notes
-
-
-def _drop_unreadable(
-    splits: Mapping[str, Sequence[Sample]], modalities: Sequence[str], on_error: OnError
-) -> tuple[dict[str, tuple[Sample, ...]], list[str]]:
-    """Treat several splits as `drop_unreadable` does one; a sample that is in two of them is decoded once."""
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}; got {on_error!r}")
     every = {id(sample): sample for samples in splits.values() for sample in samples}
@@ -234,22 +236,19 @@ def _drop_unreadable(
             f"{len(messages)} images of {len(errors)} samples cannot be read; repair them, or leave out the samples "
             'with on_error="skip" or only the images with on_error="mask":\n' + "\n".join(messages[:5]) + more
         )
-    repaired = {
-        key: _mask(every[key], found, modalities) if on_error == "mask" else None for key, found in errors.items()
-    }
+    masked = {key: _mask(every[key], found, modalities) for key, found in errors.items() if on_error == "mask"}
     notes: list[str] = []
     kept: dict[str, tuple[Sample, ...]] = {}
     for split, samples in splits.items():
-        after = [repaired.get(id(sample), sample) for sample in samples]
+        after = [masked.get(id(sample)) if id(sample) in errors else sample for sample in samples]
         kept[split] = tuple(sample for sample in after if sample is not None)
-        bad = [sample for sample in samples if id(sample) in errors]
-        if dropped := [sample.key for sample in bad if repaired[id(sample)] is None]:
+        if dropped := [sample.key for sample, left in zip(samples, after, strict=True) if left is None]:
             why = "an image" if on_error == "skip" else "all of their images"
-            notes.append(f"{split}: {len(dropped)} samples left out, {why} cannot be read: {_first(dropped)}")
+            notes.append(f"{split}: {len(dropped)} samples left out, {why} cannot be read: {first_few(dropped)}")
         for modality in modalities:
-            hidden = [s.key for s in bad if modality in errors[id(s)] and repaired[id(s)] is not None]
-            if hidden:
-                notes.append(f"{split}: {modality} of {len(hidden)} samples cannot be read, missing: {_first(hidden)}")
+            if hidden := [s.key for s in samples if masked.get(id(s)) and modality in errors[id(s)]]:
+                keys = first_few(hidden)
+                notes.append(f"{split}: {modality} of {len(hidden)} samples cannot be read, missing: {keys}")
     return kept, notes
 
 
@@ -262,10 +261,6 @@ def _mask(sample: Sample, bad: Mapping[str, str], modalities: Sequence[str]) -> 
     return replace(sample, images=images, captions=captions)
 
 
-def _first(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-
-
 def _fingerprint(image: Image | None) -> bytes:
     if isinstance(image, np.ndarray):
         return f"array {image.shape} {image.dtype} ".encode() + np.ascontiguousarray(image).tobytes()
@@ -274,14 +269,3 @@ def _fingerprint(image: Image | None) -> bytes:
         return b"none"
     part = (image.box, image.window) if isinstance(image, ImageFile) else (None, None)
     return f"file {path.stat().st_size} {part}".encode()
-
-
-def _count(samples: Sequence[Sample], modalities: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "samples": len(samples),
-        "ids": len({s.pid for s in samples}),
-        "cameras": len({s.camid for s in samples if s.camid >= 0}),
-        "scenes": len({s.sceneid for s in samples if s.sceneid >= 0}),
-        "images": {m: sum(s.images[i] is not None for s in samples) for i, m in enumerate(modalities)},
-        "captions": {m: sum(bool(s.captions and s.captions[i]) for s in samples) for i, m in enumerate(modalities)},
-    }

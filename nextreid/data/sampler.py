@@ -76,22 +76,18 @@ class PKSampler(Sampler[list[tuple[int, int, int]]]):
     def set_epoch(self, epoch: int) -> None:
         """Draw the batches of `epoch` (counted from 0); call before iterating over it."""
         self.epoch = epoch
-        self._batches = self._draw(seeded_rng("sampler", self.seed, epoch))
-
-    def _draw(self, rng: np.random.Generator) -> list[list[int]]:
-        k = self.num_instances
+        rng, k = seeded_rng("sampler", self.seed, epoch), self.num_instances
         chunks: list[list[np.ndarray]] = []
         for indices in self._indices:
             many = len(indices) >= k
             order = rng.permutation(indices) if many else rng.choice(indices, k, replace=True)
             chunks.append([order[start : start + k] for start in range(0, len(order) - k + 1, k)])
         left = list(range(len(chunks)))
-        batches = []
+        self._batches: list[list[int]] = []
         while len(left) >= self.num_ids:
             chosen = [left[i] for i in rng.permutation(len(left))[: self.num_ids]]
-            batches.append(np.concatenate([chunks[i].pop() for i in chosen]).tolist())
+            self._batches.append(np.concatenate([chunks[i].pop() for i in chosen]).tolist())
             left = [i for i in left if chunks[i]]
-        return batches
 
     def __len__(self) -> int:
         """Return the exact number of batches in the current epoch."""

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from .rng import seeded_rng
-from .sample import ReIDDataset, Sample
+from .sample import ReIDDataset, Sample, first_few
 
 Rule = Literal["camera", "scene", "none"]
 
@@ -17,13 +17,9 @@ _ATTRIBUTE = {"camera": "camid", "scene": "sceneid", "none": "key"}
 def count_matches(query: Iterable[Sample], gallery: Sequence[Sample], rule: Rule) -> list[int]:
     """Count the valid matches of each query: the gallery entries of its identity that the rule does not exclude.
 
-    A query with at least one is valid; `nextreid.retrieval.rank` counts the same queries.
-
-    Args:
-        query: Query samples.
-        gallery: Gallery samples.
-        rule: A query ignores the entries of its identity from its own ``"camera"`` or its own ``"scene"`` (label -1
-            counts as one of them), or ``"none"``; and always itself, the entry of its identity with its key.
+    A query with at least one is valid; `nextreid.retrieval.rank` counts the same queries. A query ignores the entries
+    of its identity from its own ``"camera"`` or its own ``"scene"`` (label -1 counts as one of them), or ``"none"``;
+    and always itself, the entry of its identity with its key.
     """
     attribute = _ATTRIBUTE[rule]
     identity = Counter(sample.pid for sample in gallery)
@@ -87,40 +83,28 @@ def split_identities(
     identities = {sample.pid for sample in known}
     able = {sample.pid for sample in with_match(known, known, rule)}
     if not able:
-        raise ValueError(_no_match(rule, known))
+        if rule == "none":
+            raise ValueError(f"no query could ever match: no sample of {len(known)} has a second one of its identity")
+        raise ValueError(
+            f"no identity of {len(known)} labelled samples is seen by two {rule}s, so no query could ever match: label "
+            f"the {rule}s ({_ATTRIBUTE[rule]}; -1 everywhere counts as one {rule}), or split with rule='none'"
+        )
     held = _draw("able", able, 1 - train, 1, seed) | _draw("distractors", identities - able, 1 - train, 0, seed)
     gallery = tuple(sample for sample in known if sample.pid in held)
     notes = []
     if len(known) < len(ordered):
         notes.append(f"{len(ordered) - len(known)} samples of unknown identity (pid -1) left out")
     if distractors := sorted(held - able):
-        shown = ", ".join(map(str, distractors[:10])) + (", …" if len(distractors) > 10 else "")
         why = "are seen once" if rule == "none" else f"have one {rule}"
-        notes.append(f"{len(distractors)} of {len(held)} test identities {why}: distractors only: {shown}")
-    return ReIDDataset(
-        name=name,
-        modalities=tuple(modalities),
-        object_type=object_type,
-        protocol=rule,
-        train=tuple(sample for sample in known if sample.pid not in held),
-        query=with_match(gallery, gallery, rule),
-        gallery=gallery,
-        notes=tuple(notes),
-    )
+        what = f"{len(distractors)} of {len(held)} test identities {why}: distractors only"
+        notes.append(f"{what}: {first_few(distractors, 10)}")
+    train_samples = tuple(sample for sample in known if sample.pid not in held)
+    query = with_match(gallery, gallery, rule)
+    return ReIDDataset(name, tuple(modalities), object_type, rule, train_samples, query, gallery, tuple(notes))
 
 
 def _draw(what: str, identities: set[int], share: float, least: int, seed: int) -> set[int]:
     """Draw a share of the identities, rounded half up, and at least so many."""
     count = max(least, int(share * len(identities) + 0.5))
-    order = seeded_rng("split", seed, what).permutation(len(identities))
-    ordered = sorted(identities)
-    return {ordered[i] for i in order[:count].tolist()}
-
-
-def _no_match(rule: str, samples: Sequence[Sample]) -> str:
-    if rule == "none":
-        return f"none of {len(samples)} labelled samples has a second one of its identity: no query could ever match"
-    return (
-        f"no identity of {len(samples)} labelled samples is seen by two {rule}s, so no query could ever match: label "
-        f"the {rule}s ({_ATTRIBUTE[rule]}; -1 everywhere counts as one {rule}), or split with rule='none'"
-    )
+    order = seeded_rng("split", seed, what).permutation(sorted(identities))
+    return set(order[:count].tolist())

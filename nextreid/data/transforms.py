@@ -1,7 +1,8 @@
-"""Images to tensors: the augmentation of the multi-modal re-identification literature, with explicit draws."""
+"""Images to tensors: the augmentation of the re-identification literature with explicit draws, here or on a device."""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import repeat
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -10,35 +11,22 @@ import torch
 import torch.nn.functional as F
 from PIL import Image as PILImage
 
-_INTERPOLATION = {
-    "nearest": PILImage.Resampling.NEAREST,
-    "bilinear": PILImage.Resampling.BILINEAR,
-    "bicubic": PILImage.Resampling.BICUBIC,
-    "lanczos": PILImage.Resampling.LANCZOS,
-}
+from .sample import Batch
+
+_INTERPOLATION = ("bicubic", "bilinear", "lanczos", "nearest")
 
 Pixels: TypeAlias = PILImage.Image | np.ndarray
 
 
 class AugmentParams(NamedTuple):
-    """What training does to one image before it is normalised, and the box it erases after.
+    """What training does to one image before it is normalised, and the box it erases after."""
 
-    Attributes:
-        flip: Whether left and right are exchanged, before all else.
-        down: Pixels by which the image is shifted downwards; what comes in is black.
-        right: Pixels by which it is shifted to the right.
-        top: First row of the erased box.
-        left: First column of it.
-        height: Rows of it; 0 erases nothing.
-        width: Columns of it.
-    """
-
-    flip: bool = False
-    down: int = 0
+    flip: bool = False  # whether left and right are exchanged, before all else
+    down: int = 0  # pixels by which the image is shifted; what comes in is black
     right: int = 0
-    top: int = 0
-    left: int = 0
-    height: int = 0
+    top: int = 0  # first row of the erased box
+    left: int = 0  # first column of it
+    height: int = 0  # rows of it; 0 erases nothing
     width: int = 0
 
 
@@ -70,7 +58,7 @@ class EvalTransform:
         if len(img_size) != 2 or any(int(side) != side or side < 1 for side in img_size):
             raise ValueError(f"img_size must be (height, width) in whole pixels, got {img_size!r}")
         if interpolation not in _INTERPOLATION:
-            raise ValueError(f"interpolation must be one of {sorted(_INTERPOLATION)}, got {interpolation!r}")
+            raise ValueError(f"interpolation must be one of {_INTERPOLATION}, got {interpolation!r}")
         self.img_size = (int(img_size[0]), int(img_size[1]))
         if resize not in ("pillow", "torch"):
             raise ValueError(f'resize must be "pillow" or "torch", got {resize!r}')
@@ -91,10 +79,7 @@ class EvalTransform:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in settings.items())})"
 
     def __call__(
-        self,
-        images: Sequence[Pixels | None],
-        rng: np.random.Generator | None = None,
-        out: torch.Tensor | None = None,
+        self, images: Sequence[Pixels | None], rng: np.random.Generator | None = None, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Transform the M images of a sample.
 
@@ -133,11 +118,7 @@ class EvalTransform:
         return images.div_(torch.full_like(mean, 255)).sub_(mean).div_(std)
 
     def pixels(self, image: Pixels) -> np.ndarray:
-        """Resize an image, ``(3, H, W)`` uint8.
-
-        Raises:
-            ValueError: If an array has another shape or type.
-        """
+        """Resize an image, ``(3, H, W)`` uint8; an array must have this shape and type already."""
         if isinstance(image, np.ndarray):
             if image.shape != (3, *self.img_size) or image.dtype != np.uint8:
                 expected = (3, *self.img_size)
@@ -151,7 +132,7 @@ class EvalTransform:
                 # channels last in memory, for which there is a fast kernel
                 batch = torch.from_numpy(np.array(image).transpose(2, 0, 1)).unsqueeze(0)
                 return F.interpolate(batch, self.img_size, mode=self.interpolation, antialias=True)[0].numpy()
-            image = image.resize((width, height), _INTERPOLATION[self.interpolation])
+            image = image.resize((width, height), PILImage.Resampling[self.interpolation.upper()])
         return np.array(image).transpose(2, 0, 1)
 
 
@@ -164,16 +145,12 @@ class TrainTransform(EvalTransform):
     there: a missing modality does not change the others.
 
     Args:
-        img_size: ``(H, W)`` in pixels.
-        mean: Mean of pixel values in [0, 1], one number or one per channel.
-        std: Standard deviation, likewise.
+        img_size: See `EvalTransform`, also for `mean`, `std`, `interpolation` and `resize`.
         flip: Probability of a horizontal flip.
         pad: Black border in pixels on each side before the random crop.
         erase: Probability of random erasing, drawn for each modality on its own.
         geometry: "shared" flips and crops all modalities alike, so that their patches stay aligned; "independent"
             draws for each modality, as most published code does.
-        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
-        resize: "pillow" or "torch", see `EvalTransform`.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -209,18 +186,12 @@ class TrainTransform(EvalTransform):
         """Draw what is done to each of `count` images: first all flips and shifts, then one box after the other.
 
         A call of the transform draws the noise of each box from `rng` before the next box. Where the device makes the
-        noise, none is drawn in between, so that flips, shifts and the first box are those of a call with the same
-        generator, and the boxes after it are others of the same distribution.
-
-        Raises:
-            ValueError: If `rng` is None.
+        noise, none is drawn in between: flips, shifts and the first box are the same, the boxes after it are others.
         """
         if rng is None:
             raise ValueError("TrainTransform needs a generator: pass rng=seeded_rng(...)")
-        if self.geometry == "shared":
-            geometries = [self._draw_geometry(rng)] * count
-        else:
-            geometries = [self._draw_geometry(rng) for _ in range(count)]
+        shared = self.geometry == "shared"
+        geometries = [self._draw_geometry(rng) for _ in range(1 if shared else count)] * (count if shared else 1)
         for geometry in geometries:
             yield AugmentParams(*geometry, *self._draw_box(rng))
 
@@ -262,3 +233,67 @@ def _per_channel(name: str, value: float | Sequence[float]) -> torch.Tensor:
     if len(values) != 3:
         raise ValueError(f"{name} must be one number or three, one per channel, got {value!r}")
     return torch.tensor(values).reshape(3, 1, 1)
+
+
+def augment_batch(
+    batch: Batch, transform: EvalTransform, generator: torch.Generator | None = None, part: tuple[int, int] = (0, 1)
+) -> Batch:
+    """Flip, shift, normalise and erase a batch of uint8 images on its device.
+
+    It applies the parameters that ``make_loader(augment="device")`` drew; without any, as in evaluation, the images
+    are normalised only. Flip, shift and normalisation equal those of a call of the transform to the bit. The noise in
+    erased boxes is drawn from `generator`: other numbers, of the same distribution N(0, 1).
+
+    Args:
+        batch: Images ``(B, M, 3, H, W)`` uint8.
+        transform: The one that the loader was made with; gives mean and standard deviation.
+        generator: On the batch's device; may be None if nothing was drawn.
+        part: Which of how many equal parts of a batch this one is, where processes share it: each draws the noise of
+            the whole batch and takes its part, so that the noise does not depend on the number of processes.
+
+    Returns:
+        The batch with images ``(B, M, 3, H, W)`` float32, zeros where a modality is missing, and no parameters.
+
+    Raises:
+        ValueError: If the images are not uint8, or parameters were drawn but there is no generator.
+    """
+    images, params = batch.images, batch.augment_params
+    if images.dtype != torch.uint8:
+        raise ValueError(f"the batch has {images.dtype} images, which are augmented already: only uint8 ones are taken")
+    if params is None:
+        images = transform.normalise(images.float())
+    elif generator is None:
+        raise ValueError("augment_batch needs a generator on the batch's device for the noise in erased boxes")
+    else:
+        flip, down, right, top, left, height, width = params.long().unsqueeze(-1).unbind(2)  # (B, M, 1) each
+        row = torch.arange(images.shape[3], device=images.device)
+        column = torch.arange(images.shape[4], device=images.device)
+        erased = _inside(row - top, height).unsqueeze(-1) & _inside(column - left, width).unsqueeze(-2)  # (B, M, H, W)
+        images = transform.normalise(_move_on_device(images, row - down, column - right, flip.bool()).float())
+        which, count = part
+        noise = torch.randn((count, *images.shape), generator=generator, device=images.device)[which]
+        images = torch.where(erased.unsqueeze(2), noise, images)
+    images.masked_fill_(~batch.present[:, :, None, None, None], 0)
+    return replace(batch, images=images, augment_params=None)
+
+
+def _move_on_device(images: torch.Tensor, row: torch.Tensor, column: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
+    """Read ``(B, M, 3, H, W)`` at rows ``(B, M, H)`` and columns ``(B, M, W)``, of the flipped image where `flip`.
+
+    What lies outside is black.
+    """
+    size, modalities, channels, rows, columns = images.shape
+    inside = _inside(row, rows).unsqueeze(-1) & _inside(column, columns).unsqueeze(-2)
+    column = torch.where(flip, columns - 1 - column, column)
+    index = (
+        torch.arange(size, device=images.device).view(-1, 1, 1, 1, 1),
+        torch.arange(modalities, device=images.device).view(-1, 1, 1, 1),
+        torch.arange(channels, device=images.device).view(-1, 1, 1),
+        row.clamp(0, rows - 1)[:, :, None, :, None],
+        column.clamp(0, columns - 1)[:, :, None, None, :],
+    )
+    return images[index].mul_(inside.unsqueeze(2))
+
+
+def _inside(position: torch.Tensor, count: int | torch.Tensor) -> torch.Tensor:
+    return (position >= 0) & (position < count)

@@ -85,7 +85,8 @@ def extract(
         )
     samples = read_samples(source, tuple(model.modalities)) if isinstance(source, str | Path) else list(source)
     if on_error != "raise":
-        samples, notes = drop_unreadable(samples, model.modalities, on_error)
+        kept, notes = drop_unreadable({"samples": samples}, model.modalities, on_error)
+        samples = list(kept["samples"])
         for note in notes:
             _logger.warning("%s", note)
     keys = [sample.key for sample in samples]

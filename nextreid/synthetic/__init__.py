@@ -2,9 +2,8 @@
 
 from .captioner import compose_person
 from .config import PROFILES, PersonsConfig
-from .dataset import SyntheticPersons, synthetic_persons
+from .dataset import SyntheticPersons, synthetic_persons, write_folder_layout
 from .figure import PARTS
-from .folder_layout import write_folder_layout
 
 __all__ = [
     "PARTS",

@@ -1,12 +1,12 @@
 """The place that a camera looks at: one panorama per camera, from which every frame takes a window."""
 
+import math
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
 from ..data.rng import seeded_rng
-from .optics import blur
 
 _NUM_OBJECTS = 26
 
@@ -33,7 +33,10 @@ def panorama(seed: int, camid: int, img_size: tuple[int, int]) -> np.ndarray:
         kind, grey, tint = rng.random(), rng.uniform(0.03, 0.55), rng.uniform(0.92, 1.08, 3)
         if kind < 0.4:  # leaves: dark green, bright in NIR
             leaves = np.array([0.06, 0.085, 0.045]) * rng.uniform(0.5, 1.6)
-            _blob(place, x, foot, w, foot - top, [*leaves, rng.uniform(0.25, 0.45), 0.02])
+            tall = foot - top
+            dy = (np.arange(height)[:, None] - (foot - tall / 2)) / max(1.0, tall / 2)
+            dx = (np.arange(width)[None] - x) / max(1.0, w)
+            place[dy**2 + dx**2 < 1] = [*leaves, rng.uniform(0.25, 0.45), 0.02]
             continue
         elif kind < 0.55:  # a post
             w, top = max(2, int(img_size[1] * 0.07)), 0
@@ -52,10 +55,21 @@ def panorama(seed: int, camid: int, img_size: tuple[int, int]) -> np.ndarray:
     return place
 
 
-def _blob(place: np.ndarray, x: int, foot: int, wide: int, tall: int, value: list[float]) -> None:
-    dy = (np.arange(place.shape[0])[:, None] - (foot - tall / 2)) / max(1.0, tall / 2)
-    dx = (np.arange(place.shape[1])[None] - x) / max(1.0, wide)
-    place[dy**2 + dx**2 < 1] = value
+def blur(image: np.ndarray, tall: float, wide: float) -> np.ndarray:
+    """Blur ``(H, W, C)`` with a sigma of `tall` and `wide` pixels, edges repeated; below 0.2 nothing happens."""
+    for axis, sigma in ((0, tall), (1, wide)):
+        radius = math.ceil(2.2 * sigma)
+        if sigma < 0.2 or radius == 0:
+            continue
+        offsets = np.arange(-radius, radius + 1)
+        kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
+        kernel = (kernel / kernel.sum()).astype(np.float32)
+        pads = [(0, 0)] * image.ndim
+        pads[axis] = (radius, radius)
+        padded = np.pad(image, pads, mode="edge")
+        size = image.shape[axis]
+        image = sum(w * (padded[k : k + size] if axis == 0 else padded[:, k : k + size]) for k, w in enumerate(kernel))
+    return image
 
 
 def window(seed: int, camid: int, img_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:

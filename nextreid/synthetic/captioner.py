@@ -8,10 +8,8 @@ import numpy as np
 from ..captioning import Answer, Answers, best_of, complement, compose
 from ..data.rng import seeded_rng
 from ..data.sample import MODALITIES
-from . import attributes
-from .attributes import Choices, choose
 from .config import PersonsConfig
-from .identity import Identity
+from .identity import MARGINALS, Choices, Identity, choose
 from .scene import VIEWS, Frame, Visit
 
 CAPTIONERS = ("first", "second")
@@ -35,23 +33,23 @@ def _flag(probability: float) -> Choices:
 
 FIELDS: Mapping[str, _Field] = {
     "age": _Field((0.80, 0.75, 0.75, 0.75), {"adult": 0.970, "teenager": 0.015, "child": 0.015}),
-    "gender": _Field((0.88, 0.78, 0.74, 0.72), attributes.GENDERS, ("skin", "hair", "upper")),
+    "gender": _Field((0.88, 0.78, 0.74, 0.72), MARGINALS["gender"], ("skin", "hair", "upper")),
     "view": _Field((0.88, 0.80, 0.76, 0.64), {"front": 0.30, "back": 0.36, "side": 0.34}),
     "capture_time": _Field((0.94, 0.90, 0.85, 0.0), {"nighttime": 0.85, "daytime": 0.15}),
     "illumination": _Field((0.85, 0.92, 0.85, 0.0), {"dim": 0.80, "normal": 0.16, "bright": 0.04}),
-    "upper_clothing": _Field((0.82, 0.70, 0.63, 0.60), attributes.UPPER, ("upper",)),
-    "upper_clothing_color": _Field((0.88, 0.66, 0.0, 0.0), attributes.UPPER_COLORS, ("upper",)),
-    "lower_clothing": _Field((0.86, 0.76, 0.70, 0.62), attributes.LOWER, ("lower", "skin")),
-    "lower_clothing_color": _Field((0.84, 0.62, 0.0, 0.0), attributes.LOWER_COLORS, ("lower",)),
-    "hair_length": _Field((0.78, 0.66, 0.66, 0.64), attributes.HAIR_LENGTHS, ("hair",)),
-    "hair_style": _Field((0.40, 0.25, 0.20, 0.10), attributes.HAIR_STYLES, ("hair",)),
-    "footwear": _Field((0.55, 0.38, 0.35, 0.32), attributes.FOOTWEAR, ("footwear",)),
+    "upper_clothing": _Field((0.82, 0.70, 0.63, 0.60), MARGINALS["upper_clothing"], ("upper",)),
+    "upper_clothing_color": _Field((0.88, 0.66, 0.0, 0.0), MARGINALS["upper_clothing_color"], ("upper",)),
+    "lower_clothing": _Field((0.86, 0.76, 0.70, 0.62), MARGINALS["lower_clothing"], ("lower", "skin")),
+    "lower_clothing_color": _Field((0.84, 0.62, 0.0, 0.0), MARGINALS["lower_clothing_color"], ("lower",)),
+    "hair_length": _Field((0.78, 0.66, 0.66, 0.64), MARGINALS["hair_length"], ("hair",)),
+    "hair_style": _Field((0.40, 0.25, 0.20, 0.10), MARGINALS["hair_style"], ("hair",)),
+    "footwear": _Field((0.55, 0.38, 0.35, 0.32), MARGINALS["footwear"], ("footwear",)),
     "footwear_style": _Field((0.50, 0.35, 0.30, 0.28), {"casual": 0.87, "athletic": 0.13}, ("footwear",)),
     "glasses": _Field((0.75, 0.55, 0.45, 0.50), _flag(0.22), ("glasses",), 0.004),
     "handbag": _Field((0.75, 0.55, 0.55, 0.60), _flag(0.12), ("handbag",), 0.015),
     "backpack": _Field((0.90, 0.75, 0.75, 0.82), _flag(0.33), ("backpack",), 0.03),
     "suitcase": _Field((0.90, 0.78, 0.80, 0.85), _flag(0.03), ("suitcase",), 0.02),
-    "holding": _Field((0.75, 0.55, 0.55, 0.60), attributes.HELD, ("held",), 0.004),
+    "holding": _Field((0.75, 0.55, 0.55, 0.60), MARGINALS["holding"], ("held",), 0.004),
     "target_clarity": _Field((1.0, 1.0, 1.0, 1.0), {"blurry": 1.0}),
 }
 _TIR_GENDERS: Choices = {"male": 0.42, "female": 0.58}
@@ -77,46 +75,37 @@ def ask_captioners(
     key: tuple[int, int, int],
     visible: Mapping[str, int],
     hidden: Mapping[str, int],
-) -> dict[str, dict[str, Answers]]:
-    """Let two captioners describe one frame.
+) -> dict[str, Mapping[str, Answers]]:
+    """Let two captioners describe one frame; return their answers by modality and captioner.
 
-    A captioner sees the true value with a probability that depends on the field, the modality, the light, occlusion
-    and blur; else it guesses from the marginals. Its confidence is that probability, not whether it was right.
-
-    Args:
-        config: The settings.
-        identity: The person.
-        visit: Light.
-        frame: Pose and disturbances.
-        key: pid, camid and frame number, which key the random stream.
-        visible: Pixels of each part.
-        hidden: Pixels of each part that an occluder covers.
-
-    Returns:
-        Answers by modality and captioner. A value of ``""`` means that there is no such thing, as the lower garment of
-        somebody in a dress.
+    A captioner sees the true value with a probability that depends on the field, the modality, the light, blur, and
+    the pixels of each part that are `visible` and `hidden` by an occluder; else it guesses from the marginals. Its
+    confidence is that probability, not whether it was right. A value of ``""`` means that there is no such thing, as
+    the lower garment of somebody in a dress.
     """
     rng = seeded_rng("persons", config.seed, "captioner", *key)
     truth = true_answers(identity, visit, frame)
-    chances = _chances(config, truth, visit, frame, visible, hidden)
+    seen = np.array([field.seen for field in FIELDS.values()]).T[[int(visit.night), 2, 3]]
+    glare = np.array([[1.0 if frame.flare is None or modality == "tir" else 0.85] for modality in MODALITIES])
+    chances = np.clip(seen * _clarity(config, truth, frame, visible, hidden) * glare, 0.0, 0.98)
     spread = np.maximum(_SHARPNESS * np.stack((chances, 1 - chances)), 0.1)
     legible = rng.beta(spread[0], spread[1]) * (chances > 0)
     sees = rng.random((2, *chances.shape)) < legible
     confidence = np.clip(legible + rng.normal(0, 0.08, (2, *chances.shape)), 0.0, 1.0)
-    by_modality: dict[str, dict[str, Answers]] = {}
+    by_modality: dict[str, Mapping[str, Answers]] = {}
     for m, modality in enumerate(MODALITIES):
         answers: dict[str, dict[str, Answer]] = {captioner: {} for captioner in CAPTIONERS}
         for f, (name, field) in enumerate(FIELDS.items()):
             # one number per field, so that no answer depends on how another one came about
             guess = _guess(rng, name, field.guess, modality, visit.night)
-            if chances[m, f] > 0 or field.seen[_column(modality, visit)] > 0:
+            if seen[m, f] > 0:
                 for k, captioner in enumerate(CAPTIONERS):
                     value = truth[name] if sees[k, m, f] else guess
                     answers[captioner][name] = Answer(value, float(confidence[k, m, f]))
         if modality != "tir":  # published captions call hardly any image but a thermal one clear
             for fields in answers.values():
                 fields["target_clarity"] = Answer("blurry", 0.9)
-        by_modality[modality] = dict(answers)
+        by_modality[modality] = answers
     return by_modality
 
 
@@ -136,36 +125,23 @@ def confident(answers: Answers, floor: float) -> dict[str, str]:
     }
 
 
-def _column(modality: str, visit: Visit) -> int:
-    return int(visit.night) if modality == "rgb" else MODALITIES.index(modality) + 1
-
-
-def _chances(
-    config: PersonsConfig,
-    truth: Mapping[str, str],
-    visit: Visit,
-    frame: Frame,
-    visible: Mapping[str, int],
-    hidden: Mapping[str, int],
+def _clarity(
+    config: PersonsConfig, truth: Mapping[str, str], frame: Frame, visible: Mapping[str, int], hidden: Mapping[str, int]
 ) -> np.ndarray:
-    """Probability ``(3, fields)`` that a field is seen in a modality."""
+    """Factors ``(fields,)`` on the probability that a field is seen: blur, noise, and what of it is in sight."""
     person = max(1, sum(count for part, count in visible.items() if part not in ("background", "occluder")))
     clear = max(0.3, 1 - 0.08 * (frame.defocus + frame.motion)) * (1 - config.caption_noise)
-    rows = np.zeros((len(MODALITIES), len(FIELDS)))
+    factors = np.full(len(FIELDS), clear)
     for f, (name, field) in enumerate(FIELDS.items()):
-        factor = clear
         shown = sum(visible.get(part, 0) for part in field.parts)
         covered = sum(hidden.get(part, 0) for part in field.parts)
         if field.area and truth[name] not in ("no", "none"):
-            factor *= min(1.0, (shown / person / field.area) ** 0.5)
+            factors[f] *= min(1.0, (shown / person / field.area) ** 0.5)
         elif field.area:
-            factor *= 0.9
+            factors[f] *= 0.9
         elif field.parts and shown + covered:
-            factor *= (shown / (shown + covered)) ** 0.5
-        for m, modality in enumerate(MODALITIES):
-            glare = 0.85 if frame.flare is not None and modality != "tir" else 1.0
-            rows[m, f] = field.seen[_column(modality, visit)] * factor * glare
-    return np.clip(rows, 0.0, 0.98)
+            factors[f] *= (shown / (shown + covered)) ** 0.5
+    return factors
 
 
 def _guess(rng: np.random.Generator, name: str, guess: Choices, modality: str, night: bool) -> str:

@@ -1,7 +1,6 @@
 """The settings of the procedural persons in one JSON-able record, and three profiles of it."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,14 @@ MAX_CAMERAS = 9  # the published file names hold one digit
 MAX_FRAMES = 100  # and two digits
 
 _FRACTIONS = "night occlusion flare twins view_persistence nir_corr caption_noise caption_floor".split()
-_RANGES = dict.fromkeys(_FRACTIONS, (0.0, 1.0)) | dict.fromkeys(("blur", "structure", "heat_sep"), (0.0, 3.0))
-_INTEGERS = {
+# the least and the most of each setting; those with whole limits are integers
+_RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_pretrain", "num_train", "num_test"), (0, MAX_IDENTITIES)),
     "cameras": (2, MAX_CAMERAS),
     "frames_per_visit": (1, MAX_FRAMES),
     "seed": (0, 2**63 - 1),
+    **dict.fromkeys(_FRACTIONS, (0.0, 1.0)),
+    **dict.fromkeys(("blur", "structure", "heat_sep"), (0.0, 3.0)),
 }
 
 
@@ -83,15 +84,11 @@ class PersonsConfig:
         if len(size) != 2 or not all(_is_int(n) and 16 <= n <= 1024 for n in size):
             raise ValueError(f"img_size must be two integers (height, width) from 16 to 1024, got {self.img_size!r}")
         object.__setattr__(self, "img_size", size)  # JSON gives a list back
-        for name, (least, most) in _INTEGERS.items():
-            value = getattr(self, name)
-            if not _is_int(value) or not least <= value <= most:
-                raise ValueError(f"{name} must be an integer from {least} to {most}, got {value!r}")
         for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not math.isfinite(value) or not low <= value <= high:
-                raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}")
+            value, what = getattr(self, name), "an integer" if isinstance(low, int) else "a number"
+            number = _is_int(value) or (what == "a number" and isinstance(value, float))
+            if not number or not low <= value <= high:  # NaN is not between any two
+                raise ValueError(f"{name} must be {what} from {low} to {high}, got {value!r}")
         if self.caption_source not in CAPTION_SOURCES:
             raise ValueError(f"caption_source must be one of {CAPTION_SOURCES}, got {self.caption_source!r}")
         if not isinstance(self.caption_merge, bool):

@@ -1,4 +1,4 @@
-"""Procedural persons, rendered to samples: the dataset ``synthetic-persons``."""
+"""Procedural persons, rendered to samples: the dataset ``synthetic-persons``, and its folders on disk."""
 
 import dataclasses
 import logging
@@ -6,11 +6,16 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
+from nextreid._files import write_json, write_whole
 
 from ..captioning import Answers
+from ..data.captions import MODALITY_CODES
 from ..data.datasets.registry import register_dataset
 from ..data.rng import seeded_rng
 from ..data.sample import MODALITIES, ReIDDataset, Sample
@@ -88,29 +93,21 @@ def synthetic_persons(
     pools = {pool: _render_pool(config, pool, workers) if pool in requested else () for pool in POOLS}
     height, width = config.img_size
     note = f"procedural, generator version {config.version}, seed {config.seed}, {height}x{width}"
-    dataset = ReIDDataset(
-        name="synthetic-persons",
-        modalities=MODALITIES,
-        object_type="person",
-        protocol="synthetic-persons",
-        train=pools["train"],
-        query=pools["test"],
-        gallery=pools["test"],
-        notes=(note,),
-    )
+    splits_of = {"train": pools["train"], "query": pools["test"], "gallery": pools["test"]}
+    name = "synthetic-persons"  # of the dataset and of its protocol
+    dataset = ReIDDataset(name, MODALITIES, "person", name, **splits_of, notes=(note,))
     return SyntheticPersons(config=config, dataset=dataset, pretrain=pools["pretrain"])
 
 
 def render_identity(config: PersonsConfig, pid: int) -> list[Sample]:
     """Render all samples of one identity, sorted by key."""
     identity = make_identity(config, pid)
-    samples = []
-    for camid in visited_cameras(config, pid):
-        visit = make_visit(config, pid, camid)
-        for number in range(config.frames_per_visit):
-            frame = make_frame(config, visit, pid, camid, number)
-            samples.append(render_sample(config, identity, visit, frame, camid, number))
-    return samples
+    visits = {camid: make_visit(config, pid, camid) for camid in visited_cameras(config, pid)}
+    return [
+        render_sample(config, identity, visit, make_frame(config, visit, pid, camid, number), camid, number)
+        for camid, visit in visits.items()
+        for number in range(config.frames_per_visit)
+    ]
 
 
 def render_sample(
@@ -186,3 +183,47 @@ def _render_pool(config: PersonsConfig, pool: str, workers: int) -> tuple[Sample
 def make_synthetic_persons(profile: str = "tiny", *, seed: int = 0, **options: Any) -> ReIDDataset:
     """Render the procedural persons; see `synthetic_persons` for the arguments."""
     return synthetic_persons(profile, seed=seed, **options).dataset
+
+
+def write_folder_layout(dataset: ReIDDataset, root: str | Path) -> Path:
+    """Write a dataset in the folder layout of RGBNT201, for any reader of it.
+
+    Images go to ``root/{train_171,test}/{RGB,NI,TI}/KEY`` and captions to ``root/{train,test}_{RGB,NI,TI}.json``;
+    ``load_dataset("rgbnt201", root, captions=root)`` reads both back. Images are JPEG of quality 95 where the key
+    ends so, hence a little lossy.
+
+    Args:
+        dataset: Persons whose images are arrays and whose keys are file names, such as `synthetic_persons` renders.
+        root: Folder to fill; created if missing.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileExistsError: If the folder already holds images in that layout.
+        ValueError: If a modality has no folder in that layout, or an image is no array.
+    """
+    root = Path(root)
+    if unknown := [modality for modality in dataset.modalities if modality not in MODALITY_CODES]:
+        raise ValueError(f"the RGBNT201 layout has folders for {sorted(MODALITY_CODES)}, not for {unknown}")
+    for folder in ("train_171", "test"):
+        if (root / folder).exists():
+            raise FileExistsError(f"{root / folder} exists already; choose an empty folder, old images would mix in")
+    for split, folder, samples in (("train", "train_171", dataset.train), ("test", "test", dataset.gallery)):
+        for m, modality in enumerate(dataset.modalities):
+            code = MODALITY_CODES[modality]
+            target = root / folder / code
+            target.mkdir(parents=True)
+            for sample in samples:
+                image = sample.images[m]
+                if isinstance(image, np.ndarray):
+                    jpeg = sample.key.lower().endswith((".jpg", ".jpeg"))
+                    options = {"format": "JPEG", "quality": 95, "subsampling": 0} if jpeg else {"format": "PNG"}
+                    write_whole(target / sample.key, partial(Image.fromarray(image).save, **options))
+                elif image is not None:
+                    raise ValueError(f"{modality} image of {sample.key!r} is no array, only those are written")
+            captions = {sample.key: " ".join(sample.captions[m]) for sample in samples if sample.captions}
+            if captions:
+                entries = [{"item": key, "description": text} for key, text in captions.items() if text]
+                write_json(root / f"{split}_{code}.json", entries)
+    return root

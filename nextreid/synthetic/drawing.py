@@ -21,8 +21,7 @@ def draw_person(identity: Identity, frame: Frame, scale: float, img_size: tuple[
     """Draw the ``(2H, 2W)`` uint8 labels of one person, unoccluded; `scale` is the camera's factor on the size."""
     height, width = img_size[0] * SUPERSAMPLING, img_size[1] * SUPERSAMPLING
     figure = _Person(identity, frame, identity.body.stature * scale * frame.zoom * height)
-    center, ground = width * (0.5 + frame.dx), height * (0.965 + frame.dy)
-    return figure.paint(width, height, center, ground)
+    return figure.paint(width, height, center=width * (0.5 + frame.dx), ground=height * (0.965 + frame.dy))
 
 
 def draw_occluder(labels: np.ndarray, occluder: Occluder) -> np.ndarray:
@@ -61,12 +60,9 @@ class _Person(Figure):
         self._torso()
         self._head()
         hand = self._arms()
-        if self.wears["backpack"] == "yes":
-            self._backpack()
-        if self.wears["handbag"] == "yes":
-            self._handbag()
-        if self.wears["suitcase"] == "yes":
-            self._suitcase(hand)
+        for name, draw in {"backpack": self._backpack, "handbag": self._handbag, "suitcase": self._suitcase}.items():
+            if self.wears[name] == "yes":
+                draw(hand)
         if frame.held != "none":
             self._held(hand)
 
@@ -167,25 +163,21 @@ class _Person(Figure):
             self._skirt("upper", body.leg + 0.12, hem, 1.32 if garment == "dress" else 1.08)
         self._band(max(hem, body.leg - 0.05), top, "upper", depth)
         length = top - body.leg
-        if body.upper_trim == "stripes":
-            for start in (0.18, 0.44, 0.70):
-                self._band(body.leg + start * length, body.leg + (start + 0.10) * length, "upper_trim", depth + 0.001)
-        elif body.upper_trim == "yoke":
-            self._band(top - 0.32 * length, top, "upper_trim", depth + 0.001)
-        elif body.upper_trim == "hem":
-            self._band(body.leg - 0.03, body.leg + 0.14 * length, "upper_trim", depth + 0.001)
-        elif body.upper_trim == "logo":
-            self._patch(top - 0.52 * length, top - 0.24 * length, "upper_trim", 0.5)
+        trims = {
+            "stripes": [(body.leg + k * length, body.leg + (k + 0.10) * length) for k in (0.18, 0.44, 0.70)],
+            "yoke": [(top - 0.32 * length, top)],
+            "hem": [(body.leg - 0.03, body.leg + 0.14 * length)],
+        }
+        for low, high in trims.get(body.upper_trim, ()):
+            self._band(low, high, "upper_trim", depth + 0.001)
+        # a logo is on the chest of one half of the people, on the back of the other
+        facing = self.cos if body.side > 0 else -self.cos
+        if body.upper_trim == "logo" and facing > 0.3:
+            shift, half = 0.4 * self.sin * (1 if body.side > 0 else -1), 0.5 * facing
+            self._band(top - 0.52 * length, top - 0.24 * length, "upper_trim", 0.051, shift - half, shift + half)
         if body.open and self.cos > 0.25:
             shift = 0.5 * self.sin
             self._band(body.leg - 0.02, top, "inner", depth + 0.003, shift - 0.30 * self.cos, shift + 0.30 * self.cos)
-
-    def _patch(self, low: float, high: float, region: str, width: float) -> None:
-        # on the chest of one half of the people, on the back of the other
-        facing = self.cos if self.body.side > 0 else -self.cos
-        if facing > 0.3:
-            shift = 0.4 * self.sin * (1 if self.body.side > 0 else -1)
-            self._band(low, high, region, 0.051, shift - width * facing, shift + width * facing)
 
     def _head(self) -> None:
         body = self.body
@@ -194,17 +186,7 @@ class _Person(Figure):
         rx, ry = self.girth(size * 0.36, size * 0.42), size * 0.52
         depth = 0.07
         neck = self.flat(0, body.stoop)[0]
-        self.polygon(
-            [
-                (neck - 0.030, self.shoulder_height - 0.005),
-                (neck + 0.030, self.shoulder_height - 0.005),
-                (lean + 0.026, middle),
-                (lean - 0.026, middle),
-            ],
-            depth - 0.002,
-            "skin",
-            1,
-        )
+        self.block((neck, self.shoulder_height - 0.005), (lean, middle), 0.030, 0.026, depth - 0.002, "skin", 1)
         length, curly = self.wears["hair_length"], self.wears["hair_style"] == "curly"
         puff = {"curly": 1.16, "wavy": 1.07}.get(self.wears["hair_style"], 1.03)
         if length == "short" and not curly:
@@ -218,13 +200,8 @@ class _Person(Figure):
             end = self.shoulder_height - (0.02 if length == "medium" else 0.13)
             behind = lean - self.sin * rx * 0.55
             half = self.girth(size * 0.36, size * 0.26) * puff
-            hang = [
-                (behind - half, middle),
-                (behind + half, middle),
-                (behind + half * 0.9, end),
-                (behind - half * 0.9, end),
-            ]
-            self.polygon(hang, 0.04 - 0.12 * self.cos if self.cos > 0 else depth + 0.002, "hair")
+            near = 0.04 - 0.12 * self.cos if self.cos > 0 else depth + 0.002
+            self.block((behind, middle), (behind, end), half, half * 0.9, near, "hair")
         self._face(lean, middle, rx, ry, depth + 0.003)
 
     def _face(self, x: float, y: float, rx: float, ry: float, depth: float) -> None:
@@ -242,9 +219,7 @@ class _Person(Figure):
         self.ellipse(look, y - ry * 0.55, wide * (0.16 + 0.16 * max(0.0, front)), ry * 0.045, depth + 0.001, "features")
         if self.wears["glasses"] == "yes":
             reach = wide * (0.25 + 0.62 * max(0.0, front))
-            frame = [(look - reach, eyes + ry * 0.12), (look + reach, eyes + ry * 0.12)]
-            frame += [(look + reach, eyes - ry * 0.13), (look - reach, eyes - ry * 0.13)]
-            self.polygon(frame, depth + 0.002, "glasses")
+            self.block((look, eyes + ry * 0.12), (look, eyes - ry * 0.13), reach, reach, depth + 0.002, "glasses")
 
     def _arms(self) -> Point:
         """Add both arms and return the hand that holds things."""
@@ -279,7 +254,7 @@ class _Person(Figure):
                 hand = (wrist[0], wrist[1], wrist[2] - 0.008)
         return hand
 
-    def _backpack(self) -> None:
+    def _backpack(self, hand: Point) -> None:
         body, top = self.body, self.shoulder_height
         wide, deep, tall = 0.095 * body.bag, 0.055 * body.bag, 0.25 * body.bag
         x, depth = self.flat(0, -(body.depth + deep * 0.8))
@@ -295,7 +270,7 @@ class _Person(Figure):
                 strap = self.flat(side * body.shoulder * 0.55, body.depth)[0]
                 self.block((strap, top), (strap, top - 0.17), 0.014, 0.012, 0.056, "backpack", 1)
 
-    def _handbag(self) -> None:
+    def _handbag(self, hand: Point) -> None:
         body = self.body
         x, depth = self.flat(body.side * (body.hip + 0.045), 0.01)
         half, tall, high = self.girth(0.038 * body.bag, 0.075 * body.bag), 0.115 * body.bag, body.leg + 0.05

@@ -1,7 +1,6 @@
 """Shapes in body coordinates, turned, sorted by depth and painted as a map of labels."""
 
 import math
-from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -39,42 +38,44 @@ SHADES = (1.0, 0.86, 0.72, 1.10)
 """A label is `region | shade << REGION_BITS`; the shade sets limbs off against what they cross."""
 
 REGION = {name: number for number, name in enumerate(REGIONS)}
-_PART_OF_LABEL = np.array(
-    [
-        PARTS.index(list(REGIONS.values())[label % 2**REGION_BITS]) if label % 2**REGION_BITS < len(REGIONS) else 0
-        for label in range(256)
-    ],
-    dtype=np.uint8,
-)
+_PART_OF_REGION = np.array([PARTS.index(part) for part in REGIONS.values()], dtype=np.uint8)
 
 Point: TypeAlias = tuple[float, float, float]
 """Left, forward and up from the point between the feet, in units of the stature."""
 
-Shape: TypeAlias = Callable[[ImageDraw.ImageDraw, float, float, int], None]
+_Pair: TypeAlias = tuple[float, float]
+_Points: TypeAlias = list[_Pair]
+_Disc: TypeAlias = tuple[float, float, float, float]
 
 
 def part_map(labels: np.ndarray) -> np.ndarray:
     """Reduce the ``(2H, 2W)`` labels of `draw_person` to ``(H, W)`` uint8 indices into `PARTS`."""
-    return _PART_OF_LABEL[labels[1::SUPERSAMPLING, ::SUPERSAMPLING]]
+    return _PART_OF_REGION[labels[1::SUPERSAMPLING, ::SUPERSAMPLING] % 2**REGION_BITS]
 
 
 class Figure:
-    """Collects shapes, then paints them from far to near.
+    """Collects shapes, then paints them from far to near; a larger depth is nearer to the camera.
 
     A `yaw` of 0 faces the camera, a positive one turns the left side away; `stature` is in pixels of the drawing.
+    Points (image x, up) are in units of the stature.
     """
 
     def __init__(self, yaw: float, stature: float) -> None:
         self.stature = stature
         self.cos, self.sin = math.cos(yaw), math.sin(yaw)
-        self.shapes: list[tuple[float, int, Shape]] = []
+        self.shapes: list[tuple[float, int, _Points, list[_Disc]]] = []
 
     def paint(self, width: int, height: int, center: float, ground: float) -> np.ndarray:
         """Draw all shapes, the farthest first; at equal depth in the order they were added."""
         image = Image.new("L", (width, height), REGION["background"])
         draw = ImageDraw.Draw(image)
-        for _, label, shape in sorted(self.shapes, key=lambda shape: shape[0]):
-            shape(draw, center, ground, label)
+        size = self.stature
+        for _, label, outline, discs in sorted(self.shapes, key=lambda shape: shape[0]):
+            if outline:
+                draw.polygon([(center + x * size, ground - y * size) for x, y in outline], fill=label)
+            for x, y, rx, ry in discs:
+                cx, cy = center + x * size, ground - y * size
+                draw.ellipse((cx - rx * size, cy - ry * size, cx + rx * size, cy + ry * size), fill=label)
         return np.asarray(image)
 
     def flat(self, left: float, forward: float) -> tuple[float, float]:
@@ -85,60 +86,31 @@ class Figure:
         """Half width of an elliptic cross-section as it is seen."""
         return math.hypot(wide * self.cos, deep * self.sin)
 
-    def add(self, depth: float, region: str, shape: Shape, shade: int = 0) -> None:
-        """Add a shape; a larger depth is nearer to the camera."""
-        self.shapes.append((depth, REGION[region] | shade << REGION_BITS, shape))
-
-    def polygon(self, points: list[tuple[float, float]], depth: float, region: str, shade: int = 0) -> None:
-        """Add a polygon of points (image x, up), both in units of the stature."""
-        size = self.stature
-
-        def shape(draw: ImageDraw.ImageDraw, center: float, ground: float, label: int) -> None:
-            draw.polygon([(center + x * size, ground - y * size) for x, y in points], fill=label)
-
-        self.add(depth, region, shape, shade)
-
-    def block(
-        self,
-        top: tuple[float, float],
-        bottom: tuple[float, float],
-        wide: float,
-        low_wide: float,
-        depth: float,
-        region: str,
-        shade: int = 0,
+    def polygon(
+        self, points: _Points, depth: float, region: str, shade: int = 0, discs: tuple[_Disc, ...] = ()
     ) -> None:
-        """Add a trapezoid between two (image x, up) points, with its half widths above and below."""
+        """Add a polygon, and discs (x, up and both radii) of the same label."""
+        self.shapes.append((depth, REGION[region] | shade << REGION_BITS, points, list(discs)))
+
+    def block(self, top: _Pair, end: _Pair, wide: float, low: float, depth: float, region: str, shade: int = 0) -> None:
+        """Add a trapezoid between two points, with its half widths above and below."""
         points = [(top[0] - wide, top[1]), (top[0] + wide, top[1])]
-        points += [(bottom[0] + low_wide, bottom[1]), (bottom[0] - low_wide, bottom[1])]
+        points += [(end[0] + low, end[1]), (end[0] - low, end[1])]
         self.polygon(points, depth, region, shade)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, depth: float, region: str, shade: int = 0) -> None:
-        """Add an upright ellipse about (image x, up)."""
-        size = self.stature
-
-        def shape(draw: ImageDraw.ImageDraw, center: float, ground: float, label: int) -> None:
-            cx, cy = center + x * size, ground - y * size
-            draw.ellipse((cx - rx * size, cy - ry * size, cx + rx * size, cy + ry * size), fill=label)
-
-        self.add(depth, region, shape, shade)
+        """Add an upright ellipse about a point."""
+        self.polygon([], depth, region, shade, ((x, y, rx, ry),))
 
     def limb(self, start: Point, end: Point, r0: float, r1: float, depth: float, region: str, shade: int = 0) -> None:
         """Add a tapered limb with round ends between two body points."""
         x0, x1 = self.flat(*start[:2])[0], self.flat(*end[:2])[0]
-        y0, y1, size = start[2], end[2], self.stature
+        y0, y1 = start[2], end[2]
         length = math.hypot(x1 - x0, y1 - y0) or 1e-6
         nx, ny = (y1 - y0) / length, (x0 - x1) / length
         sides = [(x0 + nx * r0, y0 + ny * r0), (x1 + nx * r1, y1 + ny * r1)]
         sides += [(x1 - nx * r1, y1 - ny * r1), (x0 - nx * r0, y0 - ny * r0)]
-
-        def shape(draw: ImageDraw.ImageDraw, center: float, ground: float, label: int) -> None:
-            draw.polygon([(center + x * size, ground - y * size) for x, y in sides], fill=label)
-            for x, y, r in ((x0, y0, r0), (x1, y1, r1)):
-                cx, cy = center + x * size, ground - y * size
-                draw.ellipse((cx - r * size, cy - r * size, cx + r * size, cy + r * size), fill=label)
-
-        self.add(depth, region, shape, shade)
+        self.polygon(sides, depth, region, shade, ((x0, y0, r0, r0), (x1, y1, r1, r1)))
 
 
 def between(start: Point, end: Point, fraction: float) -> Point:

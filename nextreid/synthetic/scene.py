@@ -6,8 +6,8 @@ from functools import lru_cache
 import numpy as np
 
 from ..data.rng import seeded_rng
-from .attributes import HELD, choose
 from .config import PersonsConfig
+from .identity import MARGINALS, choose
 
 VIEWS = ("front", "back", "side")
 _VIEW_PROBABILITIES = np.array([0.16, 0.44, 0.40])  # as in the published RGB captions
@@ -118,7 +118,7 @@ def make_visit(config: PersonsConfig, pid: int, camid: int) -> Visit:
         cast=cast if night else np.array([1.0, 1.0, 1.0]) + 0.04 * (lamp - 0.5) * np.array([1.0, 0.0, -1.0]),
         ambient=float(rng.uniform(0.08, 0.22) if night else rng.uniform(0.16, 0.36)),
         yaw=_draw_yaw(rng, camera.views),
-        held=choose(rng, HELD),
+        held=choose(rng, MARGINALS["holding"]),
         zoom=float(rng.uniform(0.95, 1.03)),
     )
 

@@ -6,11 +6,10 @@ import numpy as np
 from PIL import Image
 
 from ..data.rng import seeded_rng
-from .backdrop import window
+from .backdrop import blur, window
 from .config import PersonsConfig
-from .figure import REGION_BITS, REGIONS, SHADES, SUPERSAMPLING
+from .figure import REGION, REGION_BITS, SHADES, SUPERSAMPLING
 from .identity import MATERIALS, Body
-from .optics import blur
 from .scene import Camera, Frame, Visit, make_camera
 
 _DISPLAY_GAMMA = 2.2
@@ -22,21 +21,11 @@ _SCENE_MATERIALS = {"umbrella": (0.22, 0.40, 0.06), "held": (0.14, 0.35, 0.22), 
 def photograph(
     config: PersonsConfig, body: Body, labels: np.ndarray, visit: Visit, frame: Frame, key: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Take the image of one moment in every modality.
+    """Take the RGB, NIR and TIR image of one moment, each ``(H, W, 3)`` uint8, from the labels of `draw_person`.
 
     What lies outside the silhouette depends on the camera, the visit and the frame alone: exposure and the thermal
-    window are set by the light and the surroundings, never by what the crop holds.
-
-    Args:
-        config: The settings.
-        body: The materials of the person.
-        labels: ``(2H, 2W)`` uint8 of `draw_person`.
-        visit: Light and surroundings.
-        frame: Pose, blur and flare.
-        key: pid, camid and frame number, which key the noise streams.
-
-    Returns:
-        RGB, NIR and TIR, each ``(H, W, 3)`` uint8 and contiguous; NIR and TIR are grey.
+    window are set by the light and the surroundings, never by what the crop holds. The noise streams are keyed by
+    pid, camid and frame number (`key`).
     """
     pid, camid, number = key
     camera = make_camera(config.seed, camid)
@@ -66,28 +55,20 @@ def photograph(
 def material_table(body: Body, ambient: float) -> np.ndarray:
     """Return what the sensors see of each label, in surroundings of temperature `ambient`.
 
-    Returns:
-        ``(256, 6)`` float32: linear R, G, B, NIR reflectance, temperature and 1; zeros for the background.
+    ``(256, 6)`` float32: linear R, G, B, NIR reflectance, temperature and 1; zeros for the background.
     """
+    rows = {
+        **dict(zip(MATERIALS, np.column_stack([body.color, body.nir, body.heat]), strict=True)),
+        "skin": (*body.skin, 0.50, _SKIN_HEAT),
+        "features": (*(body.skin * 0.55), 0.30, _SKIN_HEAT - 0.06),
+        "hair": (*body.hair, body.hair_nir, _HAIR_HEAT),
+        "glasses": (0.10, 0.10, 0.12, 0.08, 0.50),
+    }
+    for region, (grey, nir, warm) in _SCENE_MATERIALS.items():
+        rows[region] = (grey, grey, grey * 1.05, nir, ambient + warm)
     regions = np.zeros((2**REGION_BITS, 6))
-    for number, region in enumerate(REGIONS):
-        if region in MATERIALS:
-            k = MATERIALS.index(region)
-            row = (*body.color[k], body.nir[k], body.heat[k])
-        elif region == "skin":
-            row = (*body.skin, 0.50, _SKIN_HEAT)
-        elif region == "features":
-            row = (*(body.skin * 0.55), 0.30, _SKIN_HEAT - 0.06)
-        elif region == "hair":
-            row = (*body.hair, body.hair_nir, _HAIR_HEAT)
-        elif region == "glasses":
-            row = (0.10, 0.10, 0.12, 0.08, 0.50)
-        elif region in _SCENE_MATERIALS:
-            grey, nir, warm = _SCENE_MATERIALS[region]
-            row = (grey, grey, grey * 1.05, nir, ambient + warm)
-        else:
-            continue
-        regions[number] = (*row, 1.0)
+    for region, row in rows.items():
+        regions[REGION[region]] = (*row, 1.0)
     regions[:, :3] **= _DISPLAY_GAMMA
     regions[:, 3] **= 1.6
     shades = np.array(SHADES)[:, None, None]
@@ -141,12 +122,7 @@ def _flare(frame: Frame, img_size: tuple[int, int]) -> np.ndarray | None:
 
 
 def _rgb(
-    scene: np.ndarray,
-    camera: Camera,
-    visit: Visit,
-    frame: Frame,
-    flare: np.ndarray | None,
-    rng: np.random.Generator,
+    scene: np.ndarray, camera: Camera, visit: Visit, frame: Frame, flare: np.ndarray | None, rng: np.random.Generator
 ) -> np.ndarray:
     light = frame.light
     exposure = 0.9 / light**0.62  # the gain follows the dark only part of the way
@@ -164,12 +140,7 @@ def _rgb(
 
 
 def _nir(
-    scene: np.ndarray,
-    camera: Camera,
-    visit: Visit,
-    frame: Frame,
-    flare: np.ndarray | None,
-    rng: np.random.Generator,
+    scene: np.ndarray, camera: Camera, visit: Visit, frame: Frame, flare: np.ndarray | None, rng: np.random.Generator
 ) -> np.ndarray:
     height, width = scene.shape
     if visit.night:  # the camera's own lamp: bright in the middle

@@ -131,7 +131,7 @@ def test_unlabelled_images(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "'nowhere' is no file, no folder, and no dataset; datasets are"),
+        (["nowhere"], "'nowhere' is no file, folder, or dataset; datasets are"),
         (["."], "Name what the folder is: a published dataset (nextreid data check NAME --root"),
         (["rgbnt201", "--root", "."], "no RGBNT201 in ."),
         ([".", "--root", "."], "--root goes with the name of a dataset"),

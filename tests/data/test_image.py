@@ -182,9 +182,10 @@ def test_good_sets_stay_as_they_are(faulty: ReIDDataset) -> None:
     good = replace(faulty, train=faulty.train[:1], query=(), gallery=())
     for on_error in ("raise", "skip", "mask"):
         assert good.drop_unreadable(on_error) is good
-        assert drop_unreadable(good.train, good.modalities, on_error) == (good.train, [])
-    kept, notes = drop_unreadable(faulty.train, faulty.modalities, "skip")
-    assert [s.key for s in kept] == ["a"] and notes == ["samples: 2 samples left out, an image cannot be read: b, c"]
+        assert drop_unreadable({"mine": good.train}, good.modalities, on_error) == ({"mine": good.train}, [])
+    kept, notes = drop_unreadable({"samples": faulty.train}, faulty.modalities, "skip")
+    assert [s.key for s in kept["samples"]] == ["a"]
+    assert notes == ["samples: 2 samples left out, an image cannot be read: b, c"]
 
 
 def test_the_digest_says_what_is_read_not_where(tmp_path: Path, jpeg: Path) -> None:

@@ -53,13 +53,10 @@ def check_dataset(
     protocol = protocol or dataset.protocol
     splits = label_facts(dataset, exclude)
     findings = [*check_labels(dataset, protocol, exclude, num_ids), *check_presence(dataset)]
-    sizes: dict[str, dict[str, dict[str, int]]] = {}
-    if images:
-        inspected = inspect_images(dataset, workers, progress)
-        sizes = size_facts(dataset, inspected)
-        findings += check_images(dataset, inspected)
+    inspected = inspect_images(dataset, workers, progress) if images else {}
     for split, facts in splits.items():
-        facts["sizes"] = sizes.get(split, {})
+        facts["sizes"] = size_facts(dataset, split, inspected)
+    findings += check_images(dataset, inspected) if images else []
     if captions:
         findings += check_captions(dataset, count_tokens, window)
     findings += [Finding("note", "reader", note, "", 1) for note in dataset.notes]

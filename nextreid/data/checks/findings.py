@@ -13,12 +13,6 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note")
 
 _EXAMPLES = 5
 
-_IGNORED: dict[Rule, str] = {
-    "camera": "a query ignores its own identity in its own camera",
-    "scene": "a query ignores its own identity in its own scene",
-    "none": "a query ignores only itself",
-}
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Finding:
@@ -88,7 +82,8 @@ class Report:
 
     def __str__(self) -> str:
         """Return the report as aligned text."""
-        head = f"{self.name}: {', '.join(self.modalities)}; protocol {self.protocol} ({_IGNORED[self.exclude]})"
+        ignored = "only itself" if self.exclude == "none" else f"its own identity in its own {self.exclude}"
+        head = f"{self.name}: {', '.join(self.modalities)}; protocol {self.protocol} (a query ignores {ignored})"
         parts = [head, "", *_table(self.splits, self.modalities), ""]
         for finding in self.findings:
             parts.append(f"{finding.level} [{finding.code}] {finding.message}")
@@ -134,7 +129,7 @@ def tally(places: Iterable[str]) -> str:
     return ", ".join(f"{place} {count:,}" for place, count in Counter(places).items())
 
 
-def spread(numbers: Sequence[int]) -> list[int] | None:
+def spread(numbers: Iterable[int]) -> list[int] | None:
     """Return ``[lowest, median, highest]``, None of nothing; the median is the lower of the two in the middle."""
     ordered = sorted(numbers)
     return [ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1]] if ordered else None
@@ -144,8 +139,9 @@ def _table(splits: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -
     columns = list(splits.values())
     rows: list[list[str]] = [["", *splits]]
 
-    def row(label: str, cells: Iterable[object]) -> None:
-        rows.append([label, *(f"{c:,}" if isinstance(c, int) else str(c or "-") for c in cells)])
+    def row(label: str, cells: Sequence[object], always: bool = True) -> None:
+        if always or any(cells):
+            rows.append([label, *(f"{c:,}" if isinstance(c, int) else str(c or "-") for c in cells)])
 
     def by_modality(label: str, cells: Mapping[str, Sequence[object]]) -> None:
         if len(cells) > 1 and all(line == cells[modalities[0]] for line in cells.values()):
@@ -155,33 +151,27 @@ def _table(splits: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -
                 row(f"{label}, {modality}", line)
 
     def slashed(numbers: Sequence[int] | None) -> str:
-        return "/".join(map(str, numbers)) if numbers else "-"
+        return "/".join(map(str, numbers or ()))
 
     for key, label in (("samples", "samples"), ("ids", "identities"), ("cameras", "cameras"), ("scenes", "scenes")):
-        if key in ("samples", "ids") or any(facts[key] for facts in columns):
-            row(label, (facts[key] for facts in columns))
-    row("samples of an identity*", (slashed(facts["samples_per_id"]) for facts in columns))
-    if any(facts["cameras_per_id"] for facts in columns):
-        row("cameras of an identity*", (slashed(facts["cameras_per_id"]) for facts in columns))
+        row(label, [facts[key] for facts in columns], always=key in ("samples", "ids"))
+    row("samples of an identity*", [slashed(facts["samples_per_id"]) for facts in columns])
+    row("cameras of an identity*", [slashed(facts["cameras_per_id"]) for facts in columns], always=False)
     cameras = sorted({int(camera) for facts in columns for camera in facts["ids_per_camera"]})
     for camera in cameras if len(cameras) <= 12 else ():
-        row(f"identities at camera {camera}", (facts["ids_per_camera"].get(str(camera), 0) for facts in columns))
+        row(f"identities at camera {camera}", [facts["ids_per_camera"].get(str(camera), 0) for facts in columns])
     for what in ("images", "captions"):
         by_modality(what, {m: [facts[what][m] for facts in columns] for m in modalities})
     if any(facts["sizes"] for facts in columns):
         by_modality("width x height", {m: [_sizes(facts["sizes"].get(m, {})) for facts in columns] for m in modalities})
     query = splits["query"]
-    if query["positives_per_query"]:
-        row("matches of a query*", ("", slashed(query["positives_per_query"]), ""))
+    row("matches of a query*", ("", slashed(query["positives_per_query"]), ""), always=False)
     for rule, valid in query["valid_queries"].items():
         if rule != "scene" or any(facts["scenes"] for facts in columns):
             row(f"queries with a match, rule {rule}", ("", f"{valid:,}", ""))
-    widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
-        for line in rows
-    ]
-    return [*lines, "* lowest/median/highest"]
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [[row[0].ljust(first), *map(str.rjust, row[1:], others)] for row in rows]
+    return [*("  ".join(line).rstrip() for line in lines), "* lowest/median/highest"]
 
 
 def _sizes(histogram: Mapping[str, int]) -> str:

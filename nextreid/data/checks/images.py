@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as PILImage
@@ -27,35 +27,25 @@ _BAD = {
 }
 _COPIES: dict[str, tuple[Level, str, str]] = {
     "train-test-copy": ("error", "images that are in training and in test", "take them out of one of the two"),
-    "identity-conflict": (
-        "error",
-        "images that belong to several identities",
-        "one of the labels is wrong: correct it, or leave the image out",
-    ),
+    "identity-conflict": ("error", "images that belong to several identities", "correct the label or leave them out"),
     "copy": ("warning", "images that occur several times within one identity", "leave the copies out"),
     "modality-copy": (
         "warning",
         "images that occur in several modalities of one sample",
-        "a copy is no second sensor: give the real image, or none",
+        "give the real image or none",
     ),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """What one image showed.
+class ImageFacts(NamedTuple):
+    """What one image showed."""
 
-    Attributes:
-        size: Width and height.
-        content: Hash of its size and pixels.
-        flat: Whether all pixels are alike.
-    """
-
-    size: tuple[int, int]
-    content: bytes
-    flat: bool
+    size: tuple[int, int]  # width and height
+    content: bytes  # hash of size and pixels
+    flat: bool  # whether all pixels are alike
 
 
+_Place = tuple[str, Sample, str]  # split, sample and modality
 # for each sample, by its ``id``, what its M images showed or why not, None where one is missing
 Inspected = dict[int, list[ImageFacts | ImageError | None]]
 
@@ -63,13 +53,7 @@ Inspected = dict[int, list[ImageFacts | ImageError | None]]
 def inspect_images(
     dataset: ReIDDataset, workers: int = 0, progress: Callable[[int, int], object] | None = None
 ) -> Inspected:
-    """Decode every image once.
-
-    Args:
-        dataset: Its samples' images are opened.
-        workers: Threads; 0 decodes in this one.
-        progress: Called with the samples done and all samples.
-    """
+    """Decode every image once, in threads or (0 workers) in this one; `progress` gets the samples done and all."""
     samples = [sample for _, sample in each_sample(dataset)]
 
     def inspect(sample: Sample) -> list[ImageFacts | ImageError | None]:
@@ -86,22 +70,55 @@ def inspect_images(
     return inspected
 
 
-def size_facts(dataset: ReIDDataset, inspected: Inspected) -> dict[str, dict[str, dict[str, int]]]:
-    """Return, by split and modality, how many images have each size ``"WxH"``, the most frequent first."""
-    facts: dict[str, dict[str, dict[str, int]]] = {}
-    for split, samples in dataset.splits().items():
-        sizes: dict[str, Counter[str]] = {modality: Counter() for modality in dataset.modalities}
-        for sample in samples:
-            for modality, image in zip(dataset.modalities, inspected[id(sample)], strict=True):
-                if isinstance(image, ImageFacts):
-                    sizes[modality]["{}x{}".format(*image.size)] += 1
-        facts[split] = {modality: dict(counter.most_common()) for modality, counter in sizes.items() if counter}
-    return facts
+def size_facts(dataset: ReIDDataset, split: str, inspected: Inspected) -> dict[str, dict[str, int]]:
+    """Return by modality how many images of a split have each size ``"WxH"``, the most frequent first."""
+    sizes: dict[str, Counter[str]] = {modality: Counter() for modality in dataset.modalities}
+    for sample in dataset.splits()[split]:
+        for modality, image in zip(dataset.modalities, inspected.get(id(sample), ()), strict=False):
+            if isinstance(image, ImageFacts):
+                sizes[modality]["{}x{}".format(*image.size)] += 1
+    return {modality: dict(counter.most_common()) for modality, counter in sizes.items() if counter}
 
 
 def check_images(dataset: ReIDDataset, inspected: Inspected) -> list[Finding]:
     """Return the findings about the images' content."""
-    return [*_bad(dataset, inspected), *_odd(dataset, inspected), *_copies(dataset, inspected)]
+    bad: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    flat, uneven = [], []
+    places: dict[bytes, list[_Place]] = defaultdict(list)
+    for split, sample in each_sample(dataset):
+        sizes = {}
+        for modality, image in zip(dataset.modalities, inspected[id(sample)], strict=True):
+            if isinstance(image, ImageError):
+                bad[image.reason].append((f"{split} {modality}", str(image)))
+            elif image is not None:
+                sizes[modality] = image.size
+                if image.flat:
+                    flat.append((f"{split} {modality}", sample.key))
+                else:
+                    places[image.content].append((split, sample, modality))
+        if len(set(sizes.values())) > 1:
+            shown = ", ".join(f"{modality} {w}x{h}" for modality, (w, h) in sizes.items())
+            uneven.append(f"{split} {sample.key}: {shown}")
+    findings = []
+    for reason, (what, hint) in _BAD.items():
+        if pairs := bad[reason]:
+            message = f"{what}: {len(pairs):,} ({tally(place for place, _ in pairs)})"
+            findings.append(found("error", reason, message, hint, (text for _, text in pairs)))
+    hint = "a black image is not a missing one: leave it out (an empty cell) if the sensor saw nothing"
+    findings += found_in("warning", "flat-image", "images of one value everywhere", hint, flat)
+    if uneven:
+        message = f"samples whose images differ in size (width x height): {len(uneven):,}"
+        hint = "all are resized for the model; check that they show the same part of the scene"
+        findings.append(found("warning", "uneven-sizes", message, hint, uneven))
+    copied: dict[str, list[str]] = defaultdict(list)
+    for same in places.values():
+        for code in _copy_codes(same):
+            copied[code].append(" = ".join(f"{split} {modality} {s.key}" for split, s, modality in same[:4]))
+    return findings + [
+        found(level, code, f"{what}: {len(copied[code]):,}", hint, copied[code])
+        for code, (level, what, hint) in _COPIES.items()
+        if copied[code]
+    ]
 
 
 def check_presence(dataset: ReIDDataset) -> list[Finding]:
@@ -112,12 +129,8 @@ def check_presence(dataset: ReIDDataset) -> list[Finding]:
         for modality, image in zip(dataset.modalities, sample.images, strict=True)
         if image is None
     ]
-    absent = [
-        f"{split} {modality}"
-        for split, samples in dataset.splits().items()
-        for index, modality in enumerate(dataset.modalities)
-        if samples and all(sample.images[index] is None for sample in samples)
-    ]
+    images = {split: counts["images"] for split, counts in dataset.summary().items() if counts["samples"]}
+    absent = [f"{split} {m}" for split, counts in images.items() for m, count in counts.items() if not count]
     hint = "models take samples with missing modalities; check that the files are really not there"
     if absent:
         hint = f"{', '.join(absent)} has no image at all: check the folders, or leave this modality out"
@@ -134,68 +147,7 @@ def _facts(image: PILImage.Image | ImageError) -> ImageFacts | ImageError:
     return ImageFacts(image.size, state.digest(), flat)
 
 
-def _each_image(
-    dataset: ReIDDataset, inspected: Inspected
-) -> Iterator[tuple[str, Sample, str, ImageFacts | ImageError]]:
-    for split, sample in each_sample(dataset):
-        for modality, image in zip(dataset.modalities, inspected[id(sample)], strict=True):
-            if image is not None:
-                yield split, sample, modality, image
-
-
-def _bad(dataset: ReIDDataset, inspected: Inspected) -> list[Finding]:
-    bad: dict[str, list[tuple[str, str]]] = {reason: [] for reason in _BAD}
-    for split, _, modality, image in _each_image(dataset, inspected):
-        if isinstance(image, ImageError):
-            bad[image.reason].append((f"{split} {modality}", str(image)))
-    findings = []
-    for reason, pairs in bad.items():
-        if pairs:
-            what, hint = _BAD[reason]
-            message = f"{what}: {len(pairs):,} ({tally(place for place, _ in pairs)})"
-            findings.append(found("error", reason, message, hint, (text for _, text in pairs)))
-    return findings
-
-
-def _odd(dataset: ReIDDataset, inspected: Inspected) -> list[Finding]:
-    flat = [
-        (f"{split} {modality}", sample.key)
-        for split, sample, modality, image in _each_image(dataset, inspected)
-        if isinstance(image, ImageFacts) and image.flat
-    ]
-    hint = "a black image is not a missing one: leave it out (an empty cell) if the sensor saw nothing"
-    findings = found_in("warning", "flat-image", "images of one value everywhere", hint, flat)
-    uneven = []
-    for split, sample in each_sample(dataset):
-        images = zip(dataset.modalities, inspected[id(sample)], strict=True)
-        sizes = {modality: image.size for modality, image in images if isinstance(image, ImageFacts)}
-        if len(set(sizes.values())) > 1:
-            shown = ", ".join(f"{modality} {w}x{h}" for modality, (w, h) in sizes.items())
-            uneven.append(f"{split} {sample.key}: {shown}")
-    if uneven:
-        message = f"samples whose images differ in size (width x height): {len(uneven):,}"
-        hint = "all are resized for the model; check that they show the same part of the scene"
-        findings.append(found("warning", "uneven-sizes", message, hint, uneven))
-    return findings
-
-
-def _copies(dataset: ReIDDataset, inspected: Inspected) -> list[Finding]:
-    places: dict[bytes, list[tuple[str, Sample, str]]] = defaultdict(list)
-    for split, sample, modality, image in _each_image(dataset, inspected):
-        if isinstance(image, ImageFacts) and not image.flat:
-            places[image.content].append((split, sample, modality))
-    copied: dict[str, list[str]] = {code: [] for code in _COPIES}
-    for same in places.values():
-        for code in _copy_codes(same):
-            copied[code].append(" = ".join(f"{split} {modality} {s.key}" for split, s, modality in same[:4]))
-    return [
-        found(level, code, f"{what}: {len(copied[code]):,}", hint, copied[code])
-        for code, (level, what, hint) in _COPIES.items()
-        if copied[code]
-    ]
-
-
-def _copy_codes(same: Sequence[tuple[str, Sample, str]]) -> set[str]:
+def _copy_codes(same: Sequence[_Place]) -> set[str]:
     """Return what is wrong with one image that occurs at all these places."""
     codes = set()
     if len({(id(sample), modality) for _, sample, modality in same}) > len({id(sample) for _, sample, _ in same}):

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import groupby
 from typing import Any, get_args
 
 from ..sample import ReIDDataset
@@ -14,36 +15,20 @@ _LABEL = {"camera": "camid", "scene": "sceneid"}
 _FINDINGS: dict[str, tuple[Level, str, str]] = {
     "duplicate-key": ("error", "keys that name several samples of one split", "keys must be unique"),
     "key-conflict": ("error", "keys of different identities in query and gallery", "a key must name one sample"),
-    "case-key": (
-        "warning",
-        "groups of keys that differ in upper and lower case only",
-        "rename them: on Windows and macOS such files are one file, and captions may join the wrong one",
-    ),
-    "no-identity": (
-        "error",
-        "samples of train or query without identity (pid -1)",
-        "label them or leave them out; only a gallery may hold unknown identities",
-    ),
+    "case-key": ("warning", "groups of keys that differ in case only", "rename them: on Windows they are one file"),
+    "no-identity": ("error", "samples of train or query without identity (pid -1)", "label them or leave them out"),
     "identity-in-train-and-test": (
         "warning",
         "training identities that are in query or gallery too",
         "keep the identities of training and test apart, or the metrics do not measure unseen identities",
     ),
-    "single-sample": (
-        "warning",
-        "training identities with one sample",
-        "their instances in a batch are copies of it, which teach little: add samples or leave them out",
-    ),
+    "single-sample": ("warning", "training identities with one sample", "add samples: a batch holds copies of it"),
     "no-{rule}": (
         "warning",
         "test samples without {rule} ({label} -1)",
         "they count as one {rule} under protocol {protocol}: label them",
     ),
-    "one-camera": (
-        "note",
-        "query identities known under one camera only",
-        "protocol {protocol} lets them match in their own camera, which is easier than across cameras",
-    ),
+    "one-camera": ("note", "query identities known under one camera only", "protocol {protocol} lets them match in it"),
 }
 
 
@@ -52,19 +37,14 @@ def label_facts(dataset: ReIDDataset, rule: Rule) -> dict[str, dict[str, Any]]:
     facts: dict[str, dict[str, Any]] = {}
     for split, counts in dataset.summary().items():
         samples = dataset.splits()[split]
-        cameras: dict[int, set[int]] = defaultdict(set)
-        where: dict[int, set[int]] = defaultdict(set)
-        for s in samples:
-            if s.pid >= 0 and s.camid >= 0:
-                cameras[s.camid].add(s.pid)
-                where[s.pid].add(s.camid)
+        seen = sorted({(s.camid, s.pid) for s in samples if s.pid >= 0 and s.camid >= 0})
         known = Counter(s.pid for s in samples if s.pid >= 0)
         facts[split] = {
             **counts,
             "ids": len(known),
-            "samples_per_id": spread(list(known.values())),
-            "cameras_per_id": spread([len(seen) for seen in where.values()]),
-            "ids_per_camera": {str(camera): len(ids) for camera, ids in sorted(cameras.items())},
+            "samples_per_id": spread(known.values()),
+            "cameras_per_id": spread(Counter(pid for _, pid in seen).values()),
+            "ids_per_camera": dict(Counter(str(camid) for camid, _ in seen)),
         }
     matches = {rule: count_matches(dataset.query, dataset.gallery, rule) for rule in get_args(Rule)}
     facts["query"]["positives_per_query"] = spread(matches[rule])
@@ -100,15 +80,12 @@ def _listed(
 
 def _keys(dataset: ReIDDataset) -> list[Finding]:
     repeated: list[str] = []
-    # without the split: query and gallery may hold the same samples
-    alike: set[str] = set()
+    alike: set[str] = set()  # without the split: query and gallery may hold the same samples
     for split, samples in dataset.splits().items():
         keys = Counter(s.key for s in samples)
         repeated += [f"{split} {key}" for key, count in keys.items() if count > 1]
-        folded: dict[str, list[str]] = defaultdict(list)
-        for key in keys:
-            folded[key.casefold()].append(key)
-        alike |= {" and ".join(names) for names in folded.values() if len(names) > 1}
+        folded = [list(same) for _, same in groupby(sorted(keys, key=str.casefold), key=str.casefold)]
+        alike |= {" and ".join(same) for same in folded if len(same) > 1}
     owner = {s.key: s.pid for s in dataset.gallery}
     conflicts = [s.key for s in dataset.query if owner.get(s.key, s.pid) != s.pid]
     return _listed("duplicate-key", repeated) + _listed("key-conflict", conflicts) + _listed("case-key", sorted(alike))
@@ -147,12 +124,10 @@ def _places(dataset: ReIDDataset, protocol: str, rule: Rule) -> list[Finding]:
         blank = [s.key for s in test if getattr(s, label) < 0]
         if len(blank) < len(test):  # where all are blank, the queries without a match report it
             findings += _listed("no-{rule}", blank, len(test), rule=rule, protocol=protocol)
-    cameras: dict[int, set[int]] = defaultdict(set)
-    for s in test:
-        if s.pid >= 0 and s.camid >= 0:
-            cameras[s.pid].add(s.camid)
-    lonely = sorted({s.pid for s in dataset.query if len(cameras.get(s.pid, ())) == 1})
-    if rule != "camera" and len(set().union(*cameras.values())) > 1:
+    seen = {(s.pid, s.camid) for s in test if s.pid >= 0 and s.camid >= 0}
+    if rule != "camera" and len({camid for _, camid in seen}) > 1:
+        cameras = Counter(pid for pid, _ in seen)
+        lonely = sorted({s.pid for s in dataset.query if cameras[s.pid] == 1})
         findings += _listed("one-camera", lonely, protocol=protocol)
     return findings
 

@@ -24,6 +24,11 @@ _SPLITS = {
     "bounding_box_test": ("gallery",),
 }
 
+_ADVICE = (
+    "{}: name the split of each sample (train, query, gallery or test), or split by identity with train=0.5 "
+    "(--dataset-arg train=0.5), as split_identities({}, modalities={!r}) does"
+)
+
 
 @register_dataset("manifest")
 def load_manifest(
@@ -62,13 +67,9 @@ def load_manifest(
         ValueError: If the manifest is wrong, or names no split.
     """
     path = Path(root).expanduser()
-    chosen, splits = manifest_splits(path, modalities, window, anywhere)
-    notes: list[str] = []
-    splits = _join_captions(splits, captions, chosen, notes)
-    if set(splits) == {""}:
-        call = f"read_manifest({str(root)!r}, {chosen!r})"
-        _require_share(train, f"{path} has no column 'split'", call, chosen)
-    return _dataset(path.stem, chosen, splits, notes, protocol, object_type, train, seed)
+    chosen, found = manifest_splits(path, modalities, window, anywhere)
+    advice = _ADVICE.format(f"{path} has no column 'split'", f"read_manifest({str(root)!r}, {chosen!r})", chosen)
+    return _dataset(path.stem, chosen, found, [], captions, protocol, object_type, train, seed, advice)
 
 
 @register_dataset("pattern")
@@ -98,30 +99,10 @@ def load_pattern(
         ValueError: If the pattern is wrong, nothing fits it, or it names no split.
     """
     path = Path(root).expanduser()
-    chosen, splits, notes = pattern_splits(path, pattern, modalities, window)
-    splits = _join_captions(splits, captions, chosen, notes)
-    if set(splits) == {""}:
-        call = f"read_pattern({str(root)!r}, {pattern!r}, {chosen!r})"
-        _require_share(train, f"pattern {pattern!r} has no {{split}}", call, chosen)
-    return _dataset(path.resolve().name, chosen, splits, notes, protocol, object_type, train, seed)
-
-
-def _join_captions(
-    splits: Mapping[str, list[Sample]], captions: str | Path | None, modalities: Sequence[str], notes: list[str]
-) -> dict[str, list[Sample]]:
-    """Return the samples of all splits with the captions of a run in place of theirs; note what does not match."""
-    home = caption_home(captions, (), modalities, splits=("all",))
-    every = [sample for samples in splits.values() for sample in samples]
-    joined = iter(add_captions(every, home, "all", modalities, notes))
-    return {word: [next(joined) for _ in samples] for word, samples in splits.items()}
-
-
-def _require_share(train: float | None, no_split: str, call: str, modalities: tuple[str, ...]) -> None:
-    if train is None:
-        raise ValueError(
-            f"{no_split}: name the split of each sample (train, query, gallery or test), or split by identity "
-            f"with train=0.5 (--dataset-arg train=0.5), as split_identities({call}, modalities={modalities!r}) does"
-        )
+    chosen, found, notes = pattern_splits(path, pattern, modalities, window)
+    call = f"read_pattern({str(root)!r}, {pattern!r}, {chosen!r})"
+    advice = _ADVICE.format(f"pattern {pattern!r} has no {{split}}", call, chosen)
+    return _dataset(path.resolve().name, chosen, found, notes, captions, protocol, object_type, train, seed, advice)
 
 
 def _dataset(
@@ -129,13 +110,24 @@ def _dataset(
     modalities: tuple[str, ...],
     found: Mapping[str, list[Sample]],
     notes: list[str],
+    captions: str | Path | None,
     protocol: str | None,
     object_type: str,
     train: float | None,
     seed: int,
+    advice: str,
 ) -> ReIDDataset:
-    """Assign the samples by the word for their split; split by identity where all are under ``""``."""
-    if train is not None and set(found) == {""}:
+    """Join captions in place of the samples' own, and assign the samples by the word for their split.
+
+    Where all are under ``""`` they are split by identity, or a ValueError gives the advice.
+    """
+    every = [sample for samples in found.values() for sample in samples]
+    home = caption_home(captions, (), modalities, splits=("all",))
+    joined = iter(add_captions(every, home, "all", modalities, notes))
+    found = {word: [next(joined) for _ in samples] for word, samples in found.items()}
+    if set(found) == {""}:
+        if train is None:
+            raise ValueError(advice)
         base = (protocol or "").partition(":")[0]
         rule = next((rule for rule in get_args(Rule) if rule == base), None) or _default_rule(found[""])
         made = split_identities(

@@ -1,14 +1,13 @@
 """What the readers of published trees share: folders found, images paired, captions joined, query lists compared."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from ..captions import add_captions, caption_home
-from ..sample import ReIDDataset, Sample
+from ..sample import ReIDDataset, Sample, first_few
 from ..split import with_match
-
-VIS_NI_TH: Mapping[str, str] = {"rgb": "vis", "nir": "ni", "tir": "th"}
 
 
 class Name(NamedTuple):
@@ -17,7 +16,7 @@ class Name(NamedTuple):
     key: str
     pid: int
     camid: int
-    sceneid: int = -1
+    sceneid: int
 
 
 class PublishedTree:
@@ -42,6 +41,9 @@ class PublishedTree:
     folders: ClassVar[Mapping[str, str]] = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
     by_identity: ClassVar[bool] = False  # whether each identity has such folders, rather than each split
     layout: ClassVar[str]  # the expected tree, for messages
+    form: ClassVar[str]  # regular expression of the names with groups pid, camid, sceneid: see `parse`
+    key: ClassVar[str] = "{name}"  # of a sample, by its file name and these groups
+    first_camera: ClassVar[int] = 1
 
     def __init__(
         self, root: str | Path, captions: str | Path | None, modalities: Sequence[str], complete: bool = False
@@ -56,15 +58,17 @@ class PublishedTree:
         self.notes: list[str] = []
 
     def parse(self, path: Path) -> Name | None:
-        """Return what the path of an image says, None where it is not of the published form."""
-        raise NotImplementedError
+        """Return what the name of an image says (``identity/name`` if `by_identity`), None where it is not `form`."""
+        name = f"{path.parent.parent.name}/{path.name}" if self.by_identity else path.name
+        match = re.fullmatch(self.form + r"\.(jpg|jpeg|png)", name, re.IGNORECASE)
+        if match is None:
+            return None
+        label = match.groupdict()
+        key = self.key.format(name=path.name, **label)
+        return Name(key, int(label["pid"]), int(label["camid"]) - self.first_camera, int(label.get("sceneid") or -1))
 
     def samples(self, split: str, folder: str) -> list[Sample]:
-        """Return the samples of a folder, images paired by name, without captions, sorted by key.
-
-        Raises:
-            ValueError: If no file name is of the published form, or one name occurs twice in a modality.
-        """
+        """Return the samples of a folder, images paired by name, without captions, sorted by key."""
         folders = {modality: self._folders_of(folder, modality) for modality in self.modalities}
         labels: dict[str, Name] = {}
         images: dict[str, dict[str, Path]] = {modality: {} for modality in folders}
@@ -92,26 +96,28 @@ class PublishedTree:
             return [sample for sample in samples if None not in sample.images]
         for index, modality in enumerate(folders):
             if keys := [sample.key for sample in partial if sample.images[index] is None]:
-                self.notes.append(f"{split}: {len(keys)} of {len(samples)} samples lack {modality}: {examples(keys)}")
+                self.notes.append(
+                    f"{split}: {len(keys)} of {len(samples)} samples lack {modality}: {first_few(sorted(keys))}"
+                )
         return samples
 
     def read(self, split: str, folder: str) -> tuple[Sample, ...]:
         """Return the samples of a folder with the captions of a split."""
         return self._captioned(self.samples(split, folder), split)
 
-    def query_and_gallery(
-        self, folder: str, split: str = "test"
-    ) -> tuple[tuple[Sample, ...] | None, tuple[Sample, ...]]:
-        """Return the samples of the folder ``query``, None where it is missing, and of a gallery folder.
+    def query_and_gallery(self, folder: str, split: str = "test") -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+        """Return the samples of the folder ``query``, rebuilt where it is missing, and of a gallery folder.
 
         A query that is a gallery sample too, by its key, becomes that very object.
         """
-        query = self.samples("query", "query") if (self.home / "query").is_dir() else None
-        count = len(query or ())
-        both = self._captioned([*(query or ()), *self.samples(split, folder)], "test")
-        gallery = {sample.key: sample for sample in both[count:]}
-        queries = None if query is None else tuple(gallery.get(sample.key, sample) for sample in both[:count])
-        return queries, tuple(gallery.values())
+        listed = self.samples("query", "query") if (self.home / "query").is_dir() else None
+        query = listed or []
+        both = self._captioned([*query, *self.samples(split, folder)], "test")
+        gallery = {sample.key: sample for sample in both[len(query) :]}
+        entries = tuple(gallery.values())
+        if listed is None:
+            return self.rebuild_query(entries), entries
+        return tuple(gallery.get(sample.key, sample) for sample in both[: len(query)]), entries
 
     def rebuild_query(self, gallery: Sequence[Sample]) -> tuple[Sample, ...]:
         """Return the gallery samples that have a match from another camera, where the query list is not available."""
@@ -139,11 +145,16 @@ class PublishedTree:
     def note_unknown(self, split: str, looked: Sequence[str], unknown: Sequence[str], found: bool) -> None:
         """Note the files that were left out because of their names; raise ValueError where no image was found."""
         if not found:
-            why = f"; found {examples(unknown)}" if unknown else ", which hold no files"
+            why = f"; found {first_few(sorted(unknown))}" if unknown else ", which hold no files"
             raise ValueError(f"{split}: no image with a name of the published form in {', '.join(looked[:3])}{why}")
         if unknown:
             what = f"{len(unknown)} files left out, their names are not of the published form"
-            self.notes.append(f"{split}: {what}: {examples(unknown)}")
+            self.notes.append(f"{split}: {what}: {first_few(sorted(unknown))}")
+
+    def load(self, train_folder: str, gallery_folder: str, gallery_split: str = "test") -> ReIDDataset:
+        """Return the dataset of a tree whose queries are in the folder ``query``, or rebuilt."""
+        train = self.read("train", train_folder)
+        return self.dataset(train, *self.query_and_gallery(gallery_folder, gallery_split))
 
     def dataset(self, train: tuple[Sample, ...], query: tuple[Sample, ...], gallery: tuple[Sample, ...]) -> ReIDDataset:
         """Return the dataset; identities that train and test share are noted."""
@@ -190,13 +201,6 @@ def note_shared_identities(train: Iterable[Sample], test: Iterable[Sample], note
     train, test = list(train), list(test)
     shared = {sample.pid for sample in train} & {sample.pid for sample in test}
     if shared:
-        named = ", ".join(map(str, sorted(shared)[:10])) + (", …" if len(shared) > 10 else "")
         keys = {sample.key for sample in train} & {sample.key for sample in test}
-        names = f" and {len(keys)} sample names: {examples(keys)}" if keys else ""
-        notes.append(f"train and test share {len(shared)} identities ({named}){names}")
-
-
-def examples(names: Iterable[str]) -> str:
-    """Return the first three names in sorted order, with dots where there are more."""
-    ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (", …" if len(ordered) > 3 else "")
+        names = f" and {len(keys)} sample names: {first_few(sorted(keys))}" if keys else ""
+        notes.append(f"train and test share {len(shared)} identities ({first_few(sorted(shared), 10)}){names}")
