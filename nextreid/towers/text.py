@@ -100,9 +100,7 @@ class TextTower(nn.Module):
                 output_dim=width, act_layer=QuickGELU if quick else nn.GELU, **{"context_length": CONTEXT, **settings}
             )
         except TypeError as error:
-            raise ValueError(
-                f"open_clip's text transformer does not take these settings: {settings} ({error})"
-            ) from error
+            raise ValueError(f"open_clip's text transformer rejects the settings {settings}: {error}") from error
         if self.transformer.pool_type != "argmax" or self.transformer.attn_mask is None:
             raise ValueError(f"the text tower of {name!r} does not read its feature at the end token as CLIP does")
         self.embed_dim: int = width
@@ -172,8 +170,7 @@ class TextTower(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode token ids ``(n, L)``, L up to 77, to features ``(n, D)``, not normalised.
 
-        The transformer is causal and the feature is read at the end token, so that columns after the longest text's
-        end change nothing and are not computed.
+        The transformer is causal and the feature is read at the end token: columns behind it are not computed.
         """
         length = int(tokens.argmax(-1).max()) + 1 if tokens.numel() else 1
         return self._forward(tokens[:, :length])
@@ -186,11 +183,7 @@ class TextTower(nn.Module):
         return x[torch.arange(len(x), device=x.device), tokens.argmax(-1)] @ tower.text_projection
 
     def windows(self, caption: Caption) -> tuple[str, ...]:
-        """Pack a caption into as few texts as fit the tower, nothing cut off; see `pack_sentences`.
-
-        Args:
-            caption: Its sentences, one string, or None.
-        """
+        """Pack a caption (its sentences, one string, or None) into as few texts as fit the tower, nothing cut off."""
         sentences = (caption,) if isinstance(caption, str) else tuple(caption or ())
         found = self._packed.get(sentences)
         if found is None:
@@ -233,11 +226,7 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def precompute(self, captions: Iterable[Caption]) -> int:
-        """Encode captions ahead, so that `encode` finds them; a log line tells how far it is.
-
-        Args:
-            captions: Any number of captions, each its sentences, one string, or None. Those that the cache has no room
-                for are left out.
+        """Encode captions ahead, so that `encode` finds them, as far as the cache has room; log the progress.
 
         Returns:
             Number of texts that were encoded.
@@ -304,10 +293,9 @@ class TextTower(nn.Module):
         device = weight.device.type
         if device == "cuda":
             device = torch.cuda.get_device_name(weight.device)
-        elif device == "cpu":
-            device = (
-                f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-            )
+        if device == "cpu":
+            capability = torch.backends.cpu.get_cpu_capability()
+            device = f"{platform.machine()} {capability}, {torch.get_num_threads()} threads"
         return {
             "tower": self._identity,
             "dtype": str(weight.dtype),

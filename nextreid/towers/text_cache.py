@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -34,17 +35,15 @@ class TextFeatureCache:
 
     def clear(self) -> None:
         """Forget every row; a file is read again when it is next needed."""
-        self._texts: list[str] = []
-        self._slots: dict[str, int] = {}
+        self._slots: OrderedDict[str, int] = OrderedDict()  # the oldest first
         self._rows: Tensor | None = None
-        self._oldest = 0
         self._read = self._news = False
 
     def __reduce__(self) -> tuple[type["TextFeatureCache"], tuple[int]]:
         return TextFeatureCache, (self.max_bytes,)
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self._slots)
 
     def __contains__(self, text: str) -> bool:
         return text in self._slots
@@ -52,7 +51,7 @@ class TextFeatureCache:
     @property
     def texts(self) -> list[str]:
         """All texts, the oldest first."""
-        return self._texts[self._oldest :] + self._texts[: self._oldest]
+        return list(self._slots)
 
     @property
     def nbytes(self) -> int:
@@ -79,19 +78,13 @@ class TextFeatureCache:
         if not limit:
             return
         texts, rows, self._news = texts[-limit:], rows[-limit:], True
-        storage = self._room(min(limit, len(self) + len(texts)), limit, rows)
-        start = self._oldest if len(self) == limit else len(self)
-        slots = [(start + i) % limit for i in range(len(texts))]
+        total = len(self) + len(texts)
+        storage = self._room(min(limit, total), limit, rows)
         try:
+            slots = [*range(len(self), min(limit, total))]
+            slots += [self._slots.popitem(last=False)[1] for _ in range(total - limit)]
             storage.index_copy_(0, torch.tensor(slots, device=storage.device), rows.to(storage))
-            for text, slot in zip(texts, slots, strict=True):
-                if slot < len(self):
-                    del self._slots[self._texts[slot]]
-                    self._texts[slot] = text
-                    self._oldest = (slot + 1) % limit
-                else:
-                    self._texts.append(text)
-                self._slots[text] = slot
+            self._slots.update(zip(texts, slots, strict=True))
         except BaseException:  # half a change would give a text the row of another
             self.clear()
             raise
@@ -111,12 +104,7 @@ class TextFeatureCache:
         self._path, self._read, self._news = place, False, len(self) > 0
 
     def load(self, provenance: Callable[[], Mapping[str, str]], device: torch.device) -> None:
-        """Add the file's rows, unless this was done or there is no file.
-
-        Args:
-            provenance: Gives what the rows depend on besides the text; rows of another provenance are not read.
-            device: Where the rows are to be.
-        """
+        """Add the file's rows of this `provenance`, on `device`, unless this was done or there is no file."""
         if self._path is None or self._read:
             return
         self._read, news = True, self._news
@@ -162,26 +150,18 @@ class TextFeatureCache:
 
     def _room(self, count: int, limit: int, like: Tensor) -> Tensor:
         """Storage for at least `count` rows; it grows by an eighth, so that little lies idle."""
-        have = 0 if self._rows is None else len(self._rows)
-        if self._rows is None or count > have:
+        old = like[:0] if self._rows is None else self._rows
+        if count > len(old):
             # A tensor made in inference mode could not be written to outside of it.
             with torch.inference_mode(False):
-                grown = like.new_empty(min(limit, max(count, have + have // 8)), like.shape[1])
-                if self._rows is not None:
-                    grown[:have] = self._rows
-            self._rows = grown
-        return self._rows
+                self._rows = like.new_empty(min(limit, max(count, len(old) + len(old) // 8)), like.shape[1])
+                self._rows[: len(old)] = old
+            return self._rows
+        return old
 
 
 def read_cache(path: Path, provenance: Mapping[str, str]) -> tuple[list[str], Tensor]:
-    """Read what `write_cache` wrote.
-
-    Args:
-        path: The file.
-        provenance: What the rows depend on besides the text; see `write_cache`.
-
-    Returns:
-        n texts and their rows ``(n, D)``, on the CPU.
+    """Read what `write_cache` wrote: n texts and their rows ``(n, D)``, on the CPU.
 
     Raises:
         OSError: If the file is not there or cannot be read.
@@ -200,15 +180,5 @@ def read_cache(path: Path, provenance: Mapping[str, str]) -> tuple[list[str], Te
 
 
 def write_cache(path: Path, provenance: Mapping[str, str], texts: Sequence[str], rows: Tensor) -> None:
-    """Write rows and what they are of to a safetensors file, whole or not at all.
-
-    Args:
-        path: The file; folders on the way are made.
-        provenance: What the rows depend on besides the text; a reader with another provenance rejects the file.
-        texts: n texts.
-        rows: ``(n, D)``.
-
-    Raises:
-        OSError: If it cannot be written; what was there stays.
-    """
+    """Write the rows ``(n, D)`` of n texts, whole or not at all, with what they depend on besides the text."""
     write_tensors(path, {"rows": rows}, {"text cache": 1, "provenance": dict(provenance), "texts": list(texts)})
