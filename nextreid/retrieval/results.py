@@ -94,10 +94,8 @@ class RetrievalResult:
 
     def per_query(self, name: str) -> np.ndarray:
         """Return ``(Q,)`` float64 values of a metric, named as for `metric`; nan where there is no valid match."""
-        if name == "mAP":
-            return self.ap
-        if name == "mINP":
-            return self.inp
+        if name in ("mAP", "mINP"):
+            return self.ap if name == "mAP" else self.inp
         word, _, k = name.partition("-")
         if word != "rank" or not k.isdecimal() or int(k) < 1:
             raise ValueError(f"unknown metric {name!r}; there are mAP, mINP and rank-1, rank-5, ... rank-k")
@@ -266,8 +264,7 @@ def compare(
         ValueError: If the queries differ, or which of them have a valid match; there is no such metric; or
             `samples` or `level` is out of range.
     """
-    named = a.keys is not None and b.keys is not None
-    if not np.array_equal(a.pid, b.pid) or (named and a.keys != b.keys):
+    if not np.array_equal(a.pid, b.pid) or (a.keys and b.keys and a.keys != b.keys):
         raise ValueError(
             f"the runs have different queries ({a.num_query} and {b.num_query}, or in another order): a paired test "
             "needs the same queries in the same order"
