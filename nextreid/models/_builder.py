@@ -63,11 +63,7 @@ def build_model_with_cfg(
 
 
 def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None = None) -> None:
-    """Fill a model from its configuration: a file, a hub repository, or the towers alone from CLIP or from timm.
-
-    Raises:
-        ValueError: If the configuration names no weights.
-    """
+    """Fill a model from its configuration: a file, a hub repository, or the towers alone from CLIP or from timm."""
     if cfg.file or cfg.hf_hub_id:
         source = cfg.file or download(str(cfg.hf_hub_id), cache_dir)
         load_checkpoint(model, str(source))
@@ -118,9 +114,6 @@ def load_checkpoint(model: ReIDModel, path: str | Path) -> None:
     Identities differ from one dataset to the next: where the checkpoint's classifier has another number of them than
     the model, the model keeps its new one. Where the image sizes differ, the position tables are resampled from
     the checkpoint's grid. Both are logged; all else must fit.
-
-    Raises:
-        ValueError: If modalities, towers or weights do not fit.
     """
     model, path = as_reid_model(model), str(path)
     state = read_weights(path)

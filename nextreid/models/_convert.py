@@ -98,15 +98,7 @@ def convert_clip(
 
 
 def read_third_party(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Read a file of tensors by name, taking off what training tools wrap around them.
-
-    Returns:
-        The tensors, on the CPU, and what was taken off, in words.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: See `convert_clip`.
-    """
+    """Read a file of tensors by name; return them, and in words what training tools had wrapped around them."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")

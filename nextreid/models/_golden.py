@@ -24,19 +24,12 @@ CAPTION = ("A person seen from the back during daytime.", "She is wearing a red 
 
 
 class GoldenInput(NamedTuple):
-    """Two samples; the second has no image of the last modality, where the model has several.
+    """Two samples; the second has no image of the last modality, where the model has several."""
 
-    Attributes:
-        images: ``(2, M, 3, H, W)``, in [-1, 1].
-        text: Captions as unit features ``(2, M, D)``, or None for a model that reads none.
-        present: bool ``(2, M)``.
-        camid: ``(2,)``: the first camera and an unknown one.
-    """
-
-    images: Tensor
-    text: Tensor | None
-    present: Tensor
-    camid: Tensor
+    images: Tensor  # (2, M, 3, H, W), in [-1, 1]
+    text: Tensor | None  # captions as unit features (2, M, D); None for a model that reads none
+    present: Tensor  # bool (2, M)
+    camid: Tensor  # (2,): the first camera and an unknown one
 
     def digest(self) -> str:
         """SHA-256 of the values, in hexadecimal digits."""
@@ -79,9 +72,7 @@ def _noise(part: str, seed: int, shape: tuple[int, ...]) -> Tensor:
 def compute_golden(model: ReIDModel, seed: int = SEED) -> tuple[dict[str, Tensor], str]:
     """Embed the golden input with a model on the CPU, in float32 and evaluation mode.
 
-    Returns:
-        ``embedding (2, F)`` and, with a text tower, ``caption (D,)``, the feature of one caption; and the digest of the
-        input.
+    Returns ``embedding (2, F)`` and, with a text tower, the feature ``caption (D,)``; and the digest of the input.
     """
     given = golden_input(model, seed)
     golden = {"embedding": model.vector(model.forward_features(*given)).contiguous()}

@@ -68,11 +68,7 @@ def write_checkpoint(model: ReIDModel, folder: str | Path, complete: Callable[[P
 
 
 def config_of(model: ReIDModel) -> dict[str, Any]:
-    """What config.json says of a model; one that no entrypoint built has ``built_by`` and cannot be built from it.
-
-    Raises:
-        ValueError: If the model was neither built by an entrypoint nor adapted.
-    """
+    """What config.json says of a model; one that no entrypoint built has ``built_by`` and cannot be built from it."""
     cfg = getattr(model, "pretrained_cfg", None)
     args = getattr(model, "model_args", None)
     if cfg is None:
@@ -140,22 +136,16 @@ def sha256(path: Path) -> str:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file that the folder's SHA256SUMS lists, by name; empty without that file.
-
-    Raises:
-        ValueError: If a line is not ``DIGEST  NAME``, or names a file of another folder.
-    """
+    """The SHA-256 of each file that the folder's SHA256SUMS lists, by name; empty without that file."""
     path = folder / SUMS
     if not path.is_file():
         return {}
     sums = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name:
-            raise ValueError(f"{path}, line {number} is not 'SHA-256  NAME': {line[:80]!r}")
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"{path}, line {number} names {name!r}, which is no file of this folder")
-        sums[name] = digest.lower()
+        entry = re.fullmatch(r"(\S{64})  (\w[\w.-]*)", line)
+        if not entry:
+            raise ValueError(f"{path}, line {number} is not 'SHA-256  NAME', or no file of this folder: {line[:80]!r}")
+        sums[entry[2]] = entry[1].lower()
     return sums
 
 
@@ -203,12 +193,7 @@ def _grouped(keys: Iterable[str], without: Mapping[str, Tensor]) -> list[str]:
 
 
 def download(repo: str, cache_dir: str | None = None) -> Path:
-    """Fetch a checkpoint folder from the hub, all of its files from one commit; return the folder in the cache.
-
-    Args:
-        repo: ``owner/name`` or ``owner/name@revision``.
-        cache_dir: Where downloads are kept; None for the hub client's place. Its variables, such as ``HF_ENDPOINT`` and
-            ``HF_HUB_OFFLINE``, hold too.
+    """Fetch a checkpoint folder ``owner/name[@revision]`` from the hub, all of its files from one commit.
 
     Raises:
         FileNotFoundError: If the repository, the revision or a file that loading needs does not exist.
@@ -228,14 +213,12 @@ def download(repo: str, cache_dir: str | None = None) -> Path:
     except RevisionNotFoundError as error:
         raise FileNotFoundError(f"hf-hub:{name} has no revision {revision or 'main'!r}") from error
     except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"there is no hub repository {name!r}, or it is private and no token is set ('hf auth login')"
-        ) from error
+        message = f"there is no hub repository {name!r}, or it is private and no token is set ('hf auth login')"
+        raise FileNotFoundError(message) from error
     except LocalEntryNotFoundError as error:
-        raise ConnectionError(
-            f"hf-hub:{repo} is not in the cache and the hub cannot be asked: {_first_line(error)} "
-            "(HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 keeps from asking, cache_dir= names the cache)"
-        ) from error
+        hint = "HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 keeps from asking, cache_dir= names the cache"
+        message = f"hf-hub:{repo} is not in the cache and the hub cannot be asked: {_first_line(error)} ({hint})"
+        raise ConnectionError(message) from error
     except _TRANSFER_ERRORS as error:
         if getattr(error, "errno", None):  # of the disk
             raise

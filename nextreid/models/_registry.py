@@ -13,7 +13,6 @@ from ._pretrained import PretrainedCfg
 Entrypoint = TypeVar("Entrypoint", bound=Callable[..., ReIDModel])
 
 _ENTRYPOINTS: dict[str, Callable[..., ReIDModel]] = {}
-_MODULES: dict[str, str] = {}
 _CFGS: dict[str, dict[str, PretrainedCfg]] = {}
 
 
@@ -34,8 +33,9 @@ def register_model(entrypoint: Entrypoint) -> Entrypoint:
     name, module = entrypoint.__name__, entrypoint.__module__
     if "." in name or "<" in name:
         raise ValueError(f"a model is registered under its function's name, and {name!r} is none")
-    if _MODULES.setdefault(name, module) != module:
-        raise ValueError(f"a model named {name!r} is registered already, by {_MODULES[name]}")
+    registered = _ENTRYPOINTS.setdefault(name, entrypoint).__module__
+    if registered != module:
+        raise ValueError(f"a model named {name!r} is registered already, by {registered}")
     _ENTRYPOINTS[name] = entrypoint
     cfgs = getattr(sys.modules.get(module), "default_cfgs", {})
     _CFGS[name] = dict(cfgs.get(name) or {"": PretrainedCfg(architecture=name)})
@@ -94,9 +94,6 @@ def list_models(
         pretrained: Only those with weights, and with their tags unless ``include_tags`` says otherwise.
         exclude_filters: Wildcards of names to leave out.
         include_tags: List ``arch.tag`` for every tag instead of architectures.
-
-    Returns:
-        Names.
     """
     tags = pretrained if include_tags is None else include_tags
     wanted, unwanted = _filters(filter) or ["*"], _filters(exclude_filters)

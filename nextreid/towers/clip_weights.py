@@ -39,10 +39,9 @@ class ClipMapping(NamedTuple):
 
     Attributes:
         naming: ``"OpenAI"`` (which is open_clip's too), ``"open_clip with a timm tower"`` or ``"timm"``.
-        image: Tensors that filled the image tower.
-        text: Tensors that filled the text tower.
-        left_out: Names of the source that no tower was to take: of a tower that was not asked for, and the
-            temperature of CLIP's loss.
+        image: Number of tensors that filled the image tower.
+        text: Number of tensors that filled the text tower.
+        left_out: Names of the source that no tower was to take.
         grids: Grids of the position table before and after it was resampled; None where it was not.
     """
 

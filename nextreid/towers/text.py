@@ -212,7 +212,12 @@ class TextTower(nn.Module):
         texts = list(dict.fromkeys(text for row in windows for text in row))
         if not texts:
             return out
-        at, features = self._look_up(texts)
+        known, new = ([text for text in texts if (text in self.cache) == cached] for cached in (True, False))
+        parts = [self.cache.look_up(known)] if known else []
+        if new:
+            parts.append(self._encode(new))
+            self.cache.add(new, parts[-1])
+        at, features = {text: row for row, text in enumerate(known + new)}, torch.cat(parts)
         for count in sorted({len(row) for row in windows} - {0}):
             captions = [i for i, row in enumerate(windows) if len(row) == count]
             for start in range(0, len(captions), _CAPTIONS):
@@ -233,7 +238,7 @@ class TextTower(nn.Module):
         """
         weight = self._ready()
         texts = dict.fromkeys(text for caption in captions for text in self.windows(caption))
-        room = self.cache.limit(self.embed_dim * weight.element_size())
+        room = self.cache.max_bytes // (self.embed_dim * weight.element_size())
         if len(texts) > room:
             _logger.warning("the text cache has room for %d of %d texts: give it more cache_bytes", room, len(texts))
         new = sorted([text for text in texts if text not in self.cache][:room], key=self.count_tokens)
@@ -303,16 +308,6 @@ class TextTower(nn.Module):
             "float32 products": torch.get_float32_matmul_precision(),
             "library": f"nextreid {__version__}, torch {torch.__version__}, open_clip {open_clip.__version__}",
         }
-
-    def _look_up(self, texts: Sequence[str]) -> tuple[dict[str, int], Tensor]:
-        """Unit features of distinct texts, and which row is whose."""
-        known = [text for text in texts if text in self.cache]
-        new = [text for text in texts if text not in self.cache]
-        parts = [self.cache.look_up(known)] if known else []
-        if new:
-            parts.append(self._encode(new))
-            self.cache.add(new, parts[-1])
-        return {text: row for row, text in enumerate(known + new)}, torch.cat(parts)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         """Compute the unit features ``(n, D)`` of texts."""

@@ -58,23 +58,15 @@ class TextFeatureCache:
         """Bytes that the rows take, the room for rows to come included."""
         return 0 if self._rows is None else self._rows.nbytes
 
-    def limit(self, row_bytes: int) -> int:
-        """Most rows of so many bytes that are kept."""
-        return self.max_bytes // row_bytes
-
     def look_up(self, texts: Sequence[str]) -> Tensor:
-        """Rows ``(n, D)`` of at least one text.
-
-        Raises:
-            KeyError: If a text is not in the cache.
-        """
+        """Rows ``(n, D)`` of at least one text, all of them in the cache."""
         slots = torch.tensor([self._slots[text] for text in texts])
         assert self._rows is not None
         return self._rows.index_select(0, slots.to(self._rows.device))
 
     def add(self, texts: Sequence[str], rows: Tensor) -> None:
         """Keep the rows ``(n, D)`` of n distinct texts that are not in the cache."""
-        limit = self.limit(rows[0].nbytes) if texts else 0
+        limit = self.max_bytes // rows[0].nbytes if texts else 0
         if not limit:
             return
         texts, rows, self._news = texts[-limit:], rows[-limit:], True
@@ -90,11 +82,7 @@ class TextFeatureCache:
             raise
 
     def open(self, path: str | os.PathLike[str]) -> None:
-        """Name the file; `load` reads it, and `save` writes it.
-
-        Raises:
-            ValueError: If the path cannot be that of a cache, or another file lies there.
-        """
+        """Name the file; `load` reads it, and `save` writes it."""
         place = Path(path)
         if place.suffix != ".safetensors" or place.is_dir():
             raise ValueError(f"a text cache is a file whose name ends in .safetensors, got {str(place)!r}")
@@ -115,11 +103,8 @@ class TextFeatureCache:
         _logger.info("text cache %s: %d texts read", self._path, len(texts))
 
     def save(self, provenance: Callable[[], Mapping[str, str]]) -> bool:
-        """Write the rows to the file, with those that it got meanwhile, if there are any new ones.
-
-        Returns:
-            Whether the file holds all rows now; False without a file. If it cannot be written, a warning is logged and
-            what was there stays.
+        """Write the rows to the file, with those that it got meanwhile, if there are any new ones; return whether it
+        holds all rows now. If it cannot be written, a warning is logged and what was there stays.
         """
         if self._path is None:
             return False
@@ -129,7 +114,7 @@ class TextFeatureCache:
         rows = self.look_up(own).cpu()
         texts, stored = self._stored(self._path, recorded, "is replaced")
         others = [i for i, text in enumerate(texts) if text not in self]
-        others = others[max(0, len(others) - (self.limit(rows[0].nbytes) - len(own))) :]
+        others = others[max(0, len(others) - (self.max_bytes // rows[0].nbytes - len(own))) :]
         try:
             write_cache(self._path, recorded, [texts[i] for i in others] + own, torch.cat([stored[others], rows]))
         except OSError as error:
