@@ -148,14 +148,17 @@ def _range(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _keys_where(values: np.ndarray, chosen: np.ndarray, first_column: int) -> np.ndarray:
     """Return the keys of chosen entries of each row in order, padded to one width."""
-    num_rows, width = values.shape
+    width = values.shape[1]
     flat = np.flatnonzero(chosen)
-    ends = np.searchsorted(flat, width * np.arange(num_rows + 1))
-    count = np.diff(ends)
-    row = np.repeat(np.arange(num_rows), count)
+    count = np.diff(np.searchsorted(flat, width * np.arange(len(values) + 1)))
+    row = np.repeat(np.arange(len(values)), count)
     column = flat - width * row
-    keys = np.full((num_rows, max(1, count.max(initial=0))), PADDING)
-    columns = torch.from_numpy(column + first_column)
-    keys[row, np.arange(len(row)) - ends[row]] = order_keys(torch.from_numpy(values[row, column]), columns).numpy()
-    keys.sort(axis=1)
-    return keys
+    keys = order_keys(torch.from_numpy(values[row, column]), torch.from_numpy(column + first_column)).numpy()
+    return np.sort(pad_rows(keys, row, count, PADDING), axis=1)
+
+
+def pad_rows(values: np.ndarray, row: np.ndarray, count: np.ndarray, fill: int) -> np.ndarray:
+    """Lay out values ordered by their row, `count` of them in each of B rows, as ``(B, S)``, filled up at the end."""
+    padded = np.full((len(count), max(1, count.max(initial=0))), fill, values.dtype)
+    padded[row, np.arange(len(row)) - (np.cumsum(count) - count)[row]] = values
+    return padded

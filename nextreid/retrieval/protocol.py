@@ -194,10 +194,6 @@ class SameIdentity:
 
     Entries are ignored by the protocol (same camera, same scene) and, where keys are given, because they are the
     query itself. Either way they have the query's identity, so an entry of another identity is never ignored.
-
-    Raises:
-        ValueError: If only one of the key lists is given, their lengths do not fit, gallery keys repeat, or a key
-            stands for different identities in query and gallery.
     """
 
     def __init__(
@@ -217,11 +213,10 @@ class SameIdentity:
         self._itself = _find_itself(query, gallery, query_keys, gallery_keys)
 
     def entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the entries of the queries ``start:stop``, B of them, in gallery order and padded to one width S.
+        """Return the entries of the queries ``start:stop``, in gallery order and padded to one width S of at least 1.
 
-        Returns:
-            Gallery indices, ``(B, S)`` int64, 0 in the padding; and which of them are matches and which are ignored,
-            ``(B, S)`` bool, False in the padding. S is at least 1.
+        They are gallery indices ``(B, S)``, 0 in the padding, and which of them are matches and which are ignored,
+        ``(B, S)`` bool, False in the padding.
         """
         count = self._count[start:stop, None]
         column = np.arange(max(1, count.max(initial=0)))

@@ -6,7 +6,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from .arithmetic import count_nearer, count_smaller
+from .arithmetic import count_nearer, count_smaller, pad_rows
 from .distance import BLOCK, Embeddings, check_finite, check_shapes, gallery_tiles, query_block
 from .metrics import check_labels, collect, match_points, queries_of_part, query_metrics
 from .protocol import Identities, Protocol, SameIdentity, get_protocol
@@ -65,7 +65,9 @@ def rank_shards(
                 values = tile.values(block)[: len(index)]
                 same = values.gather(1, torch.from_numpy(index).to(device)).cpu().numpy()
                 found.append((rows.start + real[0], same[real], tile.start + index[real], match[real], ignored[real]))
-    same, index, match, ignored = _pad(found, len(query_ids))
+    row, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
+    order, count = np.argsort(row, kind="stable"), np.bincount(row, minlength=len(query_ids))
+    same, index, match, ignored = (pad_rows(column[order], row[order], count, 0) for column in columns)
     points, keys = match_points(torch.from_numpy(same), index, match, ignored, protocol.ties)
     nearer = np.zeros_like(points)
     for tile in gallery_tiles(reader, protocol, device):
@@ -75,19 +77,6 @@ def rank_shards(
                 nearer[rows] += count_nearer(values, tile.start, points[rows])
     metrics = query_metrics(points[queries], (nearer - count_smaller(keys, points))[queries])
     return collect([metrics], query_ids, query_keys, protocol, part=part)
-
-
-def _pad(parts: Sequence[tuple[np.ndarray, ...]], num_query: int) -> list[np.ndarray]:
-    """Lay out columns of entries, the first of which names the query, as ``(Q, S)`` arrays padded at the end."""
-    row, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(row, kind="stable")
-    row = row[order]
-    count = np.bincount(row, minlength=num_query)
-    place = np.arange(len(row)) - (np.cumsum(count) - count)[row]
-    padded = [np.zeros((num_query, max(1, count.max(initial=0))), column.dtype) for column in columns]
-    for array, column in zip(padded, columns, strict=True):
-        array[row, place] = column[order]
-    return padded
 
 
 class _Reader:
