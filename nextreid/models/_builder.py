@@ -121,9 +121,9 @@ def load_checkpoint(model: ReIDModel, path: str | Path) -> None:
     if (folder / CONFIG).is_file():
         config = load_config(folder)
         _adapt(model, config, state, path)
-        saved_cfg = config["pretrained_cfg"]
-        recorded = {name: saved_cfg.get(name) for name in OF_WEIGHTS}
-        if tuple(saved_cfg.get("input_size", ())[1:]) != model.img_size:
+        cfg = config["pretrained_cfg"]
+        recorded = {name: cfg.get(name) for name in OF_WEIGHTS}
+        if tuple(cfg.get("input_size", ())[1:]) != model.img_size:
             recorded |= {"metrics": None, "protocol": None}  # measured at the other size
         model.pretrained_cfg = model.pretrained_cfg.replace(**recorded)
     else:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..version import __version__
@@ -148,8 +148,7 @@ def _compare_embedding(folder: Path) -> list[Finding]:
     try:
         with safe_open(folder / GOLDEN, "pt") as file:
             recorded: dict[str, Any] = file.metadata() or {}
-            stored = {key: file.get_tensor(key) for key in file.keys()}
-        seed = int(recorded.get("seed", SEED))
+        stored, seed = load_file(folder / GOLDEN), int(recorded.get("seed", SEED))
     except (SafetensorError, ValueError) as error:
         return [Finding(GOLDEN, False, f"damaged: {error}")]
     computed, digest = compute_golden(_load(folder), seed)

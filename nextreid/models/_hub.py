@@ -111,12 +111,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` file, or the one in a checkpoint folder.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If the file is of another format, damaged, or not the one that SHA256SUMS beside it lists.
-    """
+    """Read a ``.safetensors`` file, or the one in a checkpoint folder; it must be the one that SHA256SUMS lists."""
     path = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")

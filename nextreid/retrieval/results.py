@@ -140,7 +140,7 @@ class RetrievalResult:
         if not parts:
             raise ValueError("there is no part to join")
         one = parts[0]
-        for other in parts[1:]:
+        for other in parts:
             if (other.protocol, other.rerank, other.keys is None) != (one.protocol, one.rerank, one.keys is None):
                 raise ValueError(f"the parts were computed differently: {one._provenance()} and {other._provenance()}")
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
@@ -199,24 +199,17 @@ def load_result(path: str | os.PathLike[str]) -> RetrievalResult:
             raise ValueError(f"its format is {provenance.get('format')!r}, not {_FORMAT!r}")
         arrays = {name: tensors[name].numpy() for name in _ARRAYS}
         keys, rerank = provenance["keys"], provenance["rerank"]
-        return RetrievalResult(
-            **arrays,
-            protocol=Protocol(**provenance["protocol"]),
-            keys=None if keys is None else tuple(keys),
-            rerank=rerank and Rerank(**rerank),
-        )
+        keys, rerank = None if keys is None else tuple(keys), rerank and Rerank(**rerank)
+        return RetrievalResult(**arrays, protocol=Protocol(**provenance["protocol"]), keys=keys, rerank=rerank)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no retrieval result that this version can read: {error}") from error
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired comparison of two runs on the same queries.
+    """A paired comparison of two runs on the same queries: a metric's values `a` and `b`.
 
     Attributes:
-        metric: Name of the metric that is compared.
-        a: Its value in the first run.
-        b: Its value in the second run.
         difference: ``b - a`` with its interval over identities.
         p_value: How often chance alone makes a difference as large, of either sign.
     """

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import timm
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -81,9 +80,6 @@ class ImageTower(nn.Module):
 
         The projection to width D stays as it is, and so does a norm at the end of the tower where the weights are of
         a tower that pools before its norm.
-
-        Raises:
-            ValueError: If timm knows no weights, or they do not fit the tower's arguments.
         """
         known = timm.get_pretrained_cfg(self.name)
         if not known.has_weights:
@@ -202,10 +198,8 @@ class ImageTowers(nn.ModuleList):
             # Whatever stands in for an absent image, NaN included, must not reach the sample.
             images = images.masked_fill(~present[:, :, None, None, None], 0.0)
         if len(self) == 1:
-            folded = rearrange(images, "b m c h w -> (b m) c h w")
-            cls, tokens = self[0](folded, None if camid is None else camid.repeat_interleave(count))
-            cls = rearrange(cls, "(b m) d -> b m d", m=count)
-            tokens = rearrange(tokens, "(b m) n d -> b m n d", m=count)
+            folded = self[0](images.flatten(0, 1), None if camid is None else camid.repeat_interleave(count))
+            cls, tokens = (part.unflatten(0, (-1, count)) for part in folded)
         else:
             pairs = [tower(images[:, m], camid) for m, tower in enumerate(self.towers())]
             cls, tokens = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))

@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -49,6 +49,11 @@ def _tokenizer(vocab_size: int) -> open_clip.SimpleTokenizer:
         tokenizer.sot_token_id, tokenizer.eot_token_id = vocab_size - 2, vocab_size - 1
         tokenizer.all_special_ids = [vocab_size - 2, vocab_size - 1]
     return tokenizer
+
+
+@lru_cache(_MEMO)
+def _encode_word(vocab_size: int, word: str) -> list[int]:
+    return _tokenizer(vocab_size).encode(word)
 
 
 class TextTower(nn.Module):
@@ -109,7 +114,6 @@ class TextTower(nn.Module):
         self._settings = {"quick_gelu": quick, "embed_dim": width, **settings}
         self._identity: str | None = None
         self._weights_seen: tuple[tuple[int, torch.dtype, int], ...] | None = None
-        self._words: dict[str, list[int]] = {}
         self._packed: dict[tuple[str, ...], tuple[str, ...]] = {}
         self.requires_grad_(False)
 
@@ -159,13 +163,7 @@ class TextTower(nn.Module):
         # repairs first (broken Unicode, HTML entities, control characters) may span words and is not plain ASCII.
         if not (text.isascii() and text.isprintable() and "&" not in text):
             return [_tokenizer(self.vocab_size).encode(text)]
-        known, words = self._words, text.split()
-        if len(known) >= _MEMO:
-            known.clear()
-        for word in words:
-            if word not in known:
-                known[word] = _tokenizer(self.vocab_size).encode(word)
-        return [known[word] for word in words]
+        return [_encode_word(self.vocab_size, word) for word in text.split()]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode token ids ``(n, L)``, L up to 77, to features ``(n, D)``, not normalised.
@@ -194,12 +192,9 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def encode(self, windows: Sequence[Sequence[str]]) -> Tensor:
-        """Encode captions given as windows of text that each fit the tower.
+        """Encode n captions, each given as `windows` of at most 77 tokens; one without windows is absent.
 
         A caption's feature does not depend on the captions beside it, nor on what was encoded before.
-
-        Args:
-            windows: For each of n captions its windows, at most 77 tokens each; none for an absent caption.
 
         Returns:
             ``(n, D)``: the mean of a caption's unit window features, made unit again; zero for an absent caption.
@@ -249,13 +244,10 @@ class TextTower(nn.Module):
         return len(new)
 
     def open_cache(self, path: str | os.PathLike[str]) -> None:
-        """Let a file keep the cache from run to run.
+        """Let a ``.safetensors`` file, there or not, keep the cache from run to run.
 
         It is read when it is first needed, and written by `save_cache`. A file that is damaged, or of another tower,
         device or library, is not used: a warning says so, and the next `save_cache` replaces it.
-
-        Args:
-            path: A ``.safetensors`` file, there or not.
 
         Raises:
             ValueError: If the path cannot be that of a cache, or another file lies there.
@@ -266,8 +258,7 @@ class TextTower(nn.Module):
         """Write the cache to the file of `open_cache`, together with what other processes wrote there.
 
         Returns:
-            Whether the file holds the whole cache now; False if none was opened. If it cannot be written (a full disk,
-            say), a warning is logged.
+            Whether the file holds the whole cache now; False if none was opened. A full disk is a logged warning.
         """
         self._ready()
         return self.cache.save(self._provenance)

@@ -19,13 +19,10 @@ _logger = logging.getLogger(__name__)
 
 
 class TextFeatureCache:
-    """Rows ``(n, D)`` by text, in one tensor that grows as they come.
+    """Rows ``(n, D)`` by text, in one tensor that grows as they come, up to `max_bytes`.
 
     When it is full, the newest rows take the place of the oldest. A file may keep the rows from run to run: it is a
     cache: trouble with it is logged and never stops a run. A copy of a cache starts empty and without a file.
-
-    Args:
-        max_bytes: Most bytes of rows, in memory and in the file; 0 keeps none.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -146,12 +143,7 @@ class TextFeatureCache:
 
 
 def read_cache(path: Path, provenance: Mapping[str, str]) -> tuple[list[str], Tensor]:
-    """Read what `write_cache` wrote: n texts and their rows ``(n, D)``, on the CPU.
-
-    Raises:
-        OSError: If the file is not there or cannot be read.
-        ValueError: If it is damaged or of another provenance; the message says which.
-    """
+    """Read what `write_cache` wrote, unless it is of another provenance: n texts and their rows ``(n, D)``."""
     tensors, metadata = read_tensors(path)
     if "text cache" not in metadata:
         raise ValueError("it holds other tensors")
