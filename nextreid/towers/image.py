@@ -65,9 +65,10 @@ class ImageTower(nn.Module):
             )
         width: int = self.trunk.num_features
         self.embed_dim = embed_dim or width
-        self.proj = nn.Linear(width, embed_dim, bias=False) if embed_dim else nn.Identity()
+        self.proj: nn.Module = nn.Identity()
         if embed_dim:
-            nn.init.normal_(self.proj.weight, std=width**-0.5)
+            self.proj = linear = nn.Linear(width, embed_dim, bias=False)
+            nn.init.normal_(linear.weight, std=width**-0.5)
         self.num_cameras = num_cameras
         if num_cameras:
             if getattr(self.trunk, "cls_token", None) is None:

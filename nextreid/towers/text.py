@@ -208,11 +208,11 @@ class TextTower(nn.Module):
         if not texts:
             return out
         known, new = ([text for text in texts if (text in self.cache) == cached] for cached in (True, False))
-        parts = [self.cache.look_up(known)] if known else []
+        found = [self.cache.look_up(known)] if known else []
         if new:
-            parts.append(self._encode(new))
-            self.cache.add(new, parts[-1])
-        at, features = {text: row for row, text in enumerate(known + new)}, torch.cat(parts)
+            found.append(self._encode(new))
+            self.cache.add(new, found[-1])
+        at, features = {text: row for row, text in enumerate(known + new)}, torch.cat(found)
         for count in sorted({len(row) for row in windows} - {0}):
             captions = [i for i, row in enumerate(windows) if len(row) == count]
             for start in range(0, len(captions), _CAPTIONS):
