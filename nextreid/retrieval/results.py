@@ -207,9 +207,12 @@ def load_result(path: str | os.PathLike[str]) -> RetrievalResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired comparison of two runs on the same queries: a metric's values `a` and `b`.
+    """A paired comparison of two runs on the same queries.
 
     Attributes:
+        metric: Name of the metric that is compared.
+        a: Its value in the first run.
+        b: Its value in the second run.
         difference: ``b - a`` with its interval over identities.
         p_value: How often chance alone makes a difference as large, of either sign.
     """

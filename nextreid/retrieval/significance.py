@@ -10,7 +10,16 @@ _AT_ONCE = 2**22  # draws times identities
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean `value` and the interval that holds a fraction `level` of the `samples` draws over `identities`."""
+    """A mean and its confidence interval.
+
+    Attributes:
+        value: The mean itself.
+        low: Lower end.
+        high: Upper end.
+        level: Fraction of the draws inside.
+        samples: Number of draws.
+        identities: Number of identities that were drawn from.
+    """
 
     value: float
     low: float

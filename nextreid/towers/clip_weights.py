@@ -104,7 +104,15 @@ def load_clip_weights(
 def load_pretrained_clip(
     name: str, tag: str, image: ImageTower | Sequence[ImageTower] | None, text: TextTower | None, cache_dir: str | None
 ) -> None:
-    """Fetch a CLIP by its open_clip name and weights tag, and copy it into the towers as `load_clip_weights` does."""
+    """Fetch a CLIP through open_clip and copy it into the towers as `load_clip_weights` does.
+
+    Args:
+        name: open_clip model name, such as ``ViT-B-16-quickgelu``.
+        tag: open_clip weights tag, such as ``openai``.
+        image: Towers to fill; None to leave out.
+        text: Tower to fill; None to leave out.
+        cache_dir: Where downloads are kept; None for the hub's default.
+    """
     clip = open_clip.create_model(name, pretrained=tag, cache_dir=cache_dir)
     load_clip_weights(clip.state_dict(), image, text)
 

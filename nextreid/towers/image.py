@@ -81,6 +81,9 @@ class ImageTower(nn.Module):
 
         The projection to width D stays as it is, and so does a norm at the end of the tower where the weights are of
         a tower that pools before its norm.
+
+        Raises:
+            ValueError: If timm knows no weights, or they do not fit the tower's arguments.
         """
         known = timm.get_pretrained_cfg(self.name)
         if not known.has_weights:
