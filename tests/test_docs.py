@@ -71,7 +71,7 @@ def test_python_blocks_run(path, tmp_path, monkeypatch):
     list_datasets()  # loads what registers itself, before the copy
     monkeypatch.setattr(datasets_registry, "_readers", dict(datasets_registry._readers))
     monkeypatch.setattr(layers_registry, "_LAYERS", dict(layers_registry._LAYERS))
-    for name in ("_ENTRYPOINTS", "_MODULES", "_CFGS"):
+    for name in ("_ENTRYPOINTS", "_CFGS"):
         monkeypatch.setattr(models_registry, name, dict(getattr(models_registry, name)))
     found = blocks(path.read_text(encoding="utf-8"), "python")
     assert found

@@ -45,13 +45,10 @@ def build_model_with_cfg(
     Raises:
         ValueError: If ``pretrained`` is asked for and there are no weights.
     """
-    if isinstance(pretrained_cfg, PretrainedCfg):
-        cfg = pretrained_cfg
-    elif isinstance(pretrained_cfg, dict):
-        cfg = get_pretrained_cfg(variant).replace(**pretrained_cfg)
-    else:
-        cfg = get_pretrained_cfg(f"{variant}.{pretrained_cfg}" if pretrained_cfg else variant)
-    cfg = cfg.replace(**(pretrained_cfg_overlay or {}))
+    tag = f".{pretrained_cfg}" if isinstance(pretrained_cfg, str) else ""
+    cfg = pretrained_cfg if isinstance(pretrained_cfg, PretrainedCfg) else get_pretrained_cfg(variant + tag)
+    changes = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
+    cfg = cfg.replace(**{**changes, **(pretrained_cfg_overlay or {})})
     model = model_class(**kwargs)
     model.model_args = dict(kwargs)
     model.pretrained_cfg = cfg.replace(
@@ -66,11 +63,7 @@ def build_model_with_cfg(
 
 
 def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None = None) -> None:
-    """Fill a model from its configuration: a file, a hub repository, or the towers alone from CLIP or from timm.
-
-    Raises:
-        ValueError: If the configuration names no weights.
-    """
+    """Fill a model from its configuration: a file, a hub repository, or the towers alone from CLIP or from timm."""
     if cfg.file or cfg.hf_hub_id:
         source = cfg.file or download(str(cfg.hf_hub_id), cache_dir)
         load_checkpoint(model, str(source))
@@ -94,31 +87,25 @@ def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None 
         )
 
 
-def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], path: str) -> dict[str, Tensor]:
-    saved = config.get("pretrained_cfg", {})
-    args, ours_args = config.get("model_args", {}), getattr(model, "model_args", {})
-    # Shapes do not tell these apart: routers belong to a modality, activations to a tower's name.
-    facts = [("modalities", list(saved.get("modalities", model.modalities)), list(model.modalities))]
-    facts += [
-        (k, args[k], ours_args[k]) for k in ("image_tower", "text_tower") if {k} <= args.keys() & ours_args.keys()
-    ]
-    facts.append(("num_cameras", args.get("num_cameras", 0), ours_args.get("num_cameras", 0)))
-    for name, theirs, ours in facts:
-        if theirs != ours:
-            raise ValueError(f"the weights of {path} were trained with {name}={theirs}, the model has {name}={ours}")
+def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], path: str) -> None:
+    """Check that a checkpoint fits the model in what shapes do not tell, and bring its position tables to its size."""
+    saved, theirs, ours = config["pretrained_cfg"], config["model_args"], getattr(model, "model_args", {})
+    # Routers belong to a modality, activations to a tower's name.
+    facts = {"modalities": (list(saved.get("modalities", model.modalities)), list(model.modalities))}
+    facts |= {k: (theirs[k], ours[k]) for k in ("image_tower", "text_tower") if k in theirs and k in ours}
+    facts["num_cameras"] = theirs.get("num_cameras", 0), ours.get("num_cameras", 0)
+    for name, (trained, built) in facts.items():
+        if trained != built:
+            raise ValueError(f"the weights of {path} were trained with {name}={trained}, the model has {name}={built}")
     size = tuple(saved.get("input_size", (3, *model.img_size))[1:])
     if size == model.img_size or not hasattr(model, "image_tower"):
-        return state
-    patch = model.image_tower.patch_size
+        return
+    patch, grid = model.image_tower.patch_size, model.image_tower.grid_size
     old = [size[0] // patch[0], size[1] // patch[1]]
     _logger.warning("%s: position tables resampled from %dx%d images to %dx%d", path, *size, *model.img_size)
-    expected = model.state_dict()
-    for key in (k for k in state if k.endswith("trunk.pos_embed") and k in expected):
+    for key in (k for k in model.state_dict() if k.endswith("trunk.pos_embed") and k in state):
         prefix = state[key].shape[1] - old[0] * old[1]
-        state[key] = resample_abs_pos_embed(
-            state[key], new_size=list(model.image_tower.grid_size), old_size=old, num_prefix_tokens=prefix
-        )
-    return state
+        state[key] = resample_abs_pos_embed(state[key], list(grid), old, num_prefix_tokens=prefix)
 
 
 def load_checkpoint(model: ReIDModel, path: str | Path) -> None:
@@ -127,30 +114,24 @@ def load_checkpoint(model: ReIDModel, path: str | Path) -> None:
     Identities differ from one dataset to the next: where the checkpoint's classifier has another number of them than
     the model, the model keeps its new one. Where the image sizes differ, the position tables are resampled from
     the checkpoint's grid. Both are logged; all else must fit.
-
-    Raises:
-        ValueError: If modalities, towers or weights do not fit.
     """
     model, path = as_reid_model(model), str(path)
     state = read_weights(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if (folder / CONFIG).is_file():
         config = load_config(folder)
-        state = _adapt(model, config, state, path)
-        saved_cfg = config.get("pretrained_cfg", {})
-        recorded = {name: saved_cfg.get(name) for name in OF_WEIGHTS}
-        if tuple(saved_cfg.get("input_size", ())[1:]) != model.img_size:
+        _adapt(model, config, state, path)
+        cfg = config["pretrained_cfg"]
+        recorded = {name: cfg.get(name) for name in OF_WEIGHTS}
+        if tuple(cfg.get("input_size", ())[1:]) != model.img_size:
             recorded |= {"metrics": None, "protocol": None}  # measured at the other size
         model.pretrained_cfg = model.pretrained_cfg.replace(**recorded)
     else:
         _logger.warning("%s: no %s beside it says for which images and modalities it was trained", path, CONFIG)
-    expected = model.state_dict()
-    saved = {key for key in state if key.startswith("necks.")}
-    wanted = {key for key in expected if key.startswith("necks.")}
-    if saved != wanted or any(state[key].shape != expected[key].shape for key in saved):
+    saved, wanted = ({k: v for k, v in s.items() if k.startswith("necks.")} for s in (state, model.state_dict()))
+    if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in wanted.items()}:
         if wanted:
-            _logger.warning(
-                "%s: its identity classifier does not fit %d classes; a new one is started", path, model.num_classes
-            )
-        state = {k: v for k, v in state.items() if k not in saved} | {k: expected[k] for k in wanted}
+            message = "%s: its identity classifier does not fit %d classes; a new one is started"
+            _logger.warning(message, path, model.num_classes)
+        state = {k: v for k, v in state.items() if k not in saved} | wanted
     load_strictly(model, state, path)

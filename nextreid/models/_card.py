@@ -10,25 +10,25 @@ _LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by
 
 
 def model_card(config: Mapping[str, Any]) -> str:
-    """Write the card of a checkpoint.
-
-    Args:
-        config: What config.json holds.
-
-    Returns:
-        Markdown with the YAML head that the hub reads.
-    """
+    """Write the card of a checkpoint from its config.json: Markdown with the YAML head that the hub reads."""
     cfg, args = config.get("pretrained_cfg", {}), config.get("model_args", {})
     name = ".".join(filter(None, (config["architecture"], cfg.get("tag"))))
-    licenses = config.get("licenses", {})
+    licenses, metrics, record = config.get("licenses", {}), cfg.get("metrics"), cfg.get("trained_on") or {}
+    seeds = record.get("seeds", record.get("seed"))
+    conditions = [
+        ("Protocol", cfg.get("protocol")),
+        ("Seeds", _listed(seeds) if isinstance(seeds, list | tuple) else seeds),
+        ("Epoch rule", record.get("epoch_rule")),
+    ]
     parts = [
         f"---\n{_head(licenses.get('weights'))}\n---\n\n# {name}",
         "A model of nextreid for multi-modal object re-identification: images of one object in several modalities, "
         "and captions where the model reads them, become one vector. This card is made from `config.json`.",
         "## Model\n\n" + _table(("", ""), _model_rows(config, cfg)),
-        _arguments(args),
+        "### Arguments\n\n" + _table(("Argument", "Value"), [(f"`{k}`", repr(v)) for k, v in args.items()]),
         "## Training\n\n" + _table(("", ""), _training_rows(cfg)),
-        "## Results\n\n" + _results(cfg),
+        "## Results\n\n" + (_table(("Measure", "Value"), metrics.items()) if metrics else f"Measures: {UNKNOWN}."),
+        _table(("Condition", ""), conditions),
         "## Licences\n\n" + _table(("Of the", ""), [(k, licenses.get(k)) for k in ("code", "weights", "data")]),
         "## Use\n\n```python\nimport nextreid\n\n"
         'model = nextreid.create_model("local-dir:FOLDER", num_classes=0).eval()  # or "hf-hub:OWNER/NAME"\n```\n\n'
@@ -37,7 +37,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         "The model is made for research on re-identification. Recognising persons at a distance is regulated in many "
         "places; whoever uses it answers for the lawfulness of the use.",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _head(license: str | None) -> str:
@@ -46,13 +46,9 @@ def _head(license: str | None) -> str:
         terms = {"license": license.lower()}
     elif license:
         terms = {"license": "other", "license_name": license}
-    data = ModelCardData(
-        library_name="nextreid",
-        pipeline_tag="image-feature-extraction",
-        tags=["nextreid", "re-identification", "multi-modal"],
-        **terms,
-    )
-    return data.to_yaml()
+    tags = ["nextreid", "re-identification", "multi-modal"]
+    task = "image-feature-extraction"
+    return ModelCardData(library_name="nextreid", pipeline_tag=task, tags=tags, **terms).to_yaml()
 
 
 def _model_rows(config: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -71,37 +67,17 @@ def _model_rows(config: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[tuple
     ]
 
 
-def _arguments(args: Mapping[str, Any]) -> str:
-    return "### Arguments\n\n" + _table(("Argument", "Value"), [(f"`{k}`", repr(v)) for k, v in args.items()])
-
-
 def _training_rows(cfg: Mapping[str, Any]) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     record, prefix = cfg.get("trained_on") or {}, ""
     while True:
         epoch = f"{record['epoch']} of {record.get('epochs', UNKNOWN)}" if "epoch" in record else None
-        rows += [
-            (f"{prefix}Dataset", record.get("dataset")),
-            (f"{prefix}Digest of the data", record.get("digest")),
-            (f"{prefix}Protocol", record.get("protocol")),
-            (f"{prefix}Recipe", record.get("recipe")),
-            (f"{prefix}Epoch", epoch),
-        ]
-        record, prefix = record.get("start"), f"Before it: {prefix.removeprefix('Before it: ')}"
+        names = {"Dataset": "dataset", "Digest of the data": "digest", "Protocol": "protocol", "Recipe": "recipe"}
+        rows += [(prefix + title, record.get(key)) for title, key in names.items()]
+        rows += [(f"{prefix}Epoch", epoch)]
+        record, prefix = record.get("start"), "Before it: "
         if not record:
             return [*rows, ("Base weights", cfg.get("base_weights"))]
-
-
-def _results(cfg: Mapping[str, Any]) -> str:
-    metrics, record = cfg.get("metrics") or {}, cfg.get("trained_on") or {}
-    seeds = record.get("seeds", record.get("seed"))
-    rows = [
-        ("Protocol", cfg.get("protocol")),
-        ("Seeds", _listed(seeds) if isinstance(seeds, list | tuple) else seeds),
-        ("Epoch rule", record.get("epoch_rule")),
-    ]
-    measured = _table(("Measure", "Value"), metrics.items()) if metrics else f"Measures: {UNKNOWN}."
-    return f"{measured}\n\n{_table(('Condition', ''), rows)}"
 
 
 def _table(header: tuple[str, str], rows: Any) -> str:

@@ -1,6 +1,5 @@
 """Third-party CLIP files to a checkpoint folder; the one place where a pickle is ever opened."""
 
-import hashlib
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from torch.torch_version import TorchVersion
 
 from ..towers.clip_weights import ClipMapping, load_clip_weights
 from ._factory import create_model
-from ._hub import read_weights
+from ._hub import read_weights, sha256
 from ._publish import save_pretrained
 from ._registry import model_entrypoint
 
@@ -21,7 +20,6 @@ _SAFE_TORCH = "2.10"  # crafted files got past weights_only before: CVE-2025-324
 PICKLES = (".pth", ".pt", ".bin")
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile and a wrapping module
-_TOWERS = ("image_tower", "text_tower")
 
 
 class Conversion(NamedTuple):
@@ -85,33 +83,50 @@ def convert_clip(
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
-    untrained = tuple(sorted(parts - {*_TOWERS}))
-    model.pretrained_cfg = model.pretrained_cfg.replace(
-        clip=None, notes=_notes(source, mapping, untrained, model.pretrained_cfg.mean)
+    untrained = tuple(sorted(parts - {"image_tower", "text_tower"}))
+    filled = " and ".join(name for name, count in (("image", mapping.image), ("text", mapping.text)) if count)
+    rest = f"untrained: {', '.join(untrained)}" if untrained else "nothing else has weights"
+    cfg = model.pretrained_cfg
+    text = (
+        f"From {source.name} (sha256 {sha256(source)}, {mapping.naming} names): {filled} tower; {rest}. "
+        f"The images' mean is the zoo's {cfg.mean}, not CLIP's."
     )
+    model.pretrained_cfg = cfg.replace(clip=None, notes=text)
     save_pretrained(model, folder)
     act = model.image_tower.towers()[0].trunk.blocks[0].mlp.act
     return Conversion(folder, mapping, type(act).__name__, untrained, tuple(notes))
 
 
 def read_third_party(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Read a file of tensors by name, taking off what training tools wrap around them.
-
-    Returns:
-        The tensors, on the CPU, and what was taken off, in words.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: See `convert_clip`.
-    """
+    """Read a file of tensors by name; return them, and in words what training tools had wrapped around them."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    if path.suffix == ".safetensors":
-        return _unwrapped(read_weights(path), path)
-    if path.suffix not in PICKLES:
+    if path.suffix not in (".safetensors", *PICKLES):
         raise ValueError(f"{path} has an unknown format; allowed: .safetensors, {', '.join(PICKLES)}")
-    return _unwrapped(_load_pickle(path), path)
+    value = read_weights(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    notes = []
+    while isinstance(value, Mapping):
+        inner = next((name for name in _WRAPPERS if isinstance(value.get(name), Mapping)), None)
+        if inner is None:
+            break
+        others = sorted(str(key) for key in value if key != inner)
+        notes.append(f"took {inner!r}" + (f", left {', '.join(others)}" if others else ""))
+        value = value[inner]
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"{path} holds {_describe(value)}, not tensors by name; looked under {', '.join(_WRAPPERS)}")
+    wrong = [
+        f"{key!r} is {_describe(v)}"
+        for key, v in value.items()
+        if not isinstance(key, str) or not isinstance(v, Tensor) or v.layout != torch.strided or v.is_quantized
+    ]
+    if wrong:
+        raise ValueError(f"{path} holds {len(wrong)} entries that are no tensors by name: {', '.join(wrong[:5])}")
+    state = dict(value)
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
+        notes.append(f"took {prefix!r} off every name")
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    return state, notes
 
 
 def _load_pickle(path: Path) -> Any:
@@ -120,7 +135,11 @@ def _load_pickle(path: Path) -> Any:
             f"{path} is a pickle, and torch {torch.__version__} can be made to run code by a crafted one even with "
             f"weights_only=True: install torch {_SAFE_TORCH} or later for this, or convert a .safetensors file"
         )
-    if _is_torchscript(path):
+    members = []
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in members):
         raise ValueError(
             f"{path} is a TorchScript archive, a program with weights inside, and no program is run here; OpenAI's "
             "weights come from the hub instead (pretrained=True), and others as a state_dict or .safetensors file"
@@ -137,49 +156,5 @@ def _load_pickle(path: Path) -> Any:
         raise ValueError(f"{path} is damaged or no file of torch.save: {str(error).partition(chr(10))[0]}") from error
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
-
-
-def _unwrapped(value: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    notes = []
-    while isinstance(value, Mapping) and (inner := next((w for w in _WRAPPERS if _is_table(value.get(w))), None)):
-        others = sorted(str(key) for key in value if key != inner)
-        notes.append(f"took {inner!r}" + (f", left {', '.join(others)}" if others else ""))
-        value = value[inner]
-    if not _is_table(value) or not value:
-        raise ValueError(f"{path} holds {_describe(value)}, not tensors by name; looked under {', '.join(_WRAPPERS)}")
-    wrong = [f"{key!r} is {_describe(v)}" for key, v in value.items() if not (isinstance(key, str) and _is_plain(v))]
-    if wrong:
-        raise ValueError(f"{path} holds {len(wrong)} entries that are no tensors by name: {', '.join(wrong[:5])}")
-    state = dict(value)
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
-        notes.append(f"took {prefix!r} off every name")
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-    return state, notes
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
-
-
 def _describe(value: Any) -> str:
     return f"a {type(value).__name__}" if not isinstance(value, Tensor) else f"a tensor of {value.layout}"
-
-
-def _notes(source: Path, mapping: ClipMapping, untrained: tuple[str, ...], mean: tuple[float, ...]) -> str:
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    towers = " and ".join(name for name, count in (("image", mapping.image), ("text", mapping.text)) if count)
-    rest = f"untrained: {', '.join(untrained)}" if untrained else "nothing else has weights"
-    return (
-        f"From {source.name} (sha256 {digest}, {mapping.naming} names): {towers} tower; {rest}. "
-        f"The images' mean is the zoo's {mean}, not CLIP's."
-    )

@@ -57,8 +57,8 @@ def create_model(
                 f"{folder} holds a {architecture}, which was built by its user's code: build it, adapt it "
                 "(nextreid.adapt) and load the weights by nextreid.models.load_checkpoint(model, folder)"
             )
-        kwargs = {**config.get("model_args", {}), **kwargs}
-        saved = {k: v for k, v in config.get("pretrained_cfg", {}).items() if k not in ("architecture", "tag")}
+        kwargs = {**config["model_args"], **kwargs}
+        saved = {k: v for k, v in config["pretrained_cfg"].items() if k not in ("architecture", "tag")}
         pretrained_cfg, pretrained = {**saved, "file": str(folder)} if pretrained_cfg is None else pretrained_cfg, True
     elif ":" in model_name or "/" in model_name or "\\" in model_name:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The proof that travels with a checkpoint: an input that anyone can form again, and the embedding of it."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..version import __version__
@@ -23,27 +24,16 @@ CAPTION = ("A person seen from the back during daytime.", "She is wearing a red 
 
 
 class GoldenInput(NamedTuple):
-    """Two samples; the second has no image of the last modality, where the model has several.
+    """Two samples; the second has no image of the last modality, where the model has several."""
 
-    Attributes:
-        images: ``(2, M, 3, H, W)``, in [-1, 1].
-        text: Captions as unit features ``(2, M, D)``, or None for a model that reads none.
-        present: bool ``(2, M)``.
-        camid: ``(2,)``: the first camera and an unknown one.
-    """
-
-    images: Tensor
-    text: Tensor | None
-    present: Tensor
-    camid: Tensor
+    images: Tensor  # (2, M, 3, H, W), in [-1, 1]
+    text: Tensor | None  # captions as unit features (2, M, D); None for a model that reads none
+    present: Tensor  # bool (2, M)
+    camid: Tensor  # (2,): the first camera and an unknown one
 
     def digest(self) -> str:
         """SHA-256 of the values, in hexadecimal digits."""
-        total = hashlib.sha256()
-        for tensor in self:
-            if tensor is not None:
-                total.update(tensor.numpy().tobytes())
-        return total.hexdigest()
+        return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in self if tensor is not None)).hexdigest()
 
 
 class Finding(NamedTuple):
@@ -61,16 +51,9 @@ class Finding(NamedTuple):
 
 
 def golden_input(model: ReIDModel, seed: int = SEED) -> GoldenInput:
-    """Form the input of the proof for a model's modalities, image size and width.
+    """Form the input of the proof for a model's modalities, image size and width, on the CPU.
 
     The bytes are SHAKE-256 of the seed, which no version of a random generator can change.
-
-    Args:
-        model: Its shapes are read, its weights are not.
-        seed: Another one gives another input.
-
-    Returns:
-        The input, on the CPU.
     """
     count = len(model.modalities)
     images = _noise("images", seed, (2, count, 3, *model.img_size))
@@ -81,21 +64,15 @@ def golden_input(model: ReIDModel, seed: int = SEED) -> GoldenInput:
 
 
 def _noise(part: str, seed: int, shape: tuple[int, ...]) -> Tensor:
-    drawn = hashlib.shake_256(f"nextreid golden {part} {seed}".encode()).digest(int(np.prod(shape)))
+    drawn = hashlib.shake_256(f"nextreid golden {part} {seed}".encode()).digest(math.prod(shape))
     return torch.from_numpy(np.frombuffer(drawn, np.uint8).astype(np.float32) / np.float32(127.5) - 1).view(shape)
 
 
 @torch.inference_mode()
 def compute_golden(model: ReIDModel, seed: int = SEED) -> tuple[dict[str, Tensor], str]:
-    """Embed the golden input.
+    """Embed the golden input with a model on the CPU, in float32 and evaluation mode.
 
-    Args:
-        model: On the CPU, in float32 and evaluation mode, as ``create_model("local-dir:FOLDER").eval()`` gives it.
-        seed: Of the input.
-
-    Returns:
-        ``embedding (2, F)`` and, with a text tower, ``caption (D,)``, the feature of one caption; and the digest of the
-        input.
+    Returns ``embedding (2, F)`` and, with a text tower, the feature ``caption (D,)``; and the digest of the input.
     """
     given = golden_input(model, seed)
     golden = {"embedding": model.vector(model.forward_features(*given)).contiguous()}
@@ -135,20 +112,19 @@ def verify_checkpoint(source: str | Path, cache_dir: str | None = None) -> list[
         FileNotFoundError: If there is no such folder, or it has no config.json.
     """
     place = str(source)
-    if place.startswith("hf-hub:"):
-        folder = download(place.removeprefix("hf-hub:"), cache_dir)
-    else:
-        folder = Path(place.removeprefix("local-dir:"))
+    repo = place.removeprefix("hf-hub:")
+    folder = download(repo, cache_dir) if repo != place else Path(place.removeprefix("local-dir:"))
     if not (folder / CONFIG).is_file():
         load_config(folder)  # says what a folder needs
     findings = _compare_hashes(folder)
     broken = [name for name, ok, note in findings if not ok and name != SUMS and note != _UNLISTED]
-    if broken:
-        return [*findings, Finding("golden embedding", False, f"not computed, because of {', '.join(broken)}")]
-    try:
-        return findings + _compare_embedding(folder)
-    except (ValueError, OSError) as error:
-        return [*findings, Finding("golden embedding", False, f"not computed: {error}")]
+    problem = f"because of {', '.join(broken)}" if broken else ""
+    if not problem:
+        try:
+            return findings + _compare_embedding(folder)
+        except (ValueError, OSError) as error:
+            problem = str(error)
+    return [*findings, Finding("golden embedding", False, f"not computed: {problem}")]
 
 
 def _compare_hashes(folder: Path) -> list[Finding]:
@@ -158,13 +134,12 @@ def _compare_hashes(folder: Path) -> list[Finding]:
         return [Finding(SUMS, False, str(error))]
     findings = [] if (folder / SUMS).is_file() else [Finding(SUMS, False, "missing")]
     for name in dict.fromkeys((CONFIG, WEIGHTS, GOLDEN, *sums)):
-        path = folder / name
-        if not path.is_file():
+        if not (folder / name).is_file():
             findings.append(Finding(name, False, "missing"))
         elif name not in sums:
             findings.append(Finding(name, False, _UNLISTED))
         else:
-            same = sha256(path) == sums[name]
+            same = sha256(folder / name) == sums[name]
             findings.append(Finding(name, same, f"SHA-256 {'is' if same else 'differs from'} the one in {SUMS}"))
     return findings
 
@@ -173,16 +148,13 @@ def _compare_embedding(folder: Path) -> list[Finding]:
     try:
         with safe_open(folder / GOLDEN, "pt") as file:
             recorded: dict[str, Any] = file.metadata() or {}
-            stored = {key: file.get_tensor(key) for key in file.keys()}
-        seed = int(recorded.get("seed", SEED))
+        stored, seed = load_file(folder / GOLDEN), int(recorded.get("seed", SEED))
     except (SafetensorError, ValueError) as error:
         return [Finding(GOLDEN, False, f"damaged: {error}")]
     computed, digest = compute_golden(_load(folder), seed)
     same = recorded.get("input_sha256") == digest
-    findings = [Finding("golden input", same, f"its digest {'is' if same else 'differs from'} the stored one")]
-    for name, value in computed.items():
-        findings.append(_compare(f"golden {name}", value, stored.get(name)))
-    return findings
+    finding = Finding("golden input", same, f"its digest {'is' if same else 'differs from'} the stored one")
+    return [finding, *(_compare(f"golden {name}", value, stored.get(name)) for name, value in computed.items())]
 
 
 def _compare(name: str, value: Tensor, stored: Tensor | None) -> Finding:

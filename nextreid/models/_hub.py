@@ -3,8 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,22 +49,11 @@ def save_model(model: ReIDModel, folder: str | Path) -> Path:
         ValueError: If the model was not built by an entrypoint, or ``folder`` exists and is not a checkpoint.
         OSError: If the disk is full or the place cannot be written; what was there before stays as it was.
     """
-    with fresh_checkpoint(model, folder):
-        pass
-    return Path(folder)
+    return write_checkpoint(model, folder)
 
 
-@contextmanager
-def fresh_checkpoint(model: ReIDModel, folder: str | Path) -> Iterator[Path]:
-    """A new folder with the model's configuration and weights; it takes the place of ``folder`` when all went well.
-
-    Args:
-        model: See `save_model`.
-        folder: See `save_model`.
-
-    Yields:
-        The new folder, to which files can be added.
-    """
+def write_checkpoint(model: ReIDModel, folder: str | Path, complete: Callable[[Path], None] | None = None) -> Path:
+    """Write a model as `save_model` does; `complete` adds files to the new folder before it takes its place."""
     target = Path(folder)
     config = config_of(model)
     if target.exists() and not (target / CONFIG).is_file():
@@ -74,15 +62,13 @@ def fresh_checkpoint(model: ReIDModel, folder: str | Path) -> Iterator[Path]:
         (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         tensors = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt", "nextreid": __version__})
-        yield fresh
+        if complete:
+            complete(fresh)
+    return target
 
 
 def config_of(model: ReIDModel) -> dict[str, Any]:
-    """What config.json says of a model; one that no entrypoint built has ``built_by`` and cannot be built from it.
-
-    Raises:
-        ValueError: If the model was neither built by an entrypoint nor adapted.
-    """
+    """What config.json says of a model; one that no entrypoint built has ``built_by`` and cannot be built from it."""
     cfg = getattr(model, "pretrained_cfg", None)
     args = getattr(model, "model_args", None)
     if cfg is None:
@@ -119,23 +105,14 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ValueError(f"{path} names no architecture; it was not written by nextreid")
     for key in ("model_args", "pretrained_cfg"):
-        if not isinstance(config.get(key, {}), dict):
-            raise ValueError(
-                f"{path}: {key!r} is a {type(config[key]).__name__}, expected a mapping from names to values"
-            )
+        if not isinstance(config.setdefault(key, {}), dict):
+            raise ValueError(f"{path}: {key!r} must be a mapping from names to values, not {config[key]!r}")
     return config
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` file, or the one in a checkpoint folder.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If the file is of another format, damaged, or not the one that SHA256SUMS beside it lists.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / WEIGHTS
+    """Read a ``.safetensors`` file, or the one in a checkpoint folder; it must be the one that SHA256SUMS lists."""
+    path = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     if path.suffix != ".safetensors":
@@ -154,22 +131,16 @@ def sha256(path: Path) -> str:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file that the folder's SHA256SUMS lists, by name; empty without that file.
-
-    Raises:
-        ValueError: If a line is not ``DIGEST  NAME``, or names a file of another folder.
-    """
+    """The SHA-256 of each file that the folder's SHA256SUMS lists, by name; empty without that file."""
     path = folder / SUMS
     if not path.is_file():
         return {}
     sums = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name:
-            raise ValueError(f"{path}, line {number} is not 'SHA-256  NAME': {line[:80]!r}")
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"{path}, line {number} names {name!r}, which is no file of this folder")
-        sums[name] = digest.lower()
+        entry = re.fullmatch(r"(\S{64})  (\w[\w.-]*)", line)
+        if not entry:
+            raise ValueError(f"{path}, line {number} is not 'SHA-256  NAME', or no file of this folder: {line[:80]!r}")
+        sums[entry[2]] = entry[1].lower()
     return sums
 
 
@@ -190,8 +161,8 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         ValueError: If they do not; the message names the keys, those of one part of the model together.
     """
     expected = model.state_dict()
-    problems = [f"missing {name}" for name in _grouped(key for key in expected if key not in state)]
-    problems += [f"unexpected {name}" for name in _grouped(key for key in state if key not in expected)]
+    problems = [f"missing {name}" for name in _grouped(expected, state)]
+    problems += [f"unexpected {name}" for name in _grouped(state, expected)]
     problems += [
         f"{key} is {tuple(state[key].shape)}, the model has {tuple(expected[key].shape)}"
         for key in expected
@@ -203,10 +174,12 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     model.load_state_dict(state, strict=True)
 
 
-def _grouped(keys: Iterator[str]) -> list[str]:
+def _grouped(keys: Iterable[str], without: Mapping[str, Tensor]) -> list[str]:
+    """Name the keys that are not in `without`, four or more of one part of the model together."""
     parts: dict[str, list[str]] = {}
     for key in keys:
-        parts.setdefault(".".join(key.split(".")[:2]), []).append(key)
+        if key not in without:
+            parts.setdefault(".".join(key.split(".")[:2]), []).append(key)
     return [
         text
         for part, names in parts.items()
@@ -215,15 +188,7 @@ def _grouped(keys: Iterator[str]) -> list[str]:
 
 
 def download(repo: str, cache_dir: str | None = None) -> Path:
-    """Fetch a checkpoint folder from the hub, all of its files from one commit.
-
-    Args:
-        repo: ``owner/name`` or ``owner/name@revision``.
-        cache_dir: Where downloads are kept; None for the hub client's place. Its variables, such as ``HF_ENDPOINT`` and
-            ``HF_HUB_OFFLINE``, hold too.
-
-    Returns:
-        The folder in the cache.
+    """Fetch a checkpoint folder ``owner/name[@revision]`` from the hub, all of its files from one commit.
 
     Raises:
         FileNotFoundError: If the repository, the revision or a file that loading needs does not exist.
@@ -243,24 +208,19 @@ def download(repo: str, cache_dir: str | None = None) -> Path:
     except RevisionNotFoundError as error:
         raise FileNotFoundError(f"hf-hub:{name} has no revision {revision or 'main'!r}") from error
     except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"there is no hub repository {name!r}, or it is private and no token is set ('hf auth login')"
-        ) from error
+        message = f"there is no hub repository {name!r}, or it is private and no token is set ('hf auth login')"
+        raise FileNotFoundError(message) from error
     except LocalEntryNotFoundError as error:
-        raise ConnectionError(
-            f"hf-hub:{repo} is not in the cache and the hub cannot be asked: {_first_line(error)} "
-            "(HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 keeps from asking, cache_dir= names the cache)"
-        ) from error
+        hint = "HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 keeps from asking, cache_dir= names the cache"
+        message = f"hf-hub:{repo} is not in the cache and the hub cannot be asked: {_first_line(error)} ({hint})"
+        raise ConnectionError(message) from error
     except _TRANSFER_ERRORS as error:
-        if getattr(error, "errno", None):  # our expected disk's
+        if getattr(error, "errno", None):  # of the disk
             raise
         raise ConnectionError(f"the download of hf-hub:{repo} broke off, ask again: {_first_line(error)}") from error
-    missing = [file for file in (CONFIG, WEIGHTS) if not (Path(folder) / file).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"hf-hub:{repo} is no checkpoint of nextreid: it needs {CONFIG} and {WEIGHTS}, {' and '.join(missing)} "
-            "is missing"
-        )
+    for file in (CONFIG, WEIGHTS):
+        if not (Path(folder) / file).is_file():
+            raise FileNotFoundError(f"hf-hub:{repo} needs {CONFIG} and {WEIGHTS} to be a checkpoint; {file} is missing")
     return Path(folder)
 
 

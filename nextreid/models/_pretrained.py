@@ -76,17 +76,10 @@ class PretrainedCfg:
         return bool(self.hf_hub_id or self.file or self.clip)
 
     def replace(self, **changes: Any) -> "PretrainedCfg":
-        """A copy with some fields changed.
-
-        Raises:
-            ValueError: If a field does not exist; the message lists those that do.
-        """
-        allowed = {field.name for field in dataclasses.fields(self)}
-        unknown = sorted(changes.keys() - allowed)
-        if unknown:
-            raise ValueError(
-                f"unknown pretrained_cfg field {', '.join(unknown)}; allowed: {', '.join(sorted(allowed))}"
-            )
+        """A copy with some fields changed; a field that does not exist is a ValueError that lists those that do."""
+        allowed = sorted(field.name for field in dataclasses.fields(self))
+        if unknown := sorted(changes.keys() - allowed):
+            raise ValueError(f"unknown pretrained_cfg field {', '.join(unknown)}; allowed: {', '.join(allowed)}")
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
         return dataclasses.replace(self, **tuples)
 

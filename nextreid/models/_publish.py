@@ -9,7 +9,7 @@ from ..version import __version__
 from ._base import ReIDModel
 from ._card import model_card
 from ._golden import write_golden
-from ._hub import CARD, CONFIG, GOLDEN, SUMS, WEIGHTS, fresh_checkpoint, load_config, sha256
+from ._hub import CARD, CONFIG, GOLDEN, SUMS, WEIGHTS, load_config, sha256, write_checkpoint
 
 
 def save_pretrained(model: ReIDModel, folder: str | Path) -> Path:
@@ -31,12 +31,14 @@ def save_pretrained(model: ReIDModel, folder: str | Path) -> Path:
         ValueError: If the model was not built by an entrypoint, or ``folder`` exists and is not a checkpoint.
         OSError: If the disk is full or the place cannot be written; what was there before stays as it was.
     """
-    with fresh_checkpoint(model, folder) as fresh:
+
+    def add_proof(fresh: Path) -> None:
         write_golden(fresh)
         lines = [f"{sha256(fresh / name)}  {name}\n" for name in (CONFIG, GOLDEN, WEIGHTS)]
         (fresh / SUMS).write_text("".join(lines))
         (fresh / CARD).write_text(model_card(load_config(fresh)), encoding="utf-8")
-    return Path(folder)
+
+    return write_checkpoint(model, folder, add_proof)
 
 
 def push_to_hub(

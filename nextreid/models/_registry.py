@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ._base import ReIDModel
 from ._pretrained import PretrainedCfg
@@ -13,7 +13,6 @@ from ._pretrained import PretrainedCfg
 Entrypoint = TypeVar("Entrypoint", bound=Callable[..., ReIDModel])
 
 _ENTRYPOINTS: dict[str, Callable[..., ReIDModel]] = {}
-_MODULES: dict[str, str] = {}
 _CFGS: dict[str, dict[str, PretrainedCfg]] = {}
 
 
@@ -31,15 +30,14 @@ def register_model(entrypoint: Entrypoint) -> Entrypoint:
     Raises:
         ValueError: If the name has a dot, or another module registered it.
     """
-    name = entrypoint.__name__
-    module = entrypoint.__module__
+    name, module = entrypoint.__name__, entrypoint.__module__
     if "." in name or "<" in name:
         raise ValueError(f"a model is registered under its function's name, and {name!r} is none")
-    if _MODULES.setdefault(name, module) != module:
-        raise ValueError(f"a model named {name!r} is registered already, by {_MODULES[name]}")
+    registered = _ENTRYPOINTS.setdefault(name, entrypoint).__module__
+    if registered != module:
+        raise ValueError(f"a model named {name!r} is registered already, by {registered}")
     _ENTRYPOINTS[name] = entrypoint
-    source = sys.modules.get(module)
-    cfgs = getattr(source, "default_cfgs", {})
+    cfgs = getattr(sys.modules.get(module), "default_cfgs", {})
     _CFGS[name] = dict(cfgs.get(name) or {"": PretrainedCfg(architecture=name)})
     return entrypoint
 
@@ -75,22 +73,12 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
     if not tag:
         return next(iter(cfgs.values()))
     if tag not in cfgs:
-        tags = ", ".join(t for t in cfgs if t) or "none"
-        raise ValueError(f"{arch!r} has no weights tagged {tag!r}; tags: {tags}")
+        raise ValueError(f"{arch!r} has no weights tagged {tag!r}; tags: {', '.join(filter(None, cfgs)) or 'none'}")
     return cfgs[tag]
 
 
-def _matches(name: str, arch: str, filters: Sequence[str]) -> bool:
-    # As in timm, a filter without a tag matches the architecture with any tag.
-    return any(fnmatchcase(name, f) or ("." not in f and fnmatchcase(arch, f)) for f in filters)
-
-
-def _natural(text: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
-
-
-def _listed(value: str | Sequence[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+def _filters(value: str | Sequence[str]) -> list[str]:
+    return list(filter(None, [value] if isinstance(value, str) else value))
 
 
 def list_models(
@@ -106,22 +94,25 @@ def list_models(
         pretrained: Only those with weights, and with their tags unless ``include_tags`` says otherwise.
         exclude_filters: Wildcards of names to leave out.
         include_tags: List ``arch.tag`` for every tag instead of architectures.
-
-    Returns:
-        Names.
     """
     tags = pretrained if include_tags is None else include_tags
-    wanted = [f for f in _listed(filter) if f] or ["*"]
-    unwanted = [f for f in _listed(exclude_filters) if f]
+    wanted, unwanted = _filters(filter) or ["*"], _filters(exclude_filters)
+
+    def matches(arch: str, name: str, patterns: list[str]) -> bool:
+        # As in timm, a filter without a tag matches the architecture with any tag.
+        return any(fnmatchcase(name, p) or ("." not in p and fnmatchcase(arch, p)) for p in patterns)
+
     names = set()
     for arch, cfgs in _CFGS.items():
         for tag, cfg in cfgs.items():
             full = f"{arch}.{tag}" if tag else arch
-            if pretrained and not cfg.has_weights:
-                continue
-            if _matches(full, arch, wanted) and not _matches(full, arch, unwanted):
+            if (
+                (cfg.has_weights or not pretrained)
+                and matches(arch, full, wanted)
+                and not matches(arch, full, unwanted)
+            ):
                 names.add(full if tags else arch)
-    return sorted(names, key=_natural)
+    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
 
 
 def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:

@@ -19,14 +19,10 @@ _MAX_BINS = 2048
 
 
 def order_keys(values: Tensor, columns: Tensor | int = 0) -> Tensor:
-    """Turn ``(..., T)`` float32 values into int64 keys.
+    """Turn finite float32 values ``(..., T)`` into int64 keys; `columns` is that of each value or of a row's first.
 
     The upper half of a key is the bit pattern of the value, with the magnitude of negative values flipped so that
     integers compare as the floats do.
-
-    Args:
-        values: Finite values.
-        columns: Gallery column of each value, or of the first one in each row.
     """
     if isinstance(columns, int):
         columns = torch.arange(columns, columns + values.shape[-1], device=values.device)
@@ -43,10 +39,9 @@ def key_values(keys: np.ndarray) -> np.ndarray:
 
 def product(query: Tensor, gallery: Tensor, out: Tensor) -> None:
     """Write ``query @ gallery.T`` to `out`, in float32 whatever autocast and reduced precision training has allowed."""
-    if out.device.type == "cpu":
-        np.matmul(query.numpy(), gallery.numpy().T, out=out.numpy())
-    else:
-        _product_on_device(query, gallery, out)
+    if out.device.type != "cpu":
+        return _product_on_device(query, gallery, out)
+    np.matmul(query.numpy(), gallery.numpy().T, out=out.numpy())
 
 
 def _product_on_device(query: Tensor, gallery: Tensor, out: Tensor) -> None:
@@ -64,15 +59,10 @@ def _product_on_device(query: Tensor, gallery: Tensor, out: Tensor) -> None:
 
 
 def count_nearer(values: Tensor, first_column: int, points: np.ndarray) -> np.ndarray:
-    """Count, for each point, the entries of its row whose keys are smaller.
+    """Count, for each key of `points`, the entries of its row whose keys are smaller.
 
-    Args:
-        values: ``(B, T)`` float32.
-        first_column: Gallery column of the first value of each row.
-        points: ``(B, S)`` int64 keys, ascending in each row; the count of `PADDING` means nothing.
-
-    Returns:
-        ``(B, S)`` int64.
+    Values are ``(B, T)`` float32, `first_column` is the gallery column of the first of each row. Points and counts are
+    ``(B, S)`` int64, points ascending in each row; the count of `PADDING` means nothing.
     """
     if values.device.type != "cpu":
         return _count_on_device(values, first_column, points)
@@ -97,20 +87,14 @@ def count_smaller(sorted_keys: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _count(values: np.ndarray, first_column: int, points: np.ndarray) -> np.ndarray:
-    """Count nearer entries of rows in two classes.
-
-    In most rows few entries are as near as the farthest point, and the keys of those few are sorted. Other rows go
-    through bins first.
-    """
+    """Count nearer entries: in most rows few are as near as the farthest point, and only their keys are sorted."""
     low, high = _range(points)
     near = values <= high
-    some = np.count_nonzero(near, axis=1) <= values.shape[1] // _FEW
-    if some.all():
-        return count_smaller(_keys_where(values, near, first_column), points)
-    result = np.empty_like(points)
-    result[some] = count_smaller(_keys_where(values[some], near[some], first_column), points[some])
-    rest = ~some
-    result[rest] = _count_in_bins(values[rest], first_column, points[rest], low[rest], high[rest])
+    many = np.count_nonzero(near, axis=1) > values.shape[1] // _FEW
+    near[many] = False
+    result = count_smaller(_keys_where(values, near, first_column), points)
+    if many.any():
+        result[many] = _count_in_bins(values[many], first_column, points[many], low[many], high[many])
     return result
 
 
@@ -164,14 +148,17 @@ def _range(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _keys_where(values: np.ndarray, chosen: np.ndarray, first_column: int) -> np.ndarray:
     """Return the keys of chosen entries of each row in order, padded to one width."""
-    num_rows, width = values.shape
+    width = values.shape[1]
     flat = np.flatnonzero(chosen)
-    ends = np.searchsorted(flat, width * np.arange(num_rows + 1))
-    count = np.diff(ends)
-    row = np.repeat(np.arange(num_rows), count)
+    count = np.diff(np.searchsorted(flat, width * np.arange(len(values) + 1)))
+    row = np.repeat(np.arange(len(values)), count)
     column = flat - width * row
-    keys = np.full((num_rows, max(1, count.max(initial=0))), PADDING)
-    columns = torch.from_numpy(column + first_column)
-    keys[row, np.arange(len(row)) - ends[row]] = order_keys(torch.from_numpy(values[row, column]), columns).numpy()
-    keys.sort(axis=1)
-    return keys
+    keys = order_keys(torch.from_numpy(values[row, column]), torch.from_numpy(column + first_column)).numpy()
+    return np.sort(pad_rows(keys, row, count, PADDING), axis=1)
+
+
+def pad_rows(values: np.ndarray, row: np.ndarray, count: np.ndarray, fill: int) -> np.ndarray:
+    """Lay out values ordered by their row, `count` of them in each of B rows, as ``(B, S)``, filled up at the end."""
+    padded = np.full((len(count), max(1, count.max(initial=0))), fill, values.dtype)
+    padded[row, np.arange(len(row)) - (np.cumsum(count) - count)[row]] = values
+    return padded

@@ -60,7 +60,7 @@ def distances(query: Embeddings, gallery: Embeddings, protocol: str | Protocol) 
 def distance_blocks(
     query: Embeddings, gallery: Embeddings, protocol: Protocol, device: torch.device = CPU, queries: slice | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield values that order the gallery of each query as its distances do, smallest first.
+    """Yield values that order the gallery of each query as its distances do, smallest first; raise as `distances`.
 
     Unit length: ``-cosine``, which keeps more digits than ``1 - cosine`` and so has fewer ties. Euclidean without
     normalisation: ``|g|^2 / 2 - q.g``, half the squared distance less a constant of the query.
@@ -69,15 +69,13 @@ def distance_blocks(
 
     Yields:
         The first query of a block and its ``(B, G)`` float32 values, a buffer that the next block overwrites.
-
-    Raises:
-        ValueError: As for `distances`.
     """
     check_shapes(query, gallery)
     first, stop = (0, len(query)) if queries is None else (queries.start, queries.stop)
     check_finite("query", query, first, stop)
     tiles = list(gallery_tiles([gallery], protocol, device))
-    buffer = torch.empty(min(BLOCK, _filled(stop - first)), _filled(len(gallery)), device=device)
+    sizes = (count + -count % _STEP for count in (min(BLOCK, stop - first), len(gallery)))
+    buffer = torch.empty(*sizes, device=device)
     for start in range(first, stop, BLOCK):
         block = query_block(query[start : min(start + BLOCK, stop)], protocol, device)
         for tile in tiles:
@@ -100,8 +98,8 @@ class Tile:
     start: int
     count: int
     rows: Tensor
-    scale: Tensor | None
-    offset: Tensor | None
+    scale: Tensor | None = None
+    offset: Tensor | None = None
 
     def values(self, block: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the values of a query block against the tile, ``(M, W)``, in `out` if given."""
@@ -116,34 +114,28 @@ class Tile:
 
 
 def gallery_tiles(parts: Iterable[Embeddings], protocol: Protocol, device: torch.device) -> Iterator[Tile]:
-    """Cut a gallery that comes in parts ``(n, F)`` into tiles of `TILE` entries, copied only where parts meet.
-
-    Raises:
-        ValueError: If an embedding is not finite or too long.
-    """
+    """Cut a gallery that comes in parts ``(n, F)`` into tiles of `TILE` entries, copied only where parts meet."""
     start, waiting, missing = 0, list[Tensor](), TILE
     for part in parts:
         rows = as_float32(part).to(device)
-        while len(rows) >= missing:
+        while len(rows):
             waiting.append(rows[:missing])
-            rows, missing = rows[missing:], TILE
-            yield _tile(waiting, start, protocol)
-            start, waiting = start + TILE, []
-        if len(rows):
-            waiting.append(rows)
-            missing -= len(rows)
+            rows, missing = rows[missing:], missing - len(waiting[-1])
+            if not missing:
+                yield _tile(waiting, start, protocol)
+                start, waiting, missing = start + TILE, [], TILE
     if waiting:
         yield _tile(waiting, start, protocol)
 
 
 def _tile(parts: list[Tensor], start: int, protocol: Protocol) -> Tile:
     rows = parts[0] if len(parts) == 1 else torch.cat(parts)
-    count = len(rows)
-    length = pad(_lengths("gallery", rows, start), (0, _filled(count) - count))
-    rows = pad(rows, (0, 0, 0, _filled(count) - count)) if count % _STEP else rows
+    count, missing = len(rows), -len(rows) % _STEP
+    length = pad(_lengths("gallery", rows, start), (0, missing))
+    rows = pad(rows, (0, 0, 0, missing)) if missing else rows
     if protocol.normalize:
-        return Tile(start, count, rows, torch.where(length > 0, 1 / length, 0), None)
-    return Tile(start, count, rows, None, rows.square().sum(dim=1) / 2)  # not of the length: a root would round
+        return Tile(start, count, rows, scale=torch.where(length > 0, 1 / length, 0))
+    return Tile(start, count, rows, offset=rows.square().sum(dim=1) / 2)  # not of the length: a root would round
 
 
 def query_block(queries: Embeddings, protocol: Protocol, device: torch.device) -> Tensor:
@@ -152,7 +144,7 @@ def query_block(queries: Embeddings, protocol: Protocol, device: torch.device) -
     if protocol.normalize:
         length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         rows = rows / torch.where(length > 0, length, 1)
-    return pad(-rows, (0, 0, 0, _filled(len(rows)) - len(rows)))
+    return pad(-rows, (0, 0, 0, -len(rows) % _STEP))
 
 
 def check_shapes(query: Embeddings, gallery: Embeddings) -> None:
@@ -172,10 +164,6 @@ def check_finite(name: str, embeddings: Embeddings, start: int, stop: int) -> No
     """Raise ValueError if an embedding in ``start:stop`` is not finite or is too long."""
     for first in range(start, stop, TILE):
         _lengths(name, embeddings[first : min(stop, first + TILE)], first)
-
-
-def _filled(count: int) -> int:
-    return -(-count // _STEP) * _STEP
 
 
 def as_float32(embeddings: Embeddings) -> Tensor:

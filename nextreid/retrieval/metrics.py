@@ -83,7 +83,7 @@ def rank_distances(
     query_keys: Sequence[str] | None = None,
     gallery_keys: Sequence[str] | None = None,
 ) -> RetrievalResult:
-    """Score a matrix of distances that was computed elsewhere.
+    """Score a matrix of distances that was computed elsewhere, as `rank` does.
 
     Args:
         distances: ``(Q, G)``, smaller is nearer; compared in float32 on the CPU.
@@ -92,9 +92,6 @@ def rank_distances(
         protocol: Says what a query ignores, and the tie rule; its distance is not used.
         query_keys: As for `rank`.
         gallery_keys: As for `rank`.
-
-    Returns:
-        As `rank`.
 
     Raises:
         ValueError: If shapes or labels do not fit, a distance is not finite, or no query has a valid match.
@@ -180,13 +177,10 @@ def _block_metrics(
 def match_points(
     values: Tensor, index: np.ndarray, match: np.ndarray, ignored: np.ndarray, ties: Ties
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn the entries of each query's identity, from `SameIdentity.entries`, into keys to count against.
+    """Return the keys of the matches, and of all entries of each query's identity: ``(B, S)``, ascending, padded.
 
     A key counts what comes before a match. Moved before all gallery columns or after them by the tie rule, it counts
     no other entry at the match's distance, or all.
-
-    Returns:
-        Keys of the matches, and of all entries of the identity: ``(B, S)`` int64 each, ascending, padded at the end.
     """
     keys = order_keys(values, torch.from_numpy(index)).numpy()
     points = np.sort(np.where(match, keys, PADDING), axis=1)

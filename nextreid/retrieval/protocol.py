@@ -11,6 +11,7 @@ Exclude = Literal["camera", "scene", "none"]
 Distance = Literal["cosine", "euclidean"]
 Feature = Literal["before_neck", "after_neck"]
 Ties = Literal["stable", "optimistic", "pessimistic"]
+_LABELS = {"camera": "camid", "scene": "sceneid"}
 
 
 @dataclass(frozen=True)
@@ -61,23 +62,22 @@ class Protocol:
                 'use distance="euclidean" with normalize=False'
             )
         for name in ("query_modalities", "gallery_modalities"):
-            modalities = getattr(self, name)
-            if modalities is None:
+            names = getattr(self, name)
+            if names is None:
                 continue
-            distinct = not isinstance(modalities, str) and len(set(modalities)) == len(modalities)
-            if not distinct or not modalities or not all(modalities):
+            if isinstance(names, str) or not names or not all(names) or len(set(names)) != len(names):
                 raise ValueError(
                     f"protocol {self.name!r}: {name} must name one or more different modalities, such as "
-                    f"('rgb', 'tir'), or be None for all; got {modalities!r}"
+                    f"('rgb', 'tir'), or be None for all; got {names!r}"
                 )
-            object.__setattr__(self, name, tuple(modalities))
+            object.__setattr__(self, name, tuple(names))
 
     @property
     def hint(self) -> str:
         """What to do about queries that have no valid match under this protocol."""
         if self.exclude == "none":
             return "no gallery entry shows their identity: check the identity labels and the query and gallery splits"
-        label = {"camera": "camid", "scene": "sceneid"}[self.exclude]
+        label = _LABELS[self.exclude]
         return (
             f"each query needs a gallery entry of its identity from another {self.exclude}: check the {label} labels "
             f"(entries labelled -1 count as one {self.exclude}), or evaluate with another protocol such as 'none'"
@@ -194,10 +194,6 @@ class SameIdentity:
 
     Entries are ignored by the protocol (same camera, same scene) and, where keys are given, because they are the
     query itself. Either way they have the query's identity, so an entry of another identity is never ignored.
-
-    Raises:
-        ValueError: If only one of the key lists is given, their lengths do not fit, gallery keys repeat, or a key
-            stands for different identities in query and gallery.
     """
 
     def __init__(
@@ -212,26 +208,24 @@ class SameIdentity:
         sorted_pid = gallery.pid[self._by_pid]
         self._first = np.searchsorted(sorted_pid, query.pid, side="left")
         self._count = np.searchsorted(sorted_pid, query.pid, side="right") - self._first
-        self._query_label, self._gallery_label = (
-            {"camera": ids.camid, "scene": ids.sceneid, "none": None}[protocol.exclude] for ids in (query, gallery)
-        )
+        label = _LABELS.get(protocol.exclude)
+        self._labels = label and (getattr(query, label), getattr(gallery, label))
         self._itself = _find_itself(query, gallery, query_keys, gallery_keys)
 
     def entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the entries of the queries ``start:stop``, B of them, in gallery order and padded to one width S.
+        """Return the entries of the queries ``start:stop``, in gallery order and padded to one width S of at least 1.
 
-        Returns:
-            Gallery indices, ``(B, S)`` int64, 0 in the padding; and which of them are matches and which are ignored,
-            ``(B, S)`` bool, False in the padding. S is at least 1.
+        They are gallery indices ``(B, S)``, 0 in the padding, and which of them are matches and which are ignored,
+        ``(B, S)`` bool, False in the padding.
         """
         count = self._count[start:stop, None]
         column = np.arange(max(1, count.max(initial=0)))
         real = column < count
-        index = self._by_pid[np.where(real, self._first[start:stop, None] + column, 0)]
-        index = np.where(real, index, 0)
+        place = np.where(real, self._first[start:stop, None] + column, 0)
+        index = np.where(real, self._by_pid[place], 0)
         ignored = index == self._itself[start:stop, None]
-        if self._query_label is not None and self._gallery_label is not None:
-            ignored |= self._gallery_label[index] == self._query_label[start:stop, None]
+        if self._labels:
+            ignored |= self._labels[1][index] == self._labels[0][start:stop, None]
         return index, real & ~ignored, real & ignored
 
 

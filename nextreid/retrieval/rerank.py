@@ -167,18 +167,16 @@ def _pair_distances(
     everyone: Tensor, squares: np.ndarray, protocol: Protocol, row: np.ndarray, column: np.ndarray
 ) -> np.ndarray:
     """Return the squared distances of listed pairs, float32."""
-    result = np.empty(len(row), np.float32)
+    rows, result = everyone.numpy(), np.empty(len(row), np.float32)
     length = torch.linalg.vector_norm(everyone, dim=1).numpy()
     scale = np.divide(1, length, out=np.zeros_like(length), where=length > 0)
-    rows = everyone.numpy()
     for start in range(0, len(row), _PAIRS):
         part = slice(start, start + _PAIRS)
         i, j = row[part], column[part]
         product = np.einsum("pf,pf->p", rows[i], rows[j])
         if protocol.normalize:
-            result[part] = 2 - 2 * (product * (scale[i] * scale[j]))
-        else:
-            result[part] = squares[i] + squares[j] - 2 * product
+            product *= scale[i] * scale[j]
+        result[part] = (2 if protocol.normalize else squares[i] + squares[j]) - 2 * product
     return np.maximum(result, 0)
 
 
@@ -188,15 +186,15 @@ def _average(rows: _Rows, neighbours: np.ndarray) -> _Rows:
     length = np.diff(rows.start)
     counts, columns, values = [], [], []
     for start in range(0, total, _ROWS):
-        chosen = neighbours[start : start + _ROWS]
-        entry = _slices(rows.start[chosen.ravel()], length[chosen.ravel()])
-        owner = np.repeat(np.repeat(np.arange(len(chosen)), k), length[chosen.ravel()])
+        chosen = neighbours[start : start + _ROWS].ravel()
+        entry = _slices(rows.start[chosen], length[chosen])
+        owner = np.repeat(np.arange(len(chosen)) // k, length[chosen])
         key = owner * total + rows.column[entry]
         order = np.argsort(key, kind="stable")
         key = key[order]
-        first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
+        first = np.flatnonzero(np.diff(key, prepend=-1))
         values.append(np.add.reduceat(rows.value[entry[order]], first) / np.float32(k))
-        counts.append(np.bincount(key[first] // total, minlength=len(chosen)))
+        counts.append(np.bincount(key[first] // total, minlength=len(chosen) // k))
         columns.append((key[first] % total).astype(np.int32))
     return _Rows(_starts(np.concatenate(counts)), np.concatenate(columns), np.concatenate(values))
 

@@ -94,10 +94,8 @@ class RetrievalResult:
 
     def per_query(self, name: str) -> np.ndarray:
         """Return ``(Q,)`` float64 values of a metric, named as for `metric`; nan where there is no valid match."""
-        if name == "mAP":
-            return self.ap
-        if name == "mINP":
-            return self.inp
+        if name in ("mAP", "mINP"):
+            return self.ap if name == "mAP" else self.inp
         word, _, k = name.partition("-")
         if word != "rank" or not k.isdecimal() or int(k) < 1:
             raise ValueError(f"unknown metric {name!r}; there are mAP, mINP and rank-1, rank-5, ... rank-k")
@@ -142,7 +140,7 @@ class RetrievalResult:
         if not parts:
             raise ValueError("there is no part to join")
         one = parts[0]
-        for other in parts[1:]:
+        for other in parts:
             if (other.protocol, other.rerank, other.keys is None) != (one.protocol, one.rerank, one.keys is None):
                 raise ValueError(f"the parts were computed differently: {one._provenance()} and {other._provenance()}")
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
@@ -201,12 +199,8 @@ def load_result(path: str | os.PathLike[str]) -> RetrievalResult:
             raise ValueError(f"its format is {provenance.get('format')!r}, not {_FORMAT!r}")
         arrays = {name: tensors[name].numpy() for name in _ARRAYS}
         keys, rerank = provenance["keys"], provenance["rerank"]
-        return RetrievalResult(
-            **arrays,
-            protocol=Protocol(**provenance["protocol"]),
-            keys=None if keys is None else tuple(keys),
-            rerank=rerank and Rerank(**rerank),
-        )
+        keys, rerank = None if keys is None else tuple(keys), rerank and Rerank(**rerank)
+        return RetrievalResult(**arrays, protocol=Protocol(**provenance["protocol"]), keys=keys, rerank=rerank)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no retrieval result that this version can read: {error}") from error
 
@@ -266,8 +260,7 @@ def compare(
         ValueError: If the queries differ, or which of them have a valid match; there is no such metric; or
             `samples` or `level` is out of range.
     """
-    named = a.keys is not None and b.keys is not None
-    if not np.array_equal(a.pid, b.pid) or (named and a.keys != b.keys):
+    if not np.array_equal(a.pid, b.pid) or (a.keys and b.keys and a.keys != b.keys):
         raise ValueError(
             f"the runs have different queries ({a.num_query} and {b.num_query}, or in another order): a paired test "
             "needs the same queries in the same order"

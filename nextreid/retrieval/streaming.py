@@ -6,7 +6,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from .arithmetic import count_nearer, count_smaller
+from .arithmetic import count_nearer, count_smaller, pad_rows
 from .distance import BLOCK, Embeddings, check_finite, check_shapes, gallery_tiles, query_block
 from .metrics import check_labels, collect, match_points, queries_of_part, query_metrics
 from .protocol import Identities, Protocol, SameIdentity, get_protocol
@@ -27,7 +27,7 @@ def rank_shards(
     device: torch.device | str | None = None,
     part: tuple[int, int] | None = None,
 ) -> RetrievalResult:
-    """Rank a gallery that does not fit in memory; equal to `rank` on the shards joined in their order, bit for bit.
+    """Rank a gallery that does not fit in memory; as `rank` does on the shards joined in their order, bit for bit.
 
     The shards are read twice. The first time the distances to the entries of each query's own identity are kept,
     the second time the entries before them are counted. Memory is that of a shard, the queries, and the labels.
@@ -43,9 +43,6 @@ def rank_shards(
         device: As for `rank`.
         part: As for `rank`.
 
-    Returns:
-        As `rank`.
-
     Raises:
         ValueError: As for `rank`, or if the second reading differs from the first.
     """
@@ -59,8 +56,8 @@ def rank_shards(
 
     found = [tuple(np.empty(0, dtype) for dtype in (np.int64, np.float32, np.int64, bool, bool))]
     for tile in gallery_tiles(reader, protocol, device):
-        entries = slice(tile.start, tile.start + tile.count)
-        same_identity = SameIdentity(query_ids, reader.labels(entries), protocol, query_keys, reader.keys(entries))
+        gallery_ids, gallery_keys = reader.entries(slice(tile.start, tile.start + tile.count))
+        same_identity = SameIdentity(query_ids, gallery_ids, protocol, query_keys, gallery_keys)
         for rows, block in blocks:
             index, match, ignored = same_identity.entries(rows.start, rows.stop)
             real = np.nonzero(match | ignored)
@@ -68,9 +65,9 @@ def rank_shards(
                 values = tile.values(block)[: len(index)]
                 same = values.gather(1, torch.from_numpy(index).to(device)).cpu().numpy()
                 found.append((rows.start + real[0], same[real], tile.start + index[real], match[real], ignored[real]))
-    reader.finish()
-
-    same, index, match, ignored = _pad(found, len(query_ids))
+    row, *columns = (np.concatenate(column) for column in zip(*found, strict=True))
+    order, count = np.argsort(row, kind="stable"), np.bincount(row, minlength=len(query_ids))
+    same, index, match, ignored = (pad_rows(column[order], row[order], count, 0) for column in columns)
     points, keys = match_points(torch.from_numpy(same), index, match, ignored, protocol.ties)
     nearer = np.zeros_like(points)
     for tile in gallery_tiles(reader, protocol, device):
@@ -78,23 +75,8 @@ def rank_shards(
             if match[rows].any():
                 values = tile.values(block)[: rows.stop - rows.start, : tile.count]
                 nearer[rows] += count_nearer(values, tile.start, points[rows])
-    reader.finish()
-
     metrics = query_metrics(points[queries], (nearer - count_smaller(keys, points))[queries])
     return collect([metrics], query_ids, query_keys, protocol, part=part)
-
-
-def _pad(parts: Sequence[tuple[np.ndarray, ...]], num_query: int) -> list[np.ndarray]:
-    """Lay out columns of entries, the first of which names the query, as ``(Q, S)`` arrays padded at the end."""
-    row, *columns = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.argsort(row, kind="stable")
-    row = row[order]
-    count = np.bincount(row, minlength=num_query)
-    place = np.arange(len(row)) - (np.cumsum(count) - count)[row]
-    padded = [np.zeros((num_query, max(1, count.max(initial=0))), column.dtype) for column in columns]
-    for array, column in zip(padded, columns, strict=True):
-        array[row, place] = column[order]
-    return padded
 
 
 class _Reader:
@@ -118,27 +100,19 @@ class _Reader:
             if self._with_keys and keys is None:
                 raise ValueError("query_keys and the keys of every shard belong together: give all or none")
             self._ids.append(np.stack([getattr(ids, name) for name in ("pid", "camid", "sceneid")], axis=1))
-            if keys is not None:
-                self._keys.extend(keys)
-                seen.update(keys)
+            self._keys.extend(keys or ())
+            seen.update(keys or ())
             if len(seen) != len(self._keys):
                 raise ValueError("the shards repeat keys; keys must be unique in the whole gallery")
             yield embeddings
-
-    def labels(self, entries: slice) -> Identities:
-        """Return the labels of gallery entries that were read."""
-        self._ids = [np.concatenate(self._ids)]
-        return Identities(*self._ids[0][entries].T)
-
-    def keys(self, entries: slice) -> list[str] | None:
-        """Return the keys of gallery entries that were read, or None where there are none."""
-        return self._keys[entries] if self._with_keys else None
-
-    def finish(self) -> None:
-        """Raise ValueError unless the reading that ended equals the one before."""
-        ids = np.concatenate(self._ids)
-        if not len(ids):
+        read = np.concatenate(self._ids)
+        if not len(read):
             raise ValueError("the gallery has no shard")
-        if self._before is not None and not np.array_equal(ids, self._before):
+        if self._before is not None and not np.array_equal(read, self._before):
             raise ValueError("the second reading of the shards differs from the first: it must give the same pieces")
-        self._before = ids
+        self._before = read
+
+    def entries(self, rows: slice) -> tuple[Identities, list[str] | None]:
+        """Return the labels and, where there are any, the keys of gallery entries that were read."""
+        self._ids = [np.concatenate(self._ids)]
+        return Identities(*self._ids[0][rows].T), self._keys[rows] if self._with_keys else None

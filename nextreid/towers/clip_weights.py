@@ -18,22 +18,19 @@ _logger = logging.getLogger(__name__)
 _TEXT = ("positional_embedding", "text_projection", "token_embedding.", "transformer.", "ln_final.")
 # What a CLIP keeps beside its towers: the temperature of its loss, OpenAI's settings, a mask that is computed.
 _BESIDE = {"logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size", "attn_mask"}
-_PARTS = (
+_TIMM_NAMES = (
+    ("class_embedding", "cls_token"),
+    ("positional_embedding", "pos_embed"),
+    ("conv1.", "patch_embed.proj."),
+    ("transformer.resblocks.", "blocks."),
     ("ln_pre.", "norm_pre."),
     ("ln_post.", "norm."),
-    ("transformer.resblocks.", "blocks."),
-    (".ln_1.", ".norm1."),
-    (".ln_2.", ".norm2."),
-    (".attn.in_proj_", ".attn.qkv."),
-    (".attn.out_proj.", ".attn.proj."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
+    (".ln_", ".norm"),
+    (".in_proj_", ".qkv."),
+    (".out_proj.", ".proj."),
+    (".c_fc.", ".fc1."),
+    (".c_proj.", ".fc2."),
 )
-_FIXED = {
-    "class_embedding": "cls_token",
-    "positional_embedding": "pos_embed",
-    "conv1.weight": "patch_embed.proj.weight",
-}
 _POSITIONS = "trunk.pos_embed"
 
 
@@ -42,10 +39,9 @@ class ClipMapping(NamedTuple):
 
     Attributes:
         naming: ``"OpenAI"`` (which is open_clip's too), ``"open_clip with a timm tower"`` or ``"timm"``.
-        image: Tensors that filled the image tower.
-        text: Tensors that filled the text tower.
-        left_out: Names of the source that no tower was to take: of a tower that was not asked for, and the
-            temperature of CLIP's loss.
+        image: Number of tensors that filled the image tower.
+        text: Number of tensors that filled the text tower.
+        left_out: Names of the source that no tower was to take.
         grids: Grids of the position table before and after it was resampled; None where it was not.
     """
 
@@ -79,46 +75,42 @@ def load_clip_weights(
     naming = _naming(state_dict)
     towers = [image] if isinstance(image, ImageTower) else list(image or ())
     image_names, text_names, left_out = _split_names(state_dict, naming)
-    grids: tuple[Size, Size] | None = None
-    problems: list[str] = []
-    loads: list[tuple[nn.Module, dict[str, Tensor]]] = []
-    if towers:
-        state = {key: state_dict[source] for key, source in image_names.items()}
-        if naming == "OpenAI":
-            state = {key: _as_timm(key, tensor) for key, tensor in state.items()}
-        grids = _resample(state, towers[0])
-        problems += _problems(towers[0], state, image_names, "image tower", skip=("camera",))
-        loads += [(tower, state) for tower in towers]
-    else:
+    if not towers:
         left_out += image_names.values()
-    if text is not None:
-        state = {key: state_dict[source] for key, source in text_names.items()}
-        problems += _problems(text, state, text_names, "text tower")
-        loads.append((text, state))
-    else:
+        image_names = {}
+    if text is None:
         left_out += text_names.values()
+        text_names = {}
+    image_state = {key: state_dict[source] for key, source in image_names.items()}
+    text_state = {key: state_dict[source] for key, source in text_names.items()}
+    if naming == "OpenAI":
+        image_state = {key: _as_timm(key, tensor) for key, tensor in image_state.items()}
+    grids = _resample(image_state, towers[0]) if towers else None
+    problems = _problems(towers[0], image_state, image_names, "image tower") if towers else []
+    if text is not None:
+        problems += _problems(text, text_state, text_names, "text tower")
     if problems:
         raise ValueError(f"these CLIP weights ({naming} names) do not fit: " + "; ".join(problems))
-    for module, state in loads:
-        module.load_state_dict(state, strict=not getattr(module, "num_cameras", 0))
+    for tower in towers:
+        tower.load_state_dict(image_state, strict=not tower.num_cameras)
     if text is not None:
+        text.load_state_dict(text_state)
         text.clear_cache()
     if grids:
         _logger.info("position table resampled from %dx%d to %dx%d patches", *grids[0], *grids[1])
-    filled = len(image_names) if towers else 0
-    return ClipMapping(naming, filled, len(text_names) if text is not None else 0, tuple(sorted(left_out)), grids)
+    return ClipMapping(naming, len(image_names), len(text_names), tuple(sorted(left_out)), grids)
 
 
 def load_pretrained_clip(
     name: str, tag: str, image: ImageTower | Sequence[ImageTower] | None, text: TextTower | None, cache_dir: str | None
 ) -> None:
-    """Fetch a CLIP through open_clip (and so from the hub) and copy it into the towers.
+    """Fetch a CLIP through open_clip and copy it into the towers as `load_clip_weights` does.
 
     Args:
         name: open_clip model name, such as ``ViT-B-16-quickgelu``.
         tag: open_clip weights tag, such as ``openai``.
-        image: See `load_clip_weights`.
-        text: See `load_clip_weights`.
+        image: Towers to fill; None to leave out.
+        text: Tower to fill; None to leave out.
         cache_dir: Where downloads are kept; None for the hub's default.
     """
     clip = open_clip.create_model(name, pretrained=tag, cache_dir=cache_dir)
@@ -167,13 +159,11 @@ def _split_names(state: Mapping[str, Tensor], naming: str) -> tuple[dict[str, st
 
 
 def _image_name(name: str, naming: str) -> str:
-    if naming != "OpenAI":
-        return "proj.weight" if name == "head.proj.weight" else name
-    if name == "proj":
+    if name == "proj" or (name == "head.proj.weight" and naming != "OpenAI"):
         return "proj.weight"
-    if name in _FIXED:
-        return f"trunk.{_FIXED[name]}"
-    for old, new in _PARTS:
+    if naming != "OpenAI":
+        return name
+    for old, new in _TIMM_NAMES:
         name = name.replace(old, new)
     return f"trunk.{name}"
 
@@ -197,20 +187,17 @@ def _resample(state: dict[str, Tensor], tower: ImageTower) -> tuple[Size, Size] 
             f"the position table has {places} places besides the class token's, which is no square: CLIP's images "
             "are square, and the file does not say which grid of another shape this is; take CLIP's original weights"
         )
-    new = (int(tower.grid_size[0]), int(tower.grid_size[1]))
-    if new == (side, side):
+    if tower.grid_size == (side, side):
         return None
     state[_POSITIONS] = resample_abs_pos_embed(
-        table.float(), new_size=list(new), old_size=[side, side], num_prefix_tokens=tower.trunk.num_prefix_tokens
+        table.float(), list(tower.grid_size), [side, side], num_prefix_tokens=tower.trunk.num_prefix_tokens
     )
-    return (side, side), new
+    return (side, side), tower.grid_size
 
 
-def _problems(
-    module: nn.Module, state: Mapping[str, Tensor], sources: Mapping[str, str], where: str, skip: tuple[str, ...] = ()
-) -> list[str]:
+def _problems(module: nn.Module, state: Mapping[str, Tensor], sources: Mapping[str, str], where: str) -> list[str]:
     """What keeps `state` from filling a module, in the source's names as far as it has some."""
-    expected = {key: value for key, value in module.state_dict().items() if key not in skip}
+    expected = {key: value for key, value in module.state_dict().items() if key != "camera"}
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(sources[key] for key in state.keys() - expected.keys())
     shapes = [
@@ -218,15 +205,13 @@ def _problems(
         for key in sorted(expected.keys() & state.keys())
         if state[key].shape != expected[key].shape
     ]
-    found = []
-    if missing:
-        found.append(f"{len(missing)} missing for the {where}: {_grouped(missing)}")
-    if unexpected:
-        found.append(f"{len(unexpected)} that the {where} has no place for: {_grouped(unexpected)}")
-    if shapes:
-        more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
-        found.append(f"shapes of {len(shapes)} differ: {', '.join(shapes[:4])}{more}")
-    return found
+    more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
+    found = {
+        f"{len(missing)} missing for the {where}: {_grouped(missing)}": missing,
+        f"{len(unexpected)} that the {where} has no place for: {_grouped(unexpected)}": unexpected,
+        f"shapes of {len(shapes)} differ: {', '.join(shapes[:4])}{more}": shapes,
+    }
+    return [text for text, keys in found.items() if keys]
 
 
 def _grouped(names: Iterable[str]) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import timm
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -55,8 +54,8 @@ class ImageTower(nn.Module):
             ) from error
         if not hasattr(self.trunk, "num_prefix_tokens"):
             raise ValueError(f"{name!r} is not a vision transformer: it gives no class and patch tokens")
-        self.grid_size = tuple(self.trunk.patch_embed.grid_size)
-        self.patch_size = tuple(self.trunk.patch_embed.patch_size)
+        self.grid_size: Size = tuple(self.trunk.patch_embed.grid_size)
+        self.patch_size: Size = tuple(self.trunk.patch_embed.patch_size)
         self.img_size: Size = (int(img_size[0]), int(img_size[1]))
         if any(size % patch for size, patch in zip(self.img_size, self.patch_size, strict=True)):
             near = tuple(max(1, round(s / p)) * p for s, p in zip(self.img_size, self.patch_size, strict=True))
@@ -64,13 +63,12 @@ class ImageTower(nn.Module):
                 f"img_size {self.img_size} is not a multiple of {name!r}'s patch size {self.patch_size}: "
                 f"pixels at the edge would be lost; try {near}"
             )
-        width = self.trunk.num_features
+        width: int = self.trunk.num_features
         self.embed_dim = embed_dim or width
         self.proj: nn.Module = nn.Identity()
         if embed_dim:
-            linear = nn.Linear(width, embed_dim, bias=False)
+            self.proj = linear = nn.Linear(width, embed_dim, bias=False)
             nn.init.normal_(linear.weight, std=width**-0.5)
-            self.proj = linear
         self.num_cameras = num_cameras
         if num_cameras:
             if getattr(self.trunk, "cls_token", None) is None:
@@ -79,16 +77,10 @@ class ImageTower(nn.Module):
             nn.init.trunc_normal_(self.camera, std=0.02)
 
     def load_timm(self, cache_dir: str | None = None) -> str:
-        """Fill the tower from the weights that timm names for it; the projection to width D stays as it is.
+        """Fill the tower from the weights that timm names for it; return their full name, ``architecture.tag``.
 
-        A norm at the end of the tower keeps its initial values where the weights are of a tower that pools before its
-        norm.
-
-        Args:
-            cache_dir: Where downloads are kept; None for timm's place.
-
-        Returns:
-            The weights' full name, such as ``vit_small_patch16_dinov3.lvd1689m``.
+        The projection to width D stays as it is, and so does a norm at the end of the tower where the weights are of
+        a tower that pools before its norm.
 
         Raises:
             ValueError: If timm knows no weights, or they do not fit the tower's arguments.
@@ -128,22 +120,18 @@ class ImageTower(nn.Module):
         """
         if images.shape[-2:] != self.img_size:
             raise ValueError(
-                f"images are {images.shape[-2]}x{images.shape[-1]} (HxW), this tower takes "
+                f"images are {images.shape[-2]}x{images.shape[-1]} (HxW), this model takes "
                 f"{self.img_size[0]}x{self.img_size[1]}; resize them or build the model with img_size="
             )
-        tokens = self.proj(self._tokens(images, camid))
-        prefix = self.trunk.num_prefix_tokens
+        if self.num_cameras:
+            # The trunk expands its class token over the batch, so one class token per sample takes its place.
+            token = self.trunk.cls_token + self._camera_embedding(images.shape[0], camid)[:, None]
+            tokens = functional_call(self.trunk, {"cls_token": token}, (images,))
+        else:
+            tokens = self.trunk(images)
+        tokens, prefix = self.proj(tokens), self.trunk.num_prefix_tokens
         patches = tokens[:, prefix:]
-        cls = tokens[:, 0] if prefix else patches.mean(1)
-        return cls, patches
-
-    def _tokens(self, images: Tensor, camid: Tensor | None) -> Tensor:
-        if not self.num_cameras:
-            return self.trunk(images)
-        embedding = self._camera_embedding(images.shape[0], camid)
-        # The trunk expands its class token over the batch, so one class token per sample takes its place.
-        token = self.trunk.cls_token + rearrange(embedding, "b d -> b 1 d")
-        return functional_call(self.trunk, {"cls_token": token}, (images,))
+        return tokens[:, 0] if prefix else patches.mean(1), patches
 
     def _camera_embedding(self, batch: int, camid: Tensor | None) -> Tensor:
         unknown = self.camera.mean(0)
@@ -162,14 +150,9 @@ class ImageTowers(nn.ModuleList):
     """The image towers of M modalities: a single `ImageTower` that all share, or one each.
 
     Args:
-        name: See `ImageTower`.
-        img_size: See `ImageTower`.
+        name: timm name; it and all that is not named here is as for `ImageTower`.
         modalities: Names of the modalities, in the order of the images' axis M.
-        embed_dim: See `ImageTower`.
         shared: One tower for all modalities, or one each.
-        num_cameras: See `ImageTower`.
-        drop_path: See `ImageTower`.
-        tower_args: See `ImageTower`.
 
     Raises:
         ValueError: If the size is no pair of numbers, or as `ImageTower`.
@@ -193,11 +176,8 @@ class ImageTowers(nn.ModuleList):
         super().__init__(ImageTower(name, size, embed_dim, num_cameras, drop_path, tower_args) for _ in range(count))
         self.modalities = tuple(modalities)
         first = self.towers()[0]
-        self.img_size: Size = first.img_size
-        self.grid_size: Size = first.grid_size
-        self.patch_size: Size = first.patch_size
-        self.embed_dim: int = first.embed_dim
-        self.num_tokens: int = first.num_tokens
+        self.img_size, self.grid_size, self.patch_size = first.img_size, first.grid_size, first.patch_size
+        self.embed_dim, self.num_tokens = first.embed_dim, first.num_tokens
 
     def forward(
         self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None
@@ -222,10 +202,8 @@ class ImageTowers(nn.ModuleList):
             # Whatever stands in for an absent image, NaN included, must not reach the sample.
             images = images.masked_fill(~present[:, :, None, None, None], 0.0)
         if len(self) == 1:
-            folded = rearrange(images, "b m c h w -> (b m) c h w")
-            cls, tokens = self[0](folded, None if camid is None else camid.repeat_interleave(count))
-            cls = rearrange(cls, "(b m) d -> b m d", m=count)
-            tokens = rearrange(tokens, "(b m) n d -> b m n d", m=count)
+            folded = self[0](images.flatten(0, 1), None if camid is None else camid.repeat_interleave(count))
+            cls, tokens = (part.unflatten(0, (-1, count)) for part in folded)
         else:
             pairs = [tower(images[:, m], camid) for m, tower in enumerate(self.towers())]
             cls, tokens = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
@@ -235,16 +213,11 @@ class ImageTowers(nn.ModuleList):
         return cls, tokens
 
     def _check(self, images: Tensor, present: Tensor | None) -> None:
-        count, (height, width) = len(self.modalities), self.img_size
+        count = len(self.modalities)
         if images.dim() != 5 or images.shape[1] != count or images.shape[2] != 3:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}, expected (B, M, 3, H, W) with M = {count} modalities "
                 f"{self.modalities}; build the model with modalities= for others"
-            )
-        if images.shape[-2:] != (height, width):
-            raise ValueError(
-                f"images are {images.shape[-2]}x{images.shape[-1]} (HxW), this model takes {height}x{width}; "
-                "resize them or build the model with img_size="
             )
         if not images.is_floating_point():
             raise ValueError(f"images must be normalised floats, got {images.dtype}")

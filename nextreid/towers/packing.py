@@ -1,9 +1,9 @@
 """Sentences to as few windows of text as the encoder needs, nothing cut off."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 
-def pack_sentences(sentences: Sequence[str], count_tokens: Callable[[str], int], limit: int = 77) -> list[str]:
+def pack_sentences(sentences: Iterable[str], count_tokens: Callable[[str], int], limit: int = 77) -> list[str]:
     """Join sentences, in order, into as few windows of at most `limit` tokens as possible; nothing is cut off.
 
     A sentence that is too long alone is spread over several windows, cut between words, and a single word that is
@@ -22,33 +22,28 @@ def pack_sentences(sentences: Sequence[str], count_tokens: Callable[[str], int],
     Raises:
         ValueError: If a single character has more than `limit` tokens.
     """
-    return _fill(_fitting(sentences, count_tokens, limit), count_tokens, limit)
+    return _pack(sentences, count_tokens, limit, " ")
 
 
-def _fitting(sentences: Iterable[str], count_tokens: Callable[[str], int], limit: int) -> list[str]:
-    pieces: list[str] = []
-    for sentence in sentences:
-        words = sentence.split()
-        text = " ".join(words)
-        if not text:
-            continue
-        if count_tokens(text) <= limit:
-            pieces.append(text)
-        elif len(words) > 1:
-            pieces += _fill(_fitting(words, count_tokens, limit), count_tokens, limit)
-        elif len(text) > 1:
-            pieces += _fill(_fitting(text, count_tokens, limit), count_tokens, limit, joint="")
-        else:
-            raise ValueError(f"the character {text!r} alone has {count_tokens(text)} tokens, the limit is {limit}")
-    return pieces
-
-
-def _fill(pieces: Iterable[str], count_tokens: Callable[[str], int], limit: int, joint: str = " ") -> list[str]:
+def _pack(pieces: Iterable[str], count_tokens: Callable[[str], int], limit: int, joint: str) -> list[str]:
     windows: list[str] = []
-    for piece in pieces:
+    for piece in _fitting(pieces, count_tokens, limit):
         longer = windows[-1] + joint + piece if windows else piece
         if windows and count_tokens(longer) <= limit:
             windows[-1] = longer
         else:
             windows.append(piece)
     return windows
+
+
+def _fitting(pieces: Iterable[str], count_tokens: Callable[[str], int], limit: int) -> Iterator[str]:
+    for words in map(str.split, pieces):
+        text = " ".join(words)
+        if text and count_tokens(text) <= limit:
+            yield text
+        elif len(words) > 1:
+            yield from _pack(words, count_tokens, limit, " ")
+        elif len(text) > 1:
+            yield from _pack(text, count_tokens, limit, "")
+        elif text:
+            raise ValueError(f"the character {text!r} alone has {count_tokens(text)} tokens, the limit is {limit}")

@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -49,6 +49,11 @@ def _tokenizer(vocab_size: int) -> open_clip.SimpleTokenizer:
         tokenizer.sot_token_id, tokenizer.eot_token_id = vocab_size - 2, vocab_size - 1
         tokenizer.all_special_ids = [vocab_size - 2, vocab_size - 1]
     return tokenizer
+
+
+@lru_cache(_MEMO)
+def _encode_word(vocab_size: int, word: str) -> list[int]:
+    return _tokenizer(vocab_size).encode(word)
 
 
 class TextTower(nn.Module):
@@ -100,9 +105,7 @@ class TextTower(nn.Module):
                 output_dim=width, act_layer=QuickGELU if quick else nn.GELU, **{"context_length": CONTEXT, **settings}
             )
         except TypeError as error:
-            raise ValueError(
-                f"open_clip's text transformer does not take these settings: {settings} ({error})"
-            ) from error
+            raise ValueError(f"open_clip's text transformer rejects the settings {settings}: {error}") from error
         if self.transformer.pool_type != "argmax" or self.transformer.attn_mask is None:
             raise ValueError(f"the text tower of {name!r} does not read its feature at the end token as CLIP does")
         self.embed_dim: int = width
@@ -111,7 +114,6 @@ class TextTower(nn.Module):
         self._settings = {"quick_gelu": quick, "embed_dim": width, **settings}
         self._identity: str | None = None
         self._weights_seen: tuple[tuple[int, torch.dtype, int], ...] | None = None
-        self._words: dict[str, list[int]] = {}
         self._packed: dict[tuple[str, ...], tuple[str, ...]] = {}
         self.requires_grad_(False)
 
@@ -161,19 +163,12 @@ class TextTower(nn.Module):
         # repairs first (broken Unicode, HTML entities, control characters) may span words and is not plain ASCII.
         if not (text.isascii() and text.isprintable() and "&" not in text):
             return [_tokenizer(self.vocab_size).encode(text)]
-        known, words = self._words, text.split()
-        if len(known) >= _MEMO:
-            known.clear()
-        for word in words:
-            if word not in known:
-                known[word] = _tokenizer(self.vocab_size).encode(word)
-        return [known[word] for word in words]
+        return [_encode_word(self.vocab_size, word) for word in text.split()]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Encode token ids ``(n, L)``, L up to 77, to features ``(n, D)``, not normalised.
 
-        The transformer is causal and the feature is read at the end token, so that columns after the longest text's
-        end change nothing and are not computed.
+        The transformer is causal and the feature is read at the end token: columns behind it are not computed.
         """
         length = int(tokens.argmax(-1).max()) + 1 if tokens.numel() else 1
         return self._forward(tokens[:, :length])
@@ -186,11 +181,7 @@ class TextTower(nn.Module):
         return x[torch.arange(len(x), device=x.device), tokens.argmax(-1)] @ tower.text_projection
 
     def windows(self, caption: Caption) -> tuple[str, ...]:
-        """Pack a caption into as few texts as fit the tower, nothing cut off; see `pack_sentences`.
-
-        Args:
-            caption: Its sentences, one string, or None.
-        """
+        """Pack a caption (its sentences, one string, or None) into as few texts as fit the tower, nothing cut off."""
         sentences = (caption,) if isinstance(caption, str) else tuple(caption or ())
         found = self._packed.get(sentences)
         if found is None:
@@ -201,12 +192,9 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def encode(self, windows: Sequence[Sequence[str]]) -> Tensor:
-        """Encode captions given as windows of text that each fit the tower.
+        """Encode n captions, each given as `windows` of at most 77 tokens; one without windows is absent.
 
         A caption's feature does not depend on the captions beside it, nor on what was encoded before.
-
-        Args:
-            windows: For each of n captions its windows, at most 77 tokens each; none for an absent caption.
 
         Returns:
             ``(n, D)``: the mean of a caption's unit window features, made unit again; zero for an absent caption.
@@ -219,7 +207,12 @@ class TextTower(nn.Module):
         texts = list(dict.fromkeys(text for row in windows for text in row))
         if not texts:
             return out
-        at, features = self._look_up(texts)
+        known, new = ([text for text in texts if (text in self.cache) == cached] for cached in (True, False))
+        found = [self.cache.look_up(known)] if known else []
+        if new:
+            found.append(self._encode(new))
+            self.cache.add(new, found[-1])
+        at, features = {text: row for row, text in enumerate(known + new)}, torch.cat(found)
         for count in sorted({len(row) for row in windows} - {0}):
             captions = [i for i, row in enumerate(windows) if len(row) == count]
             for start in range(0, len(captions), _CAPTIONS):
@@ -233,18 +226,14 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def precompute(self, captions: Iterable[Caption]) -> int:
-        """Encode captions ahead, so that `encode` finds them; a log line tells how far it is.
-
-        Args:
-            captions: Any number of captions, each its sentences, one string, or None. Those that the cache has no room
-                for are left out.
+        """Encode captions ahead, so that `encode` finds them, as far as the cache has room; log the progress.
 
         Returns:
             Number of texts that were encoded.
         """
         weight = self._ready()
         texts = dict.fromkeys(text for caption in captions for text in self.windows(caption))
-        room = self.cache.limit(self.embed_dim * weight.element_size())
+        room = self.cache.max_bytes // (self.embed_dim * weight.element_size())
         if len(texts) > room:
             _logger.warning("the text cache has room for %d of %d texts: give it more cache_bytes", room, len(texts))
         new = sorted([text for text in texts if text not in self.cache][:room], key=self.count_tokens)
@@ -255,13 +244,10 @@ class TextTower(nn.Module):
         return len(new)
 
     def open_cache(self, path: str | os.PathLike[str]) -> None:
-        """Let a file keep the cache from run to run.
+        """Let a ``.safetensors`` file, there or not, keep the cache from run to run.
 
         It is read when it is first needed, and written by `save_cache`. A file that is damaged, or of another tower,
         device or library, is not used: a warning says so, and the next `save_cache` replaces it.
-
-        Args:
-            path: A ``.safetensors`` file, there or not.
 
         Raises:
             ValueError: If the path cannot be that of a cache, or another file lies there.
@@ -272,8 +258,7 @@ class TextTower(nn.Module):
         """Write the cache to the file of `open_cache`, together with what other processes wrote there.
 
         Returns:
-            Whether the file holds the whole cache now; False if none was opened. If it cannot be written (a full disk,
-            say), a warning is logged.
+            Whether the file holds the whole cache now; False if none was opened. A full disk is a logged warning.
         """
         self._ready()
         return self.cache.save(self._provenance)
@@ -304,10 +289,9 @@ class TextTower(nn.Module):
         device = weight.device.type
         if device == "cuda":
             device = torch.cuda.get_device_name(weight.device)
-        elif device == "cpu":
-            device = (
-                f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-            )
+        if device == "cpu":
+            capability = torch.backends.cpu.get_cpu_capability()
+            device = f"{platform.machine()} {capability}, {torch.get_num_threads()} threads"
         return {
             "tower": self._identity,
             "dtype": str(weight.dtype),
@@ -315,16 +299,6 @@ class TextTower(nn.Module):
             "float32 products": torch.get_float32_matmul_precision(),
             "library": f"nextreid {__version__}, torch {torch.__version__}, open_clip {open_clip.__version__}",
         }
-
-    def _look_up(self, texts: Sequence[str]) -> tuple[dict[str, int], Tensor]:
-        """Unit features of distinct texts, and which row is whose."""
-        known = [text for text in texts if text in self.cache]
-        new = [text for text in texts if text not in self.cache]
-        parts = [self.cache.look_up(known)] if known else []
-        if new:
-            parts.append(self._encode(new))
-            self.cache.add(new, parts[-1])
-        return {text: row for row, text in enumerate(known + new)}, torch.cat(parts)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         """Compute the unit features ``(n, D)`` of texts."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,13 +19,10 @@ _logger = logging.getLogger(__name__)
 
 
 class TextFeatureCache:
-    """Rows ``(n, D)`` by text, in one tensor that grows as they come.
+    """Rows ``(n, D)`` by text, in one tensor that grows as they come, up to `max_bytes`.
 
     When it is full, the newest rows take the place of the oldest. A file may keep the rows from run to run: it is a
     cache: trouble with it is logged and never stops a run. A copy of a cache starts empty and without a file.
-
-    Args:
-        max_bytes: Most bytes of rows, in memory and in the file; 0 keeps none.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -34,17 +32,15 @@ class TextFeatureCache:
 
     def clear(self) -> None:
         """Forget every row; a file is read again when it is next needed."""
-        self._texts: list[str] = []
-        self._slots: dict[str, int] = {}
+        self._slots: OrderedDict[str, int] = OrderedDict()  # the oldest first
         self._rows: Tensor | None = None
-        self._oldest = 0
         self._read = self._news = False
 
     def __reduce__(self) -> tuple[type["TextFeatureCache"], tuple[int]]:
         return TextFeatureCache, (self.max_bytes,)
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return len(self._slots)
 
     def __contains__(self, text: str) -> bool:
         return text in self._slots
@@ -52,56 +48,38 @@ class TextFeatureCache:
     @property
     def texts(self) -> list[str]:
         """All texts, the oldest first."""
-        return self._texts[self._oldest :] + self._texts[: self._oldest]
+        return list(self._slots)
 
     @property
     def nbytes(self) -> int:
         """Bytes that the rows take, the room for rows to come included."""
         return 0 if self._rows is None else self._rows.nbytes
 
-    def limit(self, row_bytes: int) -> int:
-        """Most rows of so many bytes that are kept."""
-        return self.max_bytes // row_bytes
-
     def look_up(self, texts: Sequence[str]) -> Tensor:
-        """Rows ``(n, D)`` of at least one text.
-
-        Raises:
-            KeyError: If a text is not in the cache.
-        """
+        """Rows ``(n, D)`` of at least one text, all of them in the cache."""
         slots = torch.tensor([self._slots[text] for text in texts])
         assert self._rows is not None
         return self._rows.index_select(0, slots.to(self._rows.device))
 
     def add(self, texts: Sequence[str], rows: Tensor) -> None:
         """Keep the rows ``(n, D)`` of n distinct texts that are not in the cache."""
-        limit = self.limit(rows[0].nbytes) if texts else 0
+        limit = self.max_bytes // rows[0].nbytes if texts else 0
         if not limit:
             return
         texts, rows, self._news = texts[-limit:], rows[-limit:], True
-        storage = self._room(min(limit, len(self) + len(texts)), limit, rows)
-        start = self._oldest if len(self) == limit else len(self)
-        slots = [(start + i) % limit for i in range(len(texts))]
+        total = len(self) + len(texts)
+        storage = self._room(min(limit, total), limit, rows)
         try:
+            slots = [*range(len(self), min(limit, total))]
+            slots += [self._slots.popitem(last=False)[1] for _ in range(total - limit)]
             storage.index_copy_(0, torch.tensor(slots, device=storage.device), rows.to(storage))
-            for text, slot in zip(texts, slots, strict=True):
-                if slot < len(self):
-                    del self._slots[self._texts[slot]]
-                    self._texts[slot] = text
-                    self._oldest = (slot + 1) % limit
-                else:
-                    self._texts.append(text)
-                self._slots[text] = slot
+            self._slots.update(zip(texts, slots, strict=True))
         except BaseException:  # half a change would give a text the row of another
             self.clear()
             raise
 
     def open(self, path: str | os.PathLike[str]) -> None:
-        """Name the file; `load` reads it, and `save` writes it.
-
-        Raises:
-            ValueError: If the path cannot be that of a cache, or another file lies there.
-        """
+        """Name the file; `load` reads it, and `save` writes it."""
         place = Path(path)
         if place.suffix != ".safetensors" or place.is_dir():
             raise ValueError(f"a text cache is a file whose name ends in .safetensors, got {str(place)!r}")
@@ -111,12 +89,7 @@ class TextFeatureCache:
         self._path, self._read, self._news = place, False, len(self) > 0
 
     def load(self, provenance: Callable[[], Mapping[str, str]], device: torch.device) -> None:
-        """Add the file's rows, unless this was done or there is no file.
-
-        Args:
-            provenance: Gives what the rows depend on besides the text; rows of another provenance are not read.
-            device: Where the rows are to be.
-        """
+        """Add the file's rows of this `provenance`, on `device`, unless this was done or there is no file."""
         if self._path is None or self._read:
             return
         self._read, news = True, self._news
@@ -127,11 +100,8 @@ class TextFeatureCache:
         _logger.info("text cache %s: %d texts read", self._path, len(texts))
 
     def save(self, provenance: Callable[[], Mapping[str, str]]) -> bool:
-        """Write the rows to the file, with those that it got meanwhile, if there are any new ones.
-
-        Returns:
-            Whether the file holds all rows now; False without a file. If it cannot be written, a warning is logged and
-            what was there stays.
+        """Write the rows to the file, with those that it got meanwhile, if there are any new ones; return whether it
+        holds all rows now. If it cannot be written, a warning is logged and what was there stays.
         """
         if self._path is None:
             return False
@@ -141,7 +111,7 @@ class TextFeatureCache:
         rows = self.look_up(own).cpu()
         texts, stored = self._stored(self._path, recorded, "is replaced")
         others = [i for i, text in enumerate(texts) if text not in self]
-        others = others[max(0, len(others) - (self.limit(rows[0].nbytes) - len(own))) :]
+        others = others[max(0, len(others) - (self.max_bytes // rows[0].nbytes - len(own))) :]
         try:
             write_cache(self._path, recorded, [texts[i] for i in others] + own, torch.cat([stored[others], rows]))
         except OSError as error:
@@ -162,31 +132,18 @@ class TextFeatureCache:
 
     def _room(self, count: int, limit: int, like: Tensor) -> Tensor:
         """Storage for at least `count` rows; it grows by an eighth, so that little lies idle."""
-        have = 0 if self._rows is None else len(self._rows)
-        if self._rows is None or count > have:
+        old = like[:0] if self._rows is None else self._rows
+        if count > len(old):
             # A tensor made in inference mode could not be written to outside of it.
             with torch.inference_mode(False):
-                grown = like.new_empty(min(limit, max(count, have + have // 8)), like.shape[1])
-                if self._rows is not None:
-                    grown[:have] = self._rows
-            self._rows = grown
-        return self._rows
+                self._rows = like.new_empty(min(limit, max(count, len(old) + len(old) // 8)), like.shape[1])
+                self._rows[: len(old)] = old
+            return self._rows
+        return old
 
 
 def read_cache(path: Path, provenance: Mapping[str, str]) -> tuple[list[str], Tensor]:
-    """Read what `write_cache` wrote.
-
-    Args:
-        path: The file.
-        provenance: What the rows depend on besides the text; see `write_cache`.
-
-    Returns:
-        n texts and their rows ``(n, D)``, on the CPU.
-
-    Raises:
-        OSError: If the file is not there or cannot be read.
-        ValueError: If it is damaged or of another provenance; the message says which.
-    """
+    """Read what `write_cache` wrote, unless it is of another provenance: n texts and their rows ``(n, D)``."""
     tensors, metadata = read_tensors(path)
     if "text cache" not in metadata:
         raise ValueError("it holds other tensors")
@@ -200,15 +157,5 @@ def read_cache(path: Path, provenance: Mapping[str, str]) -> tuple[list[str], Te
 
 
 def write_cache(path: Path, provenance: Mapping[str, str], texts: Sequence[str], rows: Tensor) -> None:
-    """Write rows and what they are of to a safetensors file, whole or not at all.
-
-    Args:
-        path: The file; folders on the way are made.
-        provenance: What the rows depend on besides the text; a reader with another provenance rejects the file.
-        texts: n texts.
-        rows: ``(n, D)``.
-
-    Raises:
-        OSError: If it cannot be written; what was there stays.
-    """
+    """Write the rows ``(n, D)`` of n texts, whole or not at all, with what they depend on besides the text."""
     write_tensors(path, {"rows": rows}, {"text cache": 1, "provenance": dict(provenance), "texts": list(texts)})

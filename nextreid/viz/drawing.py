@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import TypeAlias
 
@@ -36,21 +37,23 @@ class Canvas:
         self.draw = ImageDraw.Draw(self.image)
 
     def text(
-        self, at: tuple[int, int], text: str, anchor: str, colour: Colour = BLACK, width: int = 10_000, size: int = TEXT
-    ) -> None:
-        """Write a text, shortened to `width` pixels, with its Pillow `anchor` at a point."""
-        self.draw.text(at, fit_text(text, size, width), colour, font(size), anchor=anchor)
+        self, at: Size, text: str, anchor: str, colour: Colour = BLACK, width: int = 10_000, size: int = TEXT
+    ) -> int:
+        """Write a text, shortened to `width` pixels, with its Pillow `anchor` at a point; return its width."""
+        shown = fit_text(text, size, width)
+        self.draw.text(at, shown, colour, font(size), anchor=anchor)
+        return round(font(size).getlength(shown))
 
     def frame(self, box: tuple[int, int, int, int], colour: Colour, width: int, dashed: bool = False) -> None:
         """Draw a frame inside `box` (left, top, right, bottom), solid or dashed, `width` pixels thick."""
         left, top, right, bottom = box
         dash = 9 if dashed else max(right - left, bottom - top)
-        for x in range(left, right, 2 * dash - 2):
-            for y in (top, bottom - width):
-                self.draw.rectangle((x, y, min(x + dash, right) - 1, y + width - 1), fill=colour)
-        for y in range(top, bottom, 2 * dash - 2):
-            for x in (left, right - width):
-                self.draw.rectangle((x, y, x + width - 1, min(y + dash, bottom) - 1), fill=colour)
+        across = product(range(left, right, 2 * dash - 2), (top, bottom - width))
+        down = product((left, right - width), range(top, bottom, 2 * dash - 2))
+        bars = [(x, y, min(x + dash, right), y + width) for x, y in across]
+        bars += [(x, y, x + width, min(y + dash, bottom)) for x, y in down]
+        for x, y, end, foot in bars:
+            self.draw.rectangle((x, y, end - 1, foot - 1), fill=colour)
 
     def legend(self, entries: Sequence[tuple[Image.Image, str]]) -> int:
         """Put symbols, each with its meaning, in one line at the top; return where the line ends."""
@@ -58,8 +61,7 @@ class Canvas:
         for symbol, text in entries:
             self.image.paste(symbol, (x, y - symbol.height // 2))
             x += symbol.width + 8
-            self.text((x, y), text, "lm")
-            x += round(font(TEXT).getlength(text)) + 24
+            x += self.text((x, y), text, "lm") + 24
         return x
 
 
@@ -73,11 +75,11 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def fit_text(text: str, size: int, width: int) -> str:
     """Shorten a text with dots at its end until it is at most `width` pixels wide."""
-    if font(size).getlength(text) <= width:
-        return text
-    while text and font(size).getlength(text + "...") > width:
+    shown = text
+    while text and font(size).getlength(shown) > width:
         text = text[:-1]
-    return text + "..."
+        shown = text + "..."
+    return shown
 
 
 def size_to_draw(samples: Sequence[Sample], longest: int) -> Size:
@@ -86,13 +88,12 @@ def size_to_draw(samples: Sequence[Sample], longest: int) -> Size:
     Raises:
         ValueError: If no sample has an image.
     """
-    for sample in samples:
-        for source in sample.images:
-            if source is not None:
-                width, height = open_image(source).size
-                scale = longest / max(width, height)
-                return max(1, round(width * scale)), max(1, round(height * scale))
-    raise ValueError(f"none of {len(samples)} samples has an image to draw")
+    first = next((source for sample in samples for source in sample.images if source is not None), None)
+    if first is None:
+        raise ValueError(f"none of {len(samples)} samples has an image to draw")
+    width, height = open_image(first).size
+    scale = longest / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def check_modalities(samples: Sequence[Sample], modalities: Sequence[str]) -> None:

@@ -17,7 +17,6 @@ from .drawing import (
     Size,
     check_modalities,
     draw_image,
-    font,
     hatched,
     size_to_draw,
 )
@@ -130,10 +129,10 @@ def _dim(image: Image.Image, mask: np.ndarray) -> Image.Image:
     result = Image.fromarray(np.clip(shown, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(result)
     padded = np.pad(mask, 1)
-    for i, j in zip(*np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1]), strict=True):
+    for i, j in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):
         y = min(rows[i], image.height - 1)
         draw.line([(columns[j], y), (columns[j + 1], y)], fill=CORRECT, width=2)
-    for i, j in zip(*np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1]), strict=True):
+    for i, j in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
         x = min(columns[j], image.width - 1)
         draw.line([(x, rows[i]), (x, rows[i + 1])], fill=CORRECT, width=2)
     return result
@@ -156,9 +155,7 @@ def _draw_legend(canvas: Canvas, bounds: tuple[float, float] | None) -> None:
     entries = [(_dim(tile, np.array([[True]])), "kept"), (_dim(tile, np.array([[False]])), "left out")]
     x, y = canvas.legend([*entries, (hatched((32, 20)), "no image")]), MARGIN + 8
     if bounds is not None:
-        text = f"gamma {bounds[0]:.2f}"
-        canvas.text((x, y), text, "lm")
-        x += round(font(TEXT).getlength(text)) + 6
+        x += canvas.text((x, y), f"gamma {bounds[0]:.2f}", "lm") + 6
         bar = np.broadcast_to(_colour(np.linspace(0, 1, 80)), (14, 80, 3))
         canvas.image.paste(Image.fromarray(bar.astype(np.uint8)), (x, y - 7))
         canvas.text((x + 86, y), f"{bounds[1]:.2f}", "lm")

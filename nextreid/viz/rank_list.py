@@ -84,25 +84,24 @@ def rank_list_image(
     )
     for q, query in enumerate(queries):
         x, y = MARGIN + _LABELS, top + q * row
+        head, foot = y + _HEAD, y + _HEAD + height
         for m, name in enumerate(modalities):
-            middle = y + _HEAD + _INSET + m * (size[1] + 2) + size[1] // 2
+            middle = head + _INSET + m * (size[1] + 2) + size[1] // 2
             canvas.text((MARGIN, middle), name.upper(), "lm", width=_LABELS - 4)
         canvas.text((x + width // 2, y + _HEAD // 2), "query", "mm", size=TEXT + 1)
-        box = (x, y + _HEAD, x + width, y + _HEAD + height)
-        _draw_sample(canvas, box, query, size)
-        canvas.frame(box, BLACK, 2)
+        _draw_sample(canvas, (x, head, x + width, foot), query, size)
+        canvas.frame((x, head, x + width, foot), BLACK, 2)
         x += step
-        canvas.draw.line([(x - 1, y), (x - 1, y + _HEAD + height + _CAPTION)], fill=LIGHT, width=2)
+        canvas.draw.line([(x - 1, y), (x - 1, foot + _CAPTION)], fill=LIGHT, width=2)
         x += _GAP
-        for place, index in enumerate(indices[q]):
-            box = (x, y + _HEAD, x + width, y + _HEAD + height)
+        for place, (index, correct) in enumerate(zip(indices[q], matches[q].astype(bool).tolist(), strict=True), 1):
+            box, middle = (x, head, x + width, foot), x + width // 2
             if index < 0:
-                canvas.text((x + width // 2, y + _HEAD // 2), str(place + 1), "mm", GREY, size=TEXT + 1)
+                canvas.text((middle, y + _HEAD // 2), str(place), "mm", GREY, size=TEXT + 1)
                 canvas.frame(box, LIGHT, 1)
-                canvas.text((x + width // 2, y + _HEAD + height // 2), "no entry", "mm", GREY)
+                canvas.text((middle, head + height // 2), "no entry", "mm", GREY)
             else:
-                correct = bool(matches[q, place])
-                _draw_rank(canvas, x + width // 2, y + _HEAD // 2, str(place + 1), correct)
+                _draw_rank(canvas, middle, y + _HEAD // 2, str(place), correct)
                 _draw_sample(canvas, box, gallery[index], size)
                 canvas.frame(box, CORRECT if correct else WRONG, _FRAME, dashed=not correct)
             x += step

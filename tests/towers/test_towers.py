@@ -177,7 +177,7 @@ def test_bad_image_towers_are_named(name, kwargs, named):
 
 
 def test_wrong_image_size_is_named():
-    with pytest.raises(ValueError, match=r"16x32 \(HxW\), this tower takes 32x16"):
+    with pytest.raises(ValueError, match=r"16x32 \(HxW\), this model takes 32x16"):
         tiny_tower()(torch.randn(1, 3, 16, 32))
 
 
