@@ -1,206 +1,220 @@
-"""What the readers of published trees share: folders found, images paired, captions joined, query lists compared."""
+"""The published datasets: what each folder tree looks like, and which of its samples are queries."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
-from ..captions import add_captions, caption_home
-from ..sample import ReIDDataset, Sample, first_few
+from ..image import ImageFile
+from ..sample import MODALITIES, ReIDDataset, Sample
 from ..split import with_match
+from .published_tree import PublishedTree
+from .registry import register_dataset
+
+_VIS_NI_TH: Mapping[str, str] = {"rgb": "vis", "nir": "ni", "tir": "th"}
 
 
-class Name(NamedTuple):
-    """What an image's path says: the sample it belongs to and its labels."""
+class _RGBNT201(PublishedTree):
+    name = "rgbnt201"
+    object_type = "person"
+    homes = ("RGBNT201",)
+    captions = ("RGBNT201", "201")
+    splits = ("train_171", "test")
+    layout = "RGBNT201/{train_171,test}/{RGB,NI,TI}/000258_cam1_0_00.jpg"
+    form = r"(?P<pid>\d{6})_cam(?P<camid>[1-9])_\d+_\d+"
 
-    key: str
-    pid: int
-    camid: int
-    sceneid: int
 
+@register_dataset("rgbnt201")
+def read_rgbnt201(
+    root: str | Path, *, captions: str | Path | None = None, modalities: Sequence[str] = MODALITIES
+) -> ReIDDataset:
+    """Read RGBNT201, persons in three spectra (Zheng et al., AAAI 2021); for the arguments see `PublishedTree`.
 
-class PublishedTree:
-    """One published folder tree while it is read; a subclass describes each dataset.
+    The split is the one in use: 171 identities train; the whole test folder is query and gallery alike.
 
-    Args:
-        root: The dataset's folder or the one that holds it.
-        captions: Folder with ``{train,test}_{RGB,NI,TI}.json``, or one that holds it, or None.
-        modalities: Which modalities to read, in which order.
-        complete: Leave out samples with missing modalities.
-
-    Raises:
-        FileNotFoundError: If a folder or every caption file is missing; names what was looked for and the layout.
-        ValueError: If a modality is unknown or named twice.
+    Returns:
+        The dataset; key is the file name, camid counts from 0, sceneid is -1.
     """
+    tree = _RGBNT201(root, captions, modalities)
+    train, test = tree.read("train", "train_171"), tree.read("test", "test")
+    return tree.dataset(train, test, test)
 
-    name: ClassVar[str]  # of the dataset and of its protocol
-    object_type: ClassVar[str] = "vehicle"
-    homes: ClassVar[Sequence[str]]  # published names of the dataset's folder
-    captions: ClassVar[Sequence[str]]  # names that the folder of its captions may have
-    splits: ClassVar[Sequence[str]]  # folders that must be there
-    folders: ClassVar[Mapping[str, str]] = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
-    by_identity: ClassVar[bool] = False  # whether each identity has such folders, rather than each split
-    layout: ClassVar[str]  # the expected tree, for messages
-    form: ClassVar[str]  # regular expression of the names with groups pid, camid, sceneid: see `parse`
-    key: ClassVar[str] = "{name}"  # of a sample, by its file name and these groups
-    first_camera: ClassVar[int] = 1
 
-    def __init__(
-        self, root: str | Path, captions: str | Path | None, modalities: Sequence[str], complete: bool = False
-    ) -> None:
-        chosen, known = (modalities,) if isinstance(modalities, str) else tuple(modalities), tuple(self.folders)
-        if not chosen or not set(chosen) <= set(known) or len(set(chosen)) < len(chosen):
-            raise ValueError(f"modalities must be one or more of {known}, each once, got {chosen}")
-        self.modalities = chosen
-        self.home = self._find_home(Path(root).expanduser())
-        self.texts = caption_home(captions, self.captions, chosen)
-        self.complete = complete
-        self.notes: list[str] = []
-
-    def parse(self, path: Path) -> Name | None:
-        """Return what the name of an image says (``identity/name`` if `by_identity`), None where it is not `form`."""
-        name = f"{path.parent.parent.name}/{path.name}" if self.by_identity else path.name
-        match = re.fullmatch(self.form + r"\.(jpg|jpeg|png)", name, re.IGNORECASE)
-        if match is None:
-            return None
-        label = match.groupdict()
-        key = self.key.format(name=path.name, **label)
-        return Name(key, int(label["pid"]), int(label["camid"]) - self.first_camera, int(label.get("sceneid") or -1))
+class _Market1501MM(PublishedTree):
+    name = "market1501-mm"
+    object_type = "person"
+    homes = ("Market1501-MM", "Market-1501-RGBNT")
+    captions = homes
+    splits = ("train", "query", "gallery")
+    layout = "Market1501-MM/{train,query,gallery}/{RGB,NI,TI}/0002_c1s1_000451_03.jpg"
+    form = r"(?P<pid>-1|\d{4})_c(?P<camid>[1-9])s\d_\d+_\d+"
 
     def samples(self, split: str, folder: str) -> list[Sample]:
-        """Return the samples of a folder, images paired by name, without captions, sorted by key."""
-        folders = {modality: self._folders_of(folder, modality) for modality in self.modalities}
-        labels: dict[str, Name] = {}
-        images: dict[str, dict[str, Path]] = {modality: {} for modality in folders}
-        unknown = []
-        for modality, places in folders.items():
-            for path in (entry for place in places for entry in place.iterdir()):
-                name = self.parse(path)
-                if name is None:
-                    unknown.append(f"{path.parent.name}/{path.name}")
-                elif name.key in images[modality]:
-                    raise ValueError(f"{name.key} occurs twice: {images[modality][name.key]} and {path}")
-                else:
-                    labels[name.key] = name
-                    images[modality][name.key] = path
-        looked = sorted(str(place) for places in folders.values() for place in places)
-        self.note_unknown(split, looked, unknown, found=bool(labels))
-        samples = [Sample(*labels[key], tuple(column.get(key) for column in images.values())) for key in sorted(labels)]
-        partial = [sample for sample in samples if None in sample.images]
-        if self.complete and partial:
-            named = [f"{s.key} (no {', no '.join(m for m in folders if s.key not in images[m])})" for s in partial]
-            self.notes.append(
-                f"{split}: {len(named)} of {len(samples)} samples left out that lack a modality (complete=False reads "
-                f"them): {', '.join(named)}"
-            )
-            return [sample for sample in samples if None not in sample.images]
-        for index, modality in enumerate(folders):
-            if keys := [sample.key for sample in partial if sample.images[index] is None]:
-                self.notes.append(
-                    f"{split}: {len(keys)} of {len(samples)} samples lack {modality}: {first_few(sorted(keys))}"
-                )
-        return samples
+        samples = super().samples(split, folder)
+        for pid, what in ((-1, "left out, they are junk"), (0, "are distractors")):
+            if count := sum(sample.pid == pid for sample in samples):
+                self.notes.append(f"{split}: {count} of {len(samples)} samples {what} (identity {pid})")
+        return [sample for sample in samples if sample.pid >= 0]
 
-    def read(self, split: str, folder: str) -> tuple[Sample, ...]:
-        """Return the samples of a folder with the captions of a split."""
-        return self._captioned(self.samples(split, folder), split)
+
+@register_dataset("market1501-mm")
+def read_market1501_mm(
+    root: str | Path, *, captions: str | Path | None = None, modalities: Sequence[str] = MODALITIES
+) -> ReIDDataset:
+    """Read Market-1501-MM, the persons of Market-1501 with NIR and TIR images generated from the visible ones.
+
+    As in Market-1501, images of identity -1 (junk) take no part and are left out, those of identity 0
+    (distractors) stay in the gallery and match nothing. How many of each is noted. For the arguments see
+    `PublishedTree`.
+
+    Returns:
+        The dataset; key is the file name, camid counts from 0, sceneid is -1.
+    """
+    return _Market1501MM(root, captions, modalities).load("train", "gallery", "gallery")
+
+
+class _RGBN300(PublishedTree):
+    name = "rgbn300"
+    homes: ClassVar[Sequence[str]] = ("RGBN300/rgbir", "RGBNT300/rgbir", "rgbir", "RGBN300", "RGBNT300")
+    captions: ClassVar[Sequence[str]] = ("RGBN300", "RGBNT300", "300")
+    splits = ("bounding_box_train", "bounding_box_test")
+    folders = dict.fromkeys(("rgb", "nir"), "")  # all modalities are in one file, in this order
+    layout = "RGBN300/rgbir/{bounding_box_train,query,bounding_box_test}/0548_c0002_000.jpg"
+    form = r"(?P<pid>\d{4})_c(?P<camid>\d{4})_\d+"
+    part: ClassVar[tuple[int, int]] = (256, 128)  # width and height of one image
+
+    def samples(self, split: str, folder: str) -> list[Sample]:
+        width, height = self.part
+        in_file = list(self.folders)
+        edges = [width * in_file.index(modality) for modality in self.modalities]
+        samples, unknown = [], []
+        for path in (self.home / folder).iterdir():
+            if name := self.parse(path):
+                boxes = [(left, 0, left + width, height) for left in edges]
+                images = tuple(ImageFile(path, box, (width * len(in_file), height)) for box in boxes)
+                samples.append(Sample(*name, images))
+            else:
+                unknown.append(path.name)
+        self.note_unknown(split, [str(self.home / folder)], unknown, found=bool(samples))
+        return sorted(samples, key=lambda sample: sample.key)
+
+
+@register_dataset("rgbn300")
+def read_rgbn300(
+    root: str | Path, *, captions: str | Path | None = None, modalities: Sequence[str] = ("rgb", "nir")
+) -> ReIDDataset:
+    """Read RGBN300, a tree like that of RGBNT100 with files of 512 x 128 pixels: RGB and near infrared.
+
+    Where the folder ``query`` is missing, all test samples that have a match from another camera are queries. For the
+    arguments see `PublishedTree`.
+
+    Returns:
+        The dataset; key is the file name, camid counts from 0, sceneid is -1.
+    """
+    return _RGBN300(root, captions, modalities).load("bounding_box_train", "bounding_box_test")
+
+
+class _RGBNT100(_RGBN300):
+    name = "rgbnt100"
+    homes = ("RGBNT100/rgbir", "rgbir", "RGBNT100")
+    captions = ("RGBNT100", "100")
+    folders = dict.fromkeys(MODALITIES, "")
+    layout = "RGBNT100/rgbir/{bounding_box_train,query,bounding_box_test}/0548_c0002_000.jpg"
 
     def query_and_gallery(self, folder: str, split: str = "test") -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-        """Return the samples of the folder ``query``, rebuilt where it is missing, and of a gallery folder.
-
-        A query that is a gallery sample too, by its key, becomes that very object.
-        """
-        listed = self.samples("query", "query") if (self.home / "query").is_dir() else None
-        query = listed or []
-        both = self._captioned([*query, *self.samples(split, folder)], "test")
-        gallery = {sample.key: sample for sample in both[len(query) :]}
-        entries = tuple(gallery.values())
-        if listed is None:
-            return self.rebuild_query(entries), entries
-        return tuple(gallery.get(sample.key, sample) for sample in both[: len(query)]), entries
+        query, gallery = super().query_and_gallery(folder, split)
+        if (self.home / "query").is_dir():
+            self.note_difference(self.every_fifth(gallery), query, ("every-fifth-frame", "query"), "folder")
+        return query, gallery
 
     def rebuild_query(self, gallery: Sequence[Sample]) -> tuple[Sample, ...]:
-        """Return the gallery samples that have a match from another camera, where the query list is not available."""
-        query = with_match(gallery, gallery, "camera")
-        self.notes.append(
-            f"query: no folder query, and its list is not published: all {len(query)} of {len(gallery)} gallery "
-            "samples that have a match from another camera are queries; metrics do not compare with those on the "
-            "published list"
-        )
+        query = self.every_fifth(gallery)
+        self.notes.append(f"query: no folder query, rebuilt by its rule, every fifth frame: {len(query)} samples")
         return query
 
-    def note_difference(
-        self, rule: Iterable[Sample], folder: Iterable[Sample], names: tuple[str, str], used: str
-    ) -> None:
-        """Note where the queries by a rule and those in a folder differ, by name, and which of the two is used."""
-        by_rule, in_folder = ({sample.key for sample in samples} for samples in (rule, folder))
-        if by_rule != in_folder:
-            marks = [" (used)" if used == which else "" for which in ("rule", "folder")]
-            self.notes.append(
-                f"query: the {names[0]} rule gives {len(by_rule)} samples{marks[0]}, folder {names[1]} has "
-                f"{len(in_folder)}{marks[1]}; {len(by_rule - in_folder)} only by the rule, "
-                f"{len(in_folder - by_rule)} only in the folder"
-            )
-
-    def note_unknown(self, split: str, looked: Sequence[str], unknown: Sequence[str], found: bool) -> None:
-        """Note the files that were left out because of their names; raise ValueError where no image was found."""
-        if not found:
-            why = f"; found {first_few(sorted(unknown))}" if unknown else ", which hold no files"
-            raise ValueError(f"{split}: no image with a name of the published form in {', '.join(looked[:3])}{why}")
-        if unknown:
-            what = f"{len(unknown)} files left out, their names are not of the published form"
-            self.notes.append(f"{split}: {what}: {first_few(sorted(unknown))}")
-
-    def load(self, train_folder: str, gallery_folder: str, gallery_split: str = "test") -> ReIDDataset:
-        """Return the dataset of a tree whose queries are in the folder ``query``, or rebuilt."""
-        train = self.read("train", train_folder)
-        return self.dataset(train, *self.query_and_gallery(gallery_folder, gallery_split))
-
-    def dataset(self, train: tuple[Sample, ...], query: tuple[Sample, ...], gallery: tuple[Sample, ...]) -> ReIDDataset:
-        """Return the dataset; identities that train and test share are noted."""
-        note_shared_identities(train, (*query, *gallery), self.notes)
-        notes = tuple(self.notes)
-        return ReIDDataset(self.name, self.modalities, self.object_type, self.name, train, query, gallery, notes)
-
-    def _captioned(self, samples: Sequence[Sample], split: str) -> tuple[Sample, ...]:
-        return tuple(add_captions(samples, self.texts, split, self.modalities, self.notes))
-
-    def _find_home(self, root: Path) -> Path:
-        """Return `root` itself, or the first of the published places inside it, whichever has most splits."""
-        homes = (root, *(root / home for home in self.homes))
-        found = {home: sum((home / split).is_dir() for split in self.splits) for home in homes}
-        home = max(found, key=found.__getitem__)
-        if not found[home]:
-            raise FileNotFoundError(
-                f"no {self.homes[0]} in {root}"
-                + ("" if root.is_dir() else " (there is no such folder)")
-                + f": looked for {' or '.join(self.splits)} in {' and '.join(map(str, found))}; expected {self.layout}"
-            )
-        for split in self.splits:
-            self._require(home / split)
-        return home
-
-    def _folders_of(self, split: str, modality: str) -> list[Path]:
-        """Return the folders of a modality in a split: ``split/NAME``, or ``split/*/NAME`` for each identity."""
-        home, name = self._require(self.home / split), self.folders[modality]
-        if not self.by_identity:
-            return [self._require(home / name)]
-        folders = [identity / name for identity in home.iterdir() if (identity / name).is_dir()]
-        if not folders:
-            raise FileNotFoundError(f"no folder {home}/*/{name}; expected {self.layout}")
-        return folders
-
-    def _require(self, folder: Path) -> Path:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}; expected {self.layout}")
-        return folder
+    @staticmethod
+    def every_fifth(gallery: Sequence[Sample]) -> tuple[Sample, ...]:
+        return tuple(sample for sample in gallery if int(Path(sample.key).stem.rsplit("_", 1)[1]) % 5 == 0)
 
 
-def note_shared_identities(train: Iterable[Sample], test: Iterable[Sample], notes: list[str]) -> None:
-    """Note the identities that are in train and test, and how many of their samples have one key in both."""
-    train, test = list(train), list(test)
-    shared = {sample.pid for sample in train} & {sample.pid for sample in test}
-    if shared:
-        keys = {sample.key for sample in train} & {sample.key for sample in test}
-        names = f" and {len(keys)} sample names: {first_few(sorted(keys))}" if keys else ""
-        notes.append(f"train and test share {len(shared)} identities ({first_few(sorted(shared), 10)}){names}")
+@register_dataset("rgbnt100")
+def read_rgbnt100(
+    root: str | Path, *, captions: str | Path | None = None, modalities: Sequence[str] = MODALITIES
+) -> ReIDDataset:
+    """Read RGBNT100, vehicles (Li et al., HAMNet, AAAI 2020); for the arguments see `PublishedTree`.
+
+    A file is 768 x 128 pixels: the RGB, near infrared and thermal image side by side, cut at 256 and 512; files of
+    another size are rejected when they are opened. Queries are the files of the folder ``query``, compared with their
+    rule, every fifth frame of an identity before a camera (000, 005, …); without the folder the rule gives them.
+
+    Returns:
+        The dataset; key is the file name, camid counts from 0, sceneid is -1.
+    """
+    return _RGBNT100(root, captions, modalities).load("bounding_box_train", "bounding_box_test")
+
+
+class _MSVR310(PublishedTree):
+    name = "msvr310"
+    homes = ("MSVR310",)
+    captions = ("MSVR310", "310")
+    splits = ("bounding_box_train", "bounding_box_test")
+    folders = _VIS_NI_TH
+    by_identity = True
+    layout = "MSVR310/{bounding_box_train,query3,bounding_box_test}/0002/{vis,ni,th}/0002_s002_v0_000.jpg"
+    # an image in another identity's folder has no trustworthy label
+    form = r"(?P<pid>\d{4})/(?P=pid)_s(?P<sceneid>\d{3})_v(?P<camid>\d)_\d+"
+    first_camera = 0
+
+
+@register_dataset("msvr310")
+def read_msvr310(
+    root: str | Path, *, captions: str | Path | None = None, modalities: Sequence[str] = MODALITIES
+) -> ReIDDataset:
+    """Read MSVR310, vehicles (Zheng et al., Information Fusion 2023); for the arguments see `PublishedTree`.
+
+    The query list is rebuilt from its rule: all gallery samples of identities seen in at least two scenes. Where the
+    folder ``query3`` is there, the list is compared to it, and a difference is noted.
+
+    Returns:
+        The dataset; key is the file name, camid (the view, 0 … 7) and sceneid are the name's numbers.
+    """
+    tree = _MSVR310(root, captions, modalities)
+    train, gallery = tree.read("train", "bounding_box_train"), tree.read("test", "bounding_box_test")
+    query = with_match(gallery, gallery, "scene")
+    if (tree.home / "query3").is_dir():
+        tree.note_difference(query, tree.samples("query3", "query3"), ("scene", "query3"), "rule")
+    return tree.dataset(train, query, gallery)
+
+
+class _WMVEID863(PublishedTree):
+    name = "wmveid863"
+    homes = ("WMVEID863",)
+    captions = ("WMVEID863", "863")
+    splits = ("train", "test")
+    folders = _VIS_NI_TH
+    by_identity = True
+    layout = "WMVEID863/{train,query,test}/0002/{vis,ni,th}/v0_n9_s002_020.jpg"
+    form = r"(?P<pid>\d{4})/v(?P<camid>\d)_n\d_s(?:999|(?P<sceneid>\d{3}))_\d+"
+    key = "{pid}_{name}"
+    first_camera = 0
+
+
+@register_dataset("wmveid863")
+def read_wmveid863(
+    root: str | Path,
+    *,
+    captions: str | Path | None = None,
+    modalities: Sequence[str] = MODALITIES,
+    complete: bool = True,
+) -> ReIDDataset:
+    """Read WMVEID863, vehicles under strong light (Zheng et al., FACENet); for the arguments see `PublishedTree`.
+
+    Some of its images lack a partner and one file is misnamed; the published count of 3,481 + 1,228 samples is that
+    of samples with all three modalities. What is left out is named in the notes, and so are the identities that its
+    train and test split share; with ``complete=False`` samples with missing modalities are read too. Where the folder
+    ``query`` is missing, all test samples that have a match from another camera are queries.
+
+    Returns:
+        The dataset; key is the identity, ``_`` and the file name (the captions' item), camid the view 0 … 7, sceneid
+        -1 where the name says 999.
+    """
+    return _WMVEID863(root, captions, modalities, complete).load("train", "test")
