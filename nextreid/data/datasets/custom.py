@@ -11,7 +11,7 @@ from ..manifest import manifest_splits
 from ..pattern import PATTERN, pattern_splits
 from ..sample import ReIDDataset, Sample
 from ..split import Rule, split_identities
-from .published import note_shared_identities
+from .published_tree import note_shared_identities
 from .registry import register_dataset
 
 # "test" is query and gallery alike; the others are what Market-1501 and its followers call their folders
