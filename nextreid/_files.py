@@ -11,20 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_METADATA, _DIGEST = "nextreid", "digest"
-
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it there in one step.
 
-    The temporary name is unique, so that two processes may write the same file; the last one stays.
-
-    Args:
-        path: The file; folders on the way are made.
-        write: Called with the temporary file, which exists and is empty.
-
-    Raises:
-        OSError: If the file cannot be written; what was there stays as it was.
+    Folders on the way are made. The temporary name is unique, so that two processes may write the same file; the last
+    one stays. OSError where it cannot be written; what was there stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -41,16 +33,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def write_folder(target: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which takes the place of `target` when all went well.
+    """Give an empty folder to fill, which takes the place of `target`, if there is one, when all went well.
 
-    Args:
-        target: The folder; one that is there is replaced, which only its owner can tell to be right.
-
-    Yields:
-        The new folder, beside its place.
-
-    Raises:
-        OSError: If it cannot be written; what was there stays as it was.
+    OSError where it cannot be written; what was there stays as it was.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,21 +85,12 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Write a safetensors file with a digest of its content.
-
-    Args:
-        path: The file.
-        tensors: Tensors by name.
-        metadata: Kept in the header as JSON under the key ``nextreid``.
-
-    Raises:
-        OSError: If the file cannot be written; what was there stays as it was.
-    """
+    """Write a safetensors file with a digest of its content; the header keeps `metadata` under the key ``nextreid``."""
     from safetensors.torch import save_file
 
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(dict(metadata))
-    header = {_METADATA: text, _DIGEST: tensors_digest(ready, text)}
+    header = {"nextreid": text, "digest": tensors_digest(ready, text)}
     write_whole(path, lambda temporary: save_file(ready, temporary, header))
 
 
@@ -134,8 +110,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     data = path.read_bytes()
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        text, tensors = header[_METADATA], load(data)
-        whole = header[_DIGEST] == tensors_digest(tensors, text)
+        text, tensors = header["nextreid"], load(data)
+        whole = header["digest"] == tensors_digest(tensors, text)
         metadata = json.loads(text)
     except (SafetensorError, KeyError, TypeError, ValueError, MemoryError) as error:
         raise ValueError(f"{path} is damaged or was not written by nextreid ({error})") from error
@@ -170,10 +146,6 @@ def _settle(path: Path) -> None:
     """Bring a file's bytes to the disk before its name, readable by everyone as other files are."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-    path.chmod(0o666 & ~_umask())
-
-
-def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    path.chmod(0o666 & ~mask)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nextreid
 from nextreid.data import MODALITIES, Batch, augment_batch, seeded_rng
-from nextreid.data.captions import draw_captions
+from nextreid.data.captions import caption_sampler
 from nextreid.engine import get_recipe
 from nextreid.engine.embedding import eval_transform
 from nextreid.engine.optimizer import build_optimizer
@@ -56,7 +56,8 @@ class _Given:
         self.pid = torch.arange(ids, device=rig.device).repeat_interleave(each)
         captions = [[[sentence(number, i, m, s) for s in range(4)] for m in range(M)] for i in range(count)]
         keys, draws = [f"{number} {i}" for i in range(count)], [(1, i) for i in range(count)]
-        self.rows = draw_captions(captions, keys, draws, model.head.num_semantic_experts, seed=0)
+        sample, experts = caption_sampler(captions, keys, draws, seed=0), range(model.head.num_semantic_experts)
+        self.rows = [[sample(i, m, e) for m in range(M)] for i in range(count) for e in experts]
         assert model.text_tower is not None
         texts = [" ".join(caption) for row in self.rows for caption in row]
         self.tokens = model.text_tower.tokenize(texts).to(rig.device)

@@ -16,7 +16,7 @@ import torch
 
 import nextreid
 from nextreid.data import seeded_rng
-from nextreid.data.captions import draw_captions, read_captions, split_sentences
+from nextreid.data.captions import caption_sampler, read_captions, split_sentences
 from nextreid.synthetic import synthetic_persons
 from nextreid.towers import CONTEXT, TextTower
 from nextreid.towers.text_cache import TextFeatureCache
@@ -61,7 +61,8 @@ def drawn(captions: Captions, epochs: int) -> Iterator[list[list[tuple[str, ...]
         for start in range(0, len(order), BATCH):
             part = order[start : start + BATCH]
             rows, keys = [captions[i] for i in part], [str(i) for i in part]
-            yield draw_captions(rows, keys, [(epoch, i) for i in range(len(part))], EXPERTS, seed=0)
+            sample = caption_sampler(rows, keys, [(epoch, i) for i in range(len(part))], seed=0)
+            yield [[sample(i, m, e) for m in range(len(rows[i]))] for i in range(len(part)) for e in range(EXPERTS)]
 
 
 def counts(source: str, captions: Captions, epochs: int) -> Iterator[dict[str, Any]]:

@@ -5,6 +5,7 @@ import ast
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from typing import Any
 def dataset_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a dataset."""
     parser.add_argument(
-        "--dataset",
-        required=True,
-        help="a dataset, such as rgbnt201 or manifest; see 'nextreid data list'",
+        "--dataset", required=True, help="a dataset, such as rgbnt201 or manifest: 'nextreid data list'"
     )
-    parser.add_argument("--root", type=Path, default=None, help="its folder, or the folder that holds it")
-    parser.add_argument("--captions", type=Path, default=None, help="folder with {train,test}_{RGB,NI,TI}.json")
-    parser.add_argument(
-        "--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="further arguments of it"
-    )
+    parser.add_argument("--root", type=Path, help="its folder, or the folder that holds it")
+    parser.add_argument("--captions", type=Path, help="folder with {train,test}_{RGB,NI,TI}.json")
+    list_argument(parser, "--dataset-arg", "NAME=VALUE", "further arguments of it")
+
+
+def list_argument(parser: argparse.ArgumentParser, option: str, metavar: str, help: str) -> None:
+    """Add an option that takes several values, and may be repeated."""
+    parser.add_argument(option, nargs="+", action="extend", default=[], metavar=metavar, help=help)
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,27 +30,20 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: %(default)s)")
     text_cache_argument(parser)
-    parser.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
 
 
 def text_cache_argument(parser: argparse.ArgumentParser) -> None:
     """Add the option that keeps encoded captions in a file."""
-    parser.add_argument(
-        "--text-cache", type=Path, default=None, metavar="FILE", help="keep encoded captions here for later runs"
-    )
+    parser.add_argument("--text-cache", type=Path, metavar="FILE", help="keep encoded captions here for later runs")
 
 
 def open_text_cache(model: Any, path: Path | None) -> None:
-    """Open the file of `text_cache_argument` for a model.
-
-    Raises:
-        ValueError: If the model reads no captions.
-    """
-    if path is None:
-        return
-    if model.text_tower is None:
+    """Open the file of `text_cache_argument` for a model; ValueError if the model reads no captions."""
+    if path and model.text_tower is None:
         raise ValueError(f"--text-cache: {model.pretrained_cfg.architecture} has no text tower; leave the option out")
-    model.text_tower.open_cache(path)
+    if path:
+        model.text_tower.open_cache(path)
 
 
 def policy_arguments(parser: argparse.ArgumentParser, *, leak: bool = True) -> None:
@@ -80,10 +75,8 @@ def pairs(items: Sequence[str], option: str, reserved: Sequence[str] = ()) -> di
 
 def _value(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
-        try:
+        with suppress(ValueError, SyntaxError):
             return parse(text)
-        except (ValueError, SyntaxError):
-            continue
     return text
 
 
@@ -142,8 +135,10 @@ def metrics_line(row: dict[str, Any]) -> str:
     missing = f", without {', '.join(row['missing'])}" if row.get("missing") else ""
     more = ", re-ranked" if row.get("rerank") else ""
     more += ", modality parts averaged" if row.get("averaged") else ""
-    text = "with" if row["text"] else "no"
-    return (
-        f"{metrics}  [protocol {row['protocol']}, {text} captions at test{missing}{more}, "
-        f"{row['valid_queries']} of {row['queries']} queries valid]"
-    )
+    valid = f"{row['valid_queries']} of {row['queries']} queries valid"
+    return f"{metrics}  [{condition_text(row)}{missing}{more}, {valid}]"
+
+
+def condition_text(row: dict[str, Any]) -> str:
+    """Return the protocol of a result and whether captions were read."""
+    return f"protocol {row['protocol']}, {'with' if row['text'] else 'no'} captions at test"

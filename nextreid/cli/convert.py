@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import pairs
+from .arguments import list_argument, pairs
 
 
 def add(command: Any) -> None:
@@ -19,9 +19,7 @@ def add(command: Any) -> None:
     convert.add_argument("source", type=Path, help="file of weights, see below")
     convert.add_argument("--model", required=True, help="the model to fill, such as next_clip_b16")
     convert.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    convert.add_argument(
-        "--model-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="arguments of the model"
-    )
+    list_argument(convert, "--model-arg", "NAME=VALUE", "arguments of the model")
     convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint folder that is there")
 
 

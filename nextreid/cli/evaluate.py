@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import (
+    condition_text,
     dataset_arguments,
     dataset_of,
     embed_options,
+    list_argument,
     load_model,
     metrics_line,
     open_text_cache,
@@ -31,28 +33,18 @@ def add(command: Any) -> None:
     )
     evaluation.add_argument("checkpoint", help="checkpoint folder (config.json and model.safetensors)")
     dataset_arguments(evaluation)
-    evaluation.add_argument(
-        "--protocol", default=None, help="such as camera or camera:tir>rgb (default: the dataset's own)"
-    )
-    evaluation.add_argument(
-        "--missing",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="MODALITY",
-        help="modalities to hide at test; 'all': every subset in turn",
-    )
+    evaluation.add_argument("--protocol", help="such as camera or camera:tir>rgb (default: the dataset's own)")
+    list_argument(evaluation, "--missing", "MODALITY", "modalities to hide at test; 'all': every subset in turn")
     evaluation.add_argument("--cross", action="store_true", help="every subset as query against every one as gallery")
     evaluation.add_argument("--no-text", action="store_true", help="only without captions")
     evaluation.add_argument("--rerank", action="store_true", help="rank by k-reciprocal neighbours")
     evaluation.add_argument(
         "--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals over identities from N draws"
     )
-    evaluation.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the metrics here")
+    evaluation.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics here")
     evaluation.add_argument(
         "--save-queries",
         type=Path,
-        default=None,
         metavar="FOLDER",
         help="write the metrics of every query, a file for each result, for load_result and compare",
     )
@@ -175,4 +167,4 @@ def _cross_tables(cells: Sequence[Any]) -> str:
 
 def _title(cells: Sequence[Any]) -> str:
     rule = cells[0].result.protocol.name.partition(":")[0]
-    return f"protocol {rule}, {'with' if any(cell.text for cell in cells) else 'no'} captions at test"
+    return condition_text({"protocol": rule, "text": any(cell.text for cell in cells)})

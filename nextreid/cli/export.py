@@ -26,7 +26,6 @@ def add(command: Any) -> None:
     export.add_argument(
         "--check",
         type=Path,
-        default=None,
         metavar="SOURCE",
         help="compare on these images too: a folder or a manifest",
     )

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import (
+    condition_text,
     dataset_arguments,
     dataset_of,
+    list_argument,
     metrics_line,
     open_text_cache,
     pairs,
@@ -28,22 +30,18 @@ def add(command: Any) -> None:
     )
     train.add_argument("--model", required=True, help="a name that 'nextreid models' lists, or local-dir:FOLDER")
     train.add_argument("--pretrained", action="store_true", help="start from the model's pretrained weights")
-    train.add_argument(
-        "--model-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="arguments of the model"
-    )
+    list_argument(train, "--model-arg", "NAME=VALUE", "arguments of the model")
     dataset_arguments(train)
-    train.add_argument("--recipe", default=None, help="a named recipe (default: tiny for *_tiny models, else next)")
-    train.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="fields of the recipe to change"
-    )
+    train.add_argument("--recipe", help="a named recipe (default: tiny for *_tiny models, else next)")
+    list_argument(train, "--set", "FIELD=VALUE", "fields of the recipe to change")
     train.add_argument("--out", type=Path, required=True, help="run folder")
     train.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
     train.add_argument(
-        "--seeds", type=int, default=None, metavar="N", help="N runs, in OUT/seed0 and so on, and their mean and spread"
+        "--seeds", type=int, metavar="N", help="N runs, in OUT/seed0 and so on, and their mean and spread"
     )
     policy_arguments(train)
     text_cache_argument(train)
-    train.add_argument("--device", default=None, help="such as cpu or cuda (default: cuda where there is one)")
+    train.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
     train.add_argument("--no-progress", action="store_true", help="no progress bar")
 
 
@@ -88,24 +86,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run_lines(report: Any) -> list[str]:
-    rows = (
-        ("last epoch", report.last, "evaluation"),
-        ("last epoch", report.last, "evaluation_without_text"),
-        ("best epoch (chosen by these very metrics)", report.best, "evaluation"),
-    )
-    lines = [f"{title} {row['epoch']}: {metrics_line(row[of])}" for title, row, of in rows if row and of in row]
+    lines = [f"{_title(name)} {row['epoch']}: {metrics_line(row)}" for name, row in report.results().items()]
     return [*lines, f"run folder: {report.folder}"]
 
 
 def _seeds_lines(report: Any) -> list[str]:
-    titles = {
-        "last": "last epoch",
-        "last_without_text": "last epoch",
-        "best": "best epoch (chosen by these very metrics)",
-    }
-    summary = report.to_dict()
-    lines = [f"{title}: {_spread_line(summary[name])}" for name, title in titles.items() if name in summary]
+    lines = [f"{_title(name)}: {_spread_line(row)}" for name, row in report.to_dict().items() if name != "seeds"]
     return [*lines, f"{len(report.runs)} seeds: {', '.join(map(str, report.runs))}; run folder: {report.folder}"]
+
+
+def _title(name: str) -> str:
+    return "best epoch (chosen by these very metrics)" if name == "best" else "last epoch"
 
 
 def _spread_line(row: dict[str, Any]) -> str:
@@ -115,5 +106,4 @@ def _spread_line(row: dict[str, Any]) -> str:
         spread = "" if row[name]["std"] is None else f" ± {100 * row[name]['std']:.1f}"
         return f"{name} {100 * row[name]['mean']:.1f}{spread}"
 
-    captions = "with" if row["text"] else "no"
-    return f"{'  '.join(map(metric, METRICS))}  [protocol {row['protocol']}, {captions} captions at test]"
+    return f"{'  '.join(map(metric, METRICS))}  [{condition_text(row)}]"

@@ -1,6 +1,6 @@
 """Files to batches: samples, readers, captions, transforms, samplers, loaders."""
 
-from .captions import draw_captions, draw_sentences, keep_quality, read_captions, split_sentences
+from .captions import caption_sampler, draw_sentences, keep_quality, read_captions, split_sentences
 from .card import DataCard, data_card, list_cards, list_overlaps, refuse_leak
 from .checks import Finding, Report, check_dataset
 from .datasets import list_datasets, load_dataset, register_dataset
@@ -33,9 +33,9 @@ __all__ = [
     "TrainTransform",
     "augment_batch",
     "check_dataset",
+    "caption_sampler",
     "collate",
     "data_card",
-    "draw_captions",
     "draw_sentences",
     "keep_quality",
     "seeded_rng",

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -259,45 +259,37 @@ def keep_quality(sentences: Sequence[str], share: float, rng: np.random.Generato
     return _subset(sentences, max(1, int(share * len(sentences) + 0.5)), rng) if sentences else ()
 
 
-def draw_captions(
+def caption_sampler(
     captions: Sequence[Sequence[Sequence[str]]],
     keys: Sequence[str],
     draws: Sequence[tuple[int, int]],
-    num_experts: int,
     seed: int,
     keep_ratio: float | None = None,
-) -> list[list[tuple[str, ...]]]:
-    """Draw one caption for every sample, expert and modality (NEXT, Eq. 4).
-
-    Each draw is a pure function of (seed, epoch, slot, sample key, expert, modality index): it does not depend on
-    what else is in the batch, nor on the order.
+) -> Callable[[int, int, int], tuple[str, ...]]:
+    """Return the draws of a batch's captions, one for every sample, modality and expert (NEXT, Eq. 4).
 
     Args:
         captions: ``[B][M]`` sentences, as in `Batch.captions`.
         keys: B sample keys.
         draws: B pairs (epoch, slot).
-        num_experts: Number of semantic experts E.
         seed: Seed of the run.
         keep_ratio: See `draw_sentences`.
 
     Returns:
-        ``B * E`` rows of M tuples; row ``b * E + e`` is sample b for expert e.
+        ``sample(row, modality, expert)``, a pure function of (seed, epoch, slot, sample key, expert, modality index):
+        it does not depend on what else is in the batch, nor on the order.
 
     Raises:
-        ValueError: If the lengths differ, or `num_experts` or `keep_ratio` is out of range.
+        ValueError: If the lengths differ.
     """
-    if num_experts < 1:
-        raise ValueError(f"num_experts must be at least 1, got {num_experts}")
     if not len(captions) == len(keys) == len(draws):
         raise ValueError(f"captions, keys and draws differ in length: {len(captions)}, {len(keys)}, {len(draws)}")
-    return [
-        [
-            draw_sentences(sentences, seeded_rng("caption", seed, epoch, slot, key, expert, modality), keep_ratio)
-            for modality, sentences in enumerate(sample)
-        ]
-        for sample, key, (epoch, slot) in zip(captions, keys, draws, strict=True)
-        for expert in range(num_experts)
-    ]
+
+    def sample(row: int, modality: int, expert: int) -> tuple[str, ...]:
+        rng = seeded_rng("caption", seed, *draws[row], keys[row], expert, modality)
+        return draw_sentences(captions[row][modality], rng, keep_ratio)
+
+    return sample
 
 
 def _subset(sentences: Sequence[str], size: int, rng: np.random.Generator) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """What a model gets to see: captions or none, some of the modalities, captions of lower quality."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,8 +27,7 @@ class Condition:
             ValueError: If a modality is unknown or none is shown.
         """
         shown = modalities if self.modalities is None else self.modalities
-        if unknown := sorted(set(shown) - set(modalities)):
-            raise ValueError(f"unknown modality {', '.join(map(repr, unknown))}; there are: {', '.join(modalities)}")
+        _check_known(shown, modalities)
         if not shown:
             raise ValueError(f"all modalities ({', '.join(modalities)}) are hidden; leave at least one")
         return [modality in shown for modality in modalities]
@@ -38,23 +38,21 @@ class Condition:
 
 
 def hide_modalities(modalities: Sequence[str], missing: Sequence[str], text: bool = True) -> Condition:
-    """The condition under which some modalities are missing.
-
-    Raises:
-        ValueError: If a name is unknown or nothing is left.
-    """
-    if unknown := sorted(set(missing) - set(modalities)):
-        raise ValueError(f"unknown modality {', '.join(map(repr, unknown))}; there are: {', '.join(modalities)}")
+    """The condition under which some modalities are missing; ValueError if a name is unknown or nothing is left."""
+    _check_known(missing, modalities)
     condition = Condition(text, tuple(m for m in modalities if m not in missing) if missing else None)
     condition.shows(modalities)
     return condition
 
 
+def _check_known(names: Sequence[str], modalities: Sequence[str]) -> None:
+    if unknown := sorted(set(names) - set(modalities)):
+        raise ValueError(f"unknown modality {', '.join(map(repr, unknown))}; there are: {', '.join(modalities)}")
+
+
 def has_captions(samples: Sequence[Sample], shows: Sequence[bool] | None = None) -> bool:
     """Whether any modality of any sample has a sentence; of the modalities that are shown, where that is given."""
-    if shows is None:
-        return any(any(sample.captions) for sample in samples)
-    return any(show and bool(c) for sample in samples for c, show in zip(sample.captions, shows, strict=False))
+    return any(any(itertools.compress(sample.captions, shows or itertools.repeat(True))) for sample in samples)
 
 
 def with_caption_quality(dataset: ReIDDataset, share: float, seed: int = 0) -> ReIDDataset:
@@ -81,5 +79,5 @@ def with_caption_quality(dataset: ReIDDataset, share: float, seed: int = 0) -> R
         kept = tuple(keep_quality(caption, share, rng) for caption, rng in zip(sample.captions, rngs, strict=True))
         return replace(sample, captions=kept)
 
-    splits = {split: tuple(map(shorten, getattr(dataset, split))) for split in ("train", "query", "gallery")}
+    splits = {split: tuple(map(shorten, samples)) for split, samples in dataset.splits().items()}
     return replace(dataset, **splits)  # type: ignore[arg-type]

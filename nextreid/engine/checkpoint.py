@@ -1,7 +1,5 @@
 """The folder of a training run: what it holds, whose run it is, and the state that it continues from."""
 
-import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -9,13 +7,14 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nextreid._files import read_tensors, write_json, write_tensors
+from nextreid._files import read_tensors, tensors_digest, write_json, write_tensors
 from nextreid.data import ReIDDataset
 from nextreid.models import ReIDModel, load_strictly
 from nextreid.version import __version__
@@ -27,7 +26,6 @@ _logger = logging.getLogger(__name__)
 
 RECIPE, METRICS, STATE, LAST, BEST = "recipe.json", "metrics.jsonl", "state.safetensors", "last", "best"
 TEXT_TOWER = "text_tower.safetensors"
-_PACKAGES = {"timm": "timm", "open_clip": "open_clip_torch", "numpy": "numpy"}
 # What a resumed run may change: its result does not depend on it, or is read from the state of the run.
 _FREE = ("recipe.workers", "recipe.store", "start.", "dataset.notes", "dataset.source.")
 _REPORTED = ("versions.", "hardware.")  # ... or should not, but for rounding: a change is logged
@@ -58,6 +56,13 @@ class TrainReport:
         """
         return best_row(self.history)
 
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Return the evaluations by name, as far as there are any: ``last``, ``last_without_text`` and ``best``."""
+        last, best = self.last or {}, self.best or {}
+        fields = {"last": (last, "evaluation"), "last_without_text": (last, "evaluation_without_text")}
+        fields["best"] = (best, "evaluation")
+        return {name: {"epoch": row["epoch"], **row[field]} for name, (row, field) in fields.items() if field in row}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the folder and both rows for JSON."""
         return {"folder": str(self.folder), "epochs": len(self.history), "last": self.last, "best": self.best}
@@ -73,16 +78,14 @@ def describe(
         "model": {**arguments, "architecture": cfg.architecture, "num_classes": model.num_classes},
         "start": {
             "weights": cfg.file or cfg.hf_hub_id or cfg.clip,
-            "digest": _weights_digest(model),
+            "digest": tensors_digest(model.state_dict()),
             "trained_on": cfg.trained_on,
         },
         "dataset": {
             "name": dataset.name,
             "modalities": list(dataset.modalities),
             "protocol": dataset.protocol,
-            "train": len(dataset.train),
-            "query": len(dataset.query),
-            "gallery": len(dataset.gallery),
+            **{split: len(samples) for split, samples in dataset.splits().items()},
             "digest": dataset.digest(),
             "notes": list(dataset.notes),
             "source": {name: value if value is None else str(value) for name, value in source.items()},
@@ -91,7 +94,9 @@ def describe(
             "nextreid": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
-            **{name: importlib.metadata.version(package) for name, package in _PACKAGES.items()},
+            "timm": version("timm"),
+            "open_clip": version("open_clip_torch"),
+            "numpy": version("numpy"),
         },
         "hardware": {
             "machine": platform.machine(),
@@ -106,31 +111,18 @@ def describe(
     }
 
 
-def _weights_digest(model: ReIDModel) -> str:
-    """Return a fingerprint of the weights: equal starts have equal ones."""
-    state = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return state.hexdigest()
-
-
 def cpu_name() -> str:
     """Name of the processor, as well as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []  # not Linux
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    info = Path("/proc/cpuinfo")  # of Linux
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str, Any]:
     """Make the run folder, or check that the run in it is the one described; return the description in the folder.
 
-    Raises:
-        FileExistsError: The folder has a run already and `resume` is False.
-        ValueError: The run in the folder was made with something else; the message names the fields.
+    FileExistsError if there is a run and `resume` is False; ValueError names the fields in which it is another run.
     """
     path = folder / RECIPE
     if not resume and any((folder / name).exists() for name in (RECIPE, STATE, LAST, BEST)):
@@ -145,11 +137,9 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str,
             for name in sorted(before.keys() | now.keys())
             if before.get(name) != now.get(name) and not name.startswith(_FREE)
         ]
-        reported = [change for change in changed if change.startswith(_REPORTED)]
-        if reported:
+        if reported := [change for change in changed if change.startswith(_REPORTED)]:
             _logger.warning("%s continues under other conditions, so the last digits may differ: %s", folder, reported)
-        changed = [change for change in changed if change not in reported]
-        if changed:
+        if changed := [change for change in changed if change not in reported]:
             raise ValueError(
                 f"cannot resume {folder}, it was made with something else: {'; '.join(changed)}. "
                 "Give the same again or take another folder"
@@ -181,13 +171,8 @@ def save_state(
 ) -> None:
     """Write what `load_state` needs to continue after the last epoch of `history`.
 
-    The text tower, which no training changes, is in a file beside it that is written once.
-
-    Args:
-        path: The safetensors file.
-        model: Its whole ``state_dict`` is kept.
-        optimizer: Made by `build_optimizer`: its moments are kept under the parameters' names.
-        history: One row for each epoch so far.
+    The whole ``state_dict`` is kept, and the moments of `build_optimizer`'s optimizer under the parameters' names. The
+    text tower, which no training changes, is in a file beside it that is written once.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in _named(optimizer):
@@ -204,9 +189,7 @@ def save_state(
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Put model and optimizer where `save_state` found them; return the history.
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or belongs to another model or optimizer; the message names what differs.
+    ValueError if the file is damaged, or belongs to another model or optimizer; the message names what differs.
     """
     tensors, metadata = read_tensors(path)
     beside = path.with_name(TEXT_TOWER)
@@ -214,17 +197,15 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         tensors |= read_tensors(beside)[0]
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     load_strictly(model, weights, str(path))
+    places = {f"optimizer.{name}": index for index, (name, _) in enumerate(_named(optimizer))}
     moments: dict[int, dict[str, Tensor]] = {}
-    for index, (name, _) in enumerate(_named(optimizer)):
-        prefix = f"optimizer.{name}."
-        named = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-        # A parameter's name may begin another's ("a.b" and "a.b.c"); a moment's name has no dot.
-        moments[index] = {moment: tensor for moment, tensor in named.items() if "." not in moment}
-    kept = sum(map(len, moments.values()))
-    if kept != len(tensors) - len(weights):
-        raise ValueError(f"{path} belongs to another optimizer: its moments are for other parameters")
+    for key in tensors.keys() - {f"model.{name}" for name in weights}:
+        name, _, moment = key.rpartition(".")
+        if name not in places:
+            raise ValueError(f"{path} belongs to another optimizer: its moments are for other parameters")
+        moments.setdefault(places[name], {})[moment] = tensors[key]
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": {i: m for i, m in moments.items() if m}, "param_groups": groups})
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
     return metadata["history"]
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 
 from nextreid._files import write_folder, write_json
-from nextreid.data import ReIDDataset, Sample, collate
+from nextreid.data import ReIDDataset, collate
 from nextreid.data.loader import SampleDataset
 from nextreid.models import ReIDModel, create_model
 from nextreid.retrieval import get_protocol, top_k
@@ -31,6 +31,11 @@ _logger = logging.getLogger(__name__)
 METRICS, REPORT, RANKS, MASKS = "metrics.json", "report.html", "rank_list.png", "masks.png"
 MODELS = ("baseline_tiny", "next_tiny")
 _RANDOM_TEXT = "The text tower is random, since no CLIP weights fit towers this small."
+_RANKS_TITLE = (
+    "Rank lists of next_tiny with captions, from the query with the lowest average precision to the highest. A tick in "
+    "a solid frame is the same identity, a cross in a dashed frame another one."
+)
+_MASKS_TITLE = "Which patches each semantic expert samples in each modality, and the modulated score (gamma) behind it."
 SHOWN_QUERIES, SHOWN_MASKS, TOP = 6, 4, 10
 
 
@@ -103,13 +108,17 @@ def _build(folder: Path, seed: int, size: DemoSize, write_line: Callable[[str], 
     models, recipe = _models(seed, pretrained=not size.epochs), None
     rows = []
     if size.epochs:
-        rows = [_row(name, "untrained", evaluate(model, dataset, text=False)) for name, model in models.items()]
+        for name, model in models.items():
+            rows.append(_row(name, "untrained", evaluate(model, dataset, text=False)))
         recipe = get_recipe("tiny", seed=seed, epochs=size.epochs, eval_every=0, warmup_epochs=min(2, size.epochs - 1))
         for name, model in models.items():
             done = train(model, dataset, recipe, folder / "runs" / name, progress=False)
             last = done.last or {}
             lap(f"train {name}", f"trained {name}: {size.epochs} epochs, loss {last['loss']['total']:.2f}")
-    rows += [row for name, model in models.items() for row in _evaluate(name, model, dataset)]
+    for name, model in models.items():  # with every modality and with each one missing, with captions and without
+        texts, missing = (True, False)[not model.uses_text :], ((), *((modality,) for modality in dataset.modalities))
+        conditions = [hide_modalities(dataset.modalities, names, text) for text in texts for names in missing]
+        rows += [_row(name, "trained", report) for report in evaluate_conditions(model, dataset, conditions)]
     lap("evaluate", "evaluated both with every modality, with each one missing, with and without captions")
     note = (
         f"{size.num_test} identities that training never saw; protocol {dataset.protocol}: a query ignores its own "
@@ -118,9 +127,8 @@ def _build(folder: Path, seed: int, size: DemoSize, write_line: Callable[[str], 
     )
     results = _table(rows, dataset.modalities, note)
     write_line(f"\n{replace(results, note='').text()}\n")
-    next_model = models["next_tiny"]
-    ranks = _rank_list(next_model, dataset)
-    masks, captions = _masks(next_model, dataset)
+    ranks = _rank_list(models["next_tiny"], dataset)
+    masks, captions = _masks(models["next_tiny"], dataset)
     save_image(ranks, folder / RANKS)
     save_image(masks, folder / MASKS)
     lap("images", "drew the rank lists and the experts' masks")
@@ -152,20 +160,9 @@ def _models(seed: int, pretrained: bool) -> dict[str, ReIDModel]:
     return models
 
 
-def _evaluate(name: str, model: ReIDModel, dataset: ReIDDataset) -> list[dict[str, Any]]:
-    """With every modality and with each one missing, with captions and without."""
-    conditions = [
-        hide_modalities(dataset.modalities, missing, text)
-        for text in ((True, False) if model.uses_text else (False,))
-        for missing in ((), *((modality,) for modality in dataset.modalities))
-    ]
-    return [_row(name, "trained", report) for report in evaluate_conditions(model, dataset, conditions)]
-
-
 def _row(name: str, stage: str, report: EvaluationReport) -> dict[str, Any]:
-    row = {"model": name, "stage": stage, **report.to_dict()}
-    row.pop("seconds")
-    return row
+    values = {key: value for key, value in report.to_dict().items() if key != "seconds"}
+    return {"model": name, "stage": stage, **values}
 
 
 def _table(rows: Sequence[dict[str, Any]], modalities: Sequence[str], note: str) -> Table:
@@ -191,67 +188,34 @@ def _rank_list(model: ReIDModel, dataset: ReIDDataset) -> Image:
     count = min(SHOWN_QUERIES, len(order))
     chosen = [order[round(i * (len(order) - 1) / max(1, count - 1))] for i in range(count)]
     queries = [dataset.query[i] for i in chosen]
+    ids, chosen_keys = (identities(queries), identities(dataset.query)), [keys[i] for i in chosen]
     indices, matches = top_k(
-        embeddings[chosen],
-        embeddings,
-        identities(queries),
-        identities(dataset.query),
-        protocol,
-        TOP,
-        query_keys=[keys[i] for i in chosen],
-        gallery_keys=keys,
+        embeddings[chosen], embeddings, *ids, protocol, TOP, query_keys=chosen_keys, gallery_keys=keys
     )
     return rank_list_image(queries, list(dataset.gallery), indices, matches, dataset.modalities)
 
 
 def _masks(model: ReIDModel, dataset: ReIDDataset) -> tuple[Image, list[list[str]]]:
     """What each semantic expert samples, for the first sample of some identities, and the captions it read."""
-    firsts: dict[int, Sample] = {}
-    for sample in dataset.query:
-        firsts.setdefault(sample.pid, sample)
-    samples = list(firsts.values())[:SHOWN_MASKS]
+    firsts = {sample.pid: sample for sample in reversed(dataset.query)}
+    samples = [firsts[pid] for pid in dict.fromkeys(sample.pid for sample in dataset.query)][:SHOWN_MASKS]
     source = SampleDataset(samples, eval_transform(model), model.modalities)
     batch = collate([source[i] for i in range(len(samples))])
     model.eval()
     with torch.no_grad():
         features = model.forward_features(batch.images, batch.captions, batch.present)
     mask, gamma = (features[name].unflatten(-1, model.image_tower.grid_size).numpy() for name in ("mask", "gamma"))
-    captions = [
-        [sample.key, *(" ".join(sentences) for sentences in sample.captions)] for sample in samples if sample.captions
-    ]
+    captions = [[sample.key, *map(" ".join, sample.captions)] for sample in samples if sample.captions]
     return mask_image(samples, mask, model.modalities, gamma), captions
 
 
 def _report(
-    path: Path,
-    metrics: dict[str, Any],
-    results: Table,
-    captions: list[list[str]],
-    ranks: Image,
-    masks: Image,
+    path: Path, metrics: dict[str, Any], results: Table, captions: list[list[str]], ranks: Image, masks: Image
 ) -> None:
     size, generator, recipe = metrics["size"], metrics["generator"], metrics["recipe"]
     height, width = generator["img_size"]
-    tables = [
-        results,
-        Table(
-            "Captions of the samples below",
-            ["sample", "RGB", "NIR", "TIR"],
-            captions,
-            "From simulated captioners that misread and guess as published captions do.",
-        ),
-    ]
-    images = [
-        (
-            "Rank lists of next_tiny with captions, from the query with the lowest average precision to the highest. "
-            "A tick in a solid frame is the same identity, a cross in a dashed frame another one.",
-            ranks,
-        ),
-        (
-            "Which patches each semantic expert samples in each modality, and the modulated score (gamma) behind it.",
-            masks,
-        ),
-    ]
+    captioners = "From simulated captioners that misread and guess as published captions do."
+    shown = Table("Captions of the samples below", ["sample", "RGB", "NIR", "TIR"], captions, captioners)
     facts = {
         "seed": metrics["seed"],
         "generator": f"synthetic-persons, version {generator['version']}, {height}x{width} pixels",
@@ -265,7 +229,7 @@ def _report(
         title="nextreid demo",
         intro=f"NEXT and its baseline, {'trained alike' if recipe else 'with bundled weights,'} on procedural persons "
         "seen in three spectra.",
-        tables=tables,
-        images=images,
+        tables=[results, shown],
+        images=[(_RANKS_TITLE, ranks), (_MASKS_TITLE, masks)],
         facts=facts,
     )

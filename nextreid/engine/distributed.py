@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 Value = TypeVar("Value")
 
-_ANNOUNCED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
 
 def world_size() -> int:
     """Return the number of processes of this run."""
@@ -40,8 +38,8 @@ def process_group(device: str | torch.device, timeout: timedelta = timedelta(min
         timeout: How long a process waits for another one. ``torchrun`` ends all of them as soon as one fails; this is
             for a machine that falls silent.
     """
-    announced = all(name in os.environ for name in _ANNOUNCED) and int(os.environ["WORLD_SIZE"]) > 1
-    if not announced or dist.is_initialized():
+    started = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if not started or int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized():
         yield
         return
     device = torch.device(device)
@@ -125,12 +123,10 @@ class _GatherRows(torch.autograd.Function):
 
 
 def all_reduce_gradients(parameters: Sequence[nn.Parameter], everywhere: Sequence[nn.Parameter] = ()) -> None:
-    """Add up the gradients of all processes, in place.
+    """Add up the gradients of all processes, in place, and average those that every process has whole (`everywhere`).
 
-    Args:
-        parameters: All trainable parameters, in the same order in every process. One without a gradient in every
-            process stays without: the optimiser passes over it as it would in one process.
-        everywhere: Those whose whole gradient every process has already; they are averaged.
+    The parameters have the same order in every process. One without a gradient in every process stays without: the
+    optimiser passes over it as it would in one process.
     """
     count = world_size()
     if count == 1 or not parameters:

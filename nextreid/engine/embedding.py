@@ -101,8 +101,14 @@ def embed_conditions(
     parts: list[list[Tensor]] = [[torch.empty(0, embedding_width(model, options))] for _ in conditions]
     if mine:
         shown = [any(column) for column in zip(*(c.shows(model.modalities) for c in conditions), strict=True)]
+        given = [samples[row] for row in mine]
+        if not all(shown):  # do not decode what no condition shows
+            given = [
+                replace(s, images=tuple(i if show else None for i, show in zip(s.images, shown, strict=True)))
+                for s in given
+            ]
         loader = make_loader(
-            [_decoded(samples[row], shown) for row in mine],
+            given,
             transform,
             model.modalities,
             batch_size=options.batch_size,
@@ -202,13 +208,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         # Not model.train(): a part that the user keeps in evaluation mode stays there.
         for module, mode in modes:
             module.training = mode
-
-
-def _decoded(sample: Sample, shown: Sequence[bool]) -> Sample:
-    """A sample without the images that no condition shows."""
-    if all(shown):
-        return sample
-    return replace(sample, images=tuple(image if s else None for image, s in zip(sample.images, shown, strict=True)))
 
 
 def _shared_rows(count: int, batch_size: int, process: int) -> list[int]:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from nextreid.data import ReIDDataset, Sample
+from nextreid.data import Image, ReIDDataset, Sample
+from nextreid.data.card import refuse_leak
 from nextreid.data.image import OnError
 from nextreid.models import ReIDModel, as_reid_model
 from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, get_protocol, rank
@@ -18,7 +19,7 @@ from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, ge
 from . import distributed
 from .ablations import Condition, hide_modalities
 from .embedding import EmbedOptions, check_visible, embed_conditions, is_visible, reads_text
-from .provenance import reject_trained_on
+from .provenance import trained_sets
 
 _logger = logging.getLogger(__name__)
 
@@ -63,22 +64,11 @@ class EvaluationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return one flat dict for JSON: the result's entries, then the conditions."""
-        row = {
-            **self.result.to_dict(),
-            "text": self.text,
-            "missing": list(self.missing),
-            "samples": self.samples,
-            "seconds": round(self.seconds, 3),
-            "dataset": self.dataset,
-        }
-        more = {
-            "digest": self.digest,
-            "trained_on": self.trained_on,
-            "left_out": self.left_out or None,
-            "averaged": self.averaged or None,
-            "embedding": self.embedding,
-        }
-        return {**row, **{name: value for name, value in more.items() if value is not None}}
+        row = {name: getattr(self, name) for name in ("text", "missing", "samples", "seconds", "dataset")}
+        row |= {"missing": list(self.missing), "seconds": round(self.seconds, 3)}
+        optional = ("digest", "trained_on", "left_out", "averaged", "embedding")
+        row |= {name: getattr(self, name) for name in optional if getattr(self, name)}
+        return {**self.result.to_dict(), **row}
 
 
 def evaluate(
@@ -119,17 +109,9 @@ def evaluate(
             has none to show, the modalities differ, one key names two different samples, or the weights have seen the
             test identities.
     """
+    settings: dict[str, Any] = {"protocol": protocol, "rerank": rerank, "on_error": on_error, "allow_leak": allow_leak}
     condition = hide_modalities(dataset.modalities, missing, text)
-    return evaluate_conditions(
-        model,
-        dataset,
-        [condition],
-        protocol=protocol,
-        rerank=rerank,
-        on_error=on_error,
-        allow_leak=allow_leak,
-        options=options,
-    )[0]
+    return evaluate_conditions(model, dataset, [condition], **settings, options=options)[0]
 
 
 def evaluate_conditions(
@@ -205,8 +187,7 @@ def modality_matrix(
 
 def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the non-empty subsets, small ones first: seven for three modalities."""
-    sizes = range(1, len(modalities) + 1)
-    return [subset for size in sizes for subset in itertools.combinations(modalities, size)]
+    return [subset for size in range(len(modalities)) for subset in itertools.combinations(modalities, size + 1)]
 
 
 def measure(
@@ -239,11 +220,8 @@ def check_modalities(model: ReIDModel, dataset: ReIDDataset) -> None:
 
 def identities(samples: Sequence[Sample]) -> Identities:
     """Return the samples' ids as the arrays that retrieval takes."""
-    pid, camid, sceneid = (
-        np.array([getattr(sample, field) for sample in samples], dtype=np.int64)
-        for field in ("pid", "camid", "sceneid")
-    )
-    return Identities(pid, camid, sceneid)
+    fields = ("pid", "camid", "sceneid")
+    return Identities(*(np.array([getattr(sample, field) for sample in samples], np.int64) for field in fields))
 
 
 class _Cell(NamedTuple):
@@ -258,12 +236,14 @@ class _Cell(NamedTuple):
 def _measure_cells(
     model: ReIDModel, dataset: ReIDDataset, cells: Sequence[_Cell], rerank: Rerank | None, options: EmbedOptions
 ) -> list[EvaluationReport]:
-    _check_splits(dataset)
     start = time.perf_counter()
+    for name in ("query", "gallery"):
+        if not getattr(dataset, name):
+            raise ValueError(f"dataset {dataset.name!r} has no {name} samples; nothing can be ranked")
     splits = (dataset.query, dataset.gallery)
     for cell in cells:
-        for split, condition in zip(splits, cell.shown, strict=True):
-            if cell.name is None:
+        if cell.name is None:
+            for split, condition in zip(splits, cell.shown, strict=True):
                 check_visible(split, dataset.modalities, condition)
     if cells[0].rule.feature == "after_neck":
         options = replace(options, after_neck=True)
@@ -271,7 +251,11 @@ def _measure_cells(
     # A sample of both splits is one, unless only its captions differ.
     rows: dict[tuple[str, tuple[tuple[str, ...], ...]], int] = {}
     samples: list[Sample] = []
+    by_key: dict[str, Sample] = {}
     for sample in (*dataset.query, *dataset.gallery):
+        known = by_key.setdefault(sample.key, sample)
+        if known is not sample and not _same(known, sample):
+            raise ValueError(f"key {sample.key!r} names two different samples of query and gallery; make keys unique")
         if rows.setdefault((sample.key, sample.captions), len(samples)) == len(samples):
             samples.append(sample)
     conditions = list(dict.fromkeys(condition for cell in cells for condition in cell.shown))
@@ -349,12 +333,8 @@ def _averages_modalities(rule: Protocol, options: EmbedOptions) -> bool:
 
 
 def _of_query_and_gallery(rule: Protocol, modalities: Sequence[str], condition: Condition) -> list[Condition]:
-    """What query and gallery show when the protocol and the condition are both kept.
-
-    Raises:
-        ValueError: The protocol shows a modality that is not one of `modalities`, or nothing is left to show.
-    """
-    allowed = [m for m, shown in zip(modalities, condition.shows(modalities), strict=True) if shown]
+    """What query and gallery show when the protocol and the condition are both kept; ValueError if that is nothing."""
+    hidden = condition.hidden(modalities)
     conditions = []
     for split, shown in (("query", rule.query_modalities), ("gallery", rule.gallery_modalities)):
         if unknown := sorted(set(shown or ()) - set(modalities)):
@@ -362,18 +342,18 @@ def _of_query_and_gallery(rule: Protocol, modalities: Sequence[str], condition: 
                 f"protocol {rule.name!r} shows {', '.join(map(repr, unknown))} in the {split}; the dataset has: "
                 f"{', '.join(modalities)}"
             )
-        left = tuple(m for m in allowed if shown is None or m in shown)
+        left = tuple(m for m in modalities if m not in hidden and (shown is None or m in shown))
         if not left:
             raise ValueError(
                 f"protocol {rule.name!r} shows {', '.join(shown or ())} in the {split}, and without "
-                f"{', '.join(condition.hidden(modalities))} nothing is left of it"
+                f"{', '.join(hidden)} nothing is left of it"
             )
         conditions.append(replace(condition, modalities=left))
     return conditions
 
 
 def _checked(model: ReIDModel, dataset: ReIDDataset, on_error: OnError, allow_leak: bool) -> ReIDDataset:
-    reject_trained_on(model, dataset, allow_leak)
+    refuse_leak(trained_sets(model), dataset.name, allow_leak)
     check_modalities(model, dataset)
     return dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
 
@@ -383,20 +363,8 @@ def _with_provenance(reports: list[EvaluationReport], model: ReIDModel, dataset:
     return [replace(report, digest=digest, trained_on=model.pretrained_cfg.trained_on) for report in reports]
 
 
-def _check_splits(dataset: ReIDDataset) -> None:
-    """Raise ValueError if query or gallery is empty, or if one key names two different samples of them."""
-    for split in ("query", "gallery"):
-        if not getattr(dataset, split):
-            raise ValueError(f"dataset {dataset.name!r} has no {split} samples; nothing can be ranked")
-    by_key: dict[str, Sample] = {}
-    for sample in (*dataset.query, *dataset.gallery):
-        known = by_key.setdefault(sample.key, sample)
-        if known is not sample and not _same(known, sample):
-            raise ValueError(f"key {sample.key!r} names two different samples of query and gallery; make keys unique")
-
-
 def _same(a: Sample, b: Sample) -> bool:
-    def same_image(a: object, b: object) -> bool:
+    def same_image(a: Image | None, b: Image | None) -> bool:
         if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
             return np.array_equal(a, b)
         return type(a) is type(b) and a == b

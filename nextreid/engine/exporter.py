@@ -26,11 +26,8 @@ from .embedding import check_visible, eval_transform
 
 _logger = logging.getLogger(__name__)
 
-METADATA = "nextreid.json"  # the member of a .pt2 archive
-MAX_BATCH = 4096
 MIN_COSINE = MIN_AGREEMENT = 0.999
-_SIZES = (1, 2, 7)
-_SYNTHETIC = 24
+_SIZES = (1, 2, 7, 14)  # of the batches of synthetic samples
 _MOST = 128  # samples of the check: for each of them all pairs of the others are compared
 _APART = 1e-4  # two cosines nearer to each other than this have no order
 
@@ -152,14 +149,14 @@ class _Embedding(nn.Module):
 
 def _traced(module: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
     # Kernels are for the machine at hand, and plain operations for every one. An example of one sample would fix B.
-    size = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    size = torch.export.Dim("batch", min=1, max=4096)
     with torch.no_grad(), use_backend("torch"):
         return torch.export.export(module, (), example, dynamic_shapes={name: {0: size} for name in example})
 
 
 def _write_torch(program: torch.export.ExportedProgram, path: Path, metadata: str) -> None:
     with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={METADATA: metadata})
+        torch.export.save(program, file, extra_files={"nextreid.json": metadata})
 
 
 def _read_torch(path: Path) -> Runner:
@@ -199,34 +196,29 @@ def _package(name: str) -> Any:
 
 def _metadata(model: ReIDModel, text: bool, normalize: bool) -> str:
     cfg = model.pretrained_cfg
-    facts = {
+    facts: dict[str, Any] = {
         "architecture": cfg.architecture,
-        "modalities": list(model.modalities),
-        "img_size": list(model.img_size),
-        "mean": list(cfg.mean),
-        "std": list(cfg.std),
-        "interpolation": cfg.interpolation,
-        "text": text,
-        "normalized": normalize,
-        "versions": {"nextreid": __version__, "torch": str(torch.__version__)},
+        "modalities": model.modalities,
+        "img_size": model.img_size,
     }
-    return json.dumps(facts)
+    facts |= {name: getattr(cfg, name) for name in ("mean", "std", "interpolation")}
+    facts |= {"text": text, "normalized": normalize}
+    return json.dumps({**facts, "versions": {"nextreid": __version__, "torch": str(torch.__version__)}})
 
 
 def _synthetic(model: ReIDModel, text: bool) -> list[Inputs]:
     """Batches of 1, 2, 7 and more samples, some without all modalities or captions."""
     generator = torch.Generator().manual_seed(0)
-    count = len(model.modalities)
-    images = torch.randn(_SYNTHETIC, count, 3, *model.img_size, generator=generator)
-    present = torch.rand(_SYNTHETIC, count, generator=generator) < 0.7
+    samples, count = sum(_SIZES), len(model.modalities)
+    images = torch.randn(samples, count, 3, *model.img_size, generator=generator)
+    present = torch.rand(samples, count, generator=generator) < 0.7
     present[:, 0] |= ~present.any(dim=1)
     inputs = {"images": images, "present": present}
     if text:
         shape = _text(model, [["A caption."] * count]).shape[1:]
-        features = F.normalize(torch.randn(_SYNTHETIC, *shape, generator=generator), dim=-1)
-        present_text = torch.rand(_SYNTHETIC, *shape[:-1], 1, generator=generator) < 0.8
-        inputs["text"] = features * present_text
-    parts = [tensor.split([*_SIZES, _SYNTHETIC - sum(_SIZES)]) for tensor in inputs.values()]
+        features = F.normalize(torch.randn(samples, *shape, generator=generator), dim=-1)
+        inputs["text"] = features * (torch.rand(samples, *shape[:-1], 1, generator=generator) < 0.8)
+    parts = [tensor.split(_SIZES) for tensor in inputs.values()]
     return [dict(zip(inputs, rows, strict=True)) for rows in zip(*parts, strict=True)]
 
 
@@ -251,11 +243,7 @@ def _text(model: ReIDModel, captions: Sequence[Any]) -> Tensor:
 
 
 def _compare(module: nn.Module, run: Runner, batches: Sequence[Inputs], name: str) -> tuple[float, float]:
-    """Return the lowest cosine and the share of equal orders.
-
-    Raises:
-        ValueError: If one is too low or the file does not run.
-    """
+    """Return the lowest cosine and the share of equal orders; ValueError if one is too low or the file does not run."""
     found = []
     for batch in batches:
         try:

@@ -24,7 +24,6 @@ _logger = logging.getLogger(__name__)
 
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "index.csv"
-_COLUMNS = ("row", "key", "pid", "camid", "sceneid", "present")
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,9 @@ def extract(
     tensors = {"embedding": F.normalize(embedding, dim=1) if normalize else embedding}
 
     def write() -> None:
-        write_csv(folder / INDEX, _COLUMNS, _index_rows(samples, model.modalities))
+        write_csv(
+            folder / INDEX, ("row", "key", "pid", "camid", "sceneid", "present"), _index_rows(samples, model.modalities)
+        )
         # The embeddings come last: where they are, the index is.
         write_tensors(folder / EMBEDDINGS, tensors, metadata)
 

@@ -1,10 +1,11 @@
 """Images to vectors in one call: files, Pillow images, arrays and tensors."""
 
+import itertools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,17 +24,16 @@ from .embedding import EmbedOptions, embed_batch, embedding_width, eval_transfor
 ImageInput: TypeAlias = str | os.PathLike[str] | ImageFile | PILImage.Image | np.ndarray | Tensor
 Caption: TypeAlias = str | Sequence[str] | None
 
+# One sample in the model's order: M images that are not looked at yet, and M captions or none at all.
+_Given: TypeAlias = tuple[tuple[Any, ...], tuple[tuple[str, ...], ...]]
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_CAPTIONS = "captions"
+_DEEP = (
+    "scale it to 0 ... 255 as uint8, or pass the file and say which raw values become black and white, as in "
+    'window={"tir": (7000, 9000)}'
+)
 
 _logger = logging.getLogger(__name__)
-
-
-class _Given(NamedTuple):
-    """One sample in the model's order: M images that are not looked at yet, and M captions or none at all."""
-
-    images: tuple[Any, ...]
-    captions: tuple[tuple[str, ...], ...]
 
 
 class FeatureExtractor:
@@ -97,8 +97,8 @@ class FeatureExtractor:
                 )
         self.model = as_reid_model(model).to(device=device, dtype=torch_dtype).eval()
         self.modalities = self.model.modalities
-        if _CAPTIONS in self.modalities:
-            raise ValueError(f"a modality cannot be named {_CAPTIONS!r} here; the modalities are {self.modalities}")
+        if "captions" in self.modalities:
+            raise ValueError(f"a modality cannot be named 'captions' here; the modalities are {self.modalities}")
         self.normalize = normalize
         self._windows = check_windows(window, self.modalities)
         self._transform = eval_transform(self.model)
@@ -133,11 +133,12 @@ class FeatureExtractor:
         if isinstance(only, list | tuple):
             if captions is not None:
                 raise ValueError(
-                    f"the captions of a list belong to its samples: {{'{self.modalities[0]}': ..., '{_CAPTIONS}': ...}}"
+                    f"the captions of a list belong to its samples: {{'{self.modalities[0]}': ..., 'captions': ...}}"
                 )
-            return self._embed_given([self._arrange(sample, None, f" of sample {i}") for i, sample in enumerate(only)])
+            owners = [f" of sample {i}" for i in range(len(only))]
+            return self._embed_given(list(map(self._arrange, only, owners)), owners)
         sample = only if isinstance(only, Mapping) else given or images
-        return self._embed_given([self._arrange(sample, captions, "")], alone=True)[0]
+        return self._embed_given([self._arrange(sample, "", captions)], [""])[0]
 
     def encode(self, frame: ImageInput | Mapping[str, ImageInput | None], boxes: Any) -> Tensor:
         """Embed the objects of a frame, as trackers ask for.
@@ -155,29 +156,28 @@ class FeatureExtractor:
             ValueError: If the frame would be rejected as a sample, its images differ in size, or a box is not a
                 number or covers no part of the frame; the message has its index, counted from 0.
         """
-        given = self._arrange(frame, None, "")
-        if any(given.captions):
+        sources, captions = self._arrange(frame, "")
+        if any(captions):
             raise ValueError(
-                f"encode reads no captions: one for all boxes of a frame says nothing; leave {_CAPTIONS!r} out"
+                "encode reads no captions: one for all boxes of a frame says nothing; leave 'captions' out"
             )
         frames = [
-            None if source is None else self._open(source, modality)
-            for modality, source in zip(self.modalities, given.images, strict=True)
+            image
+            if image is None or isinstance(image, np.ndarray)
+            else np.asarray(open_image(image, "", m).convert("RGB"))
+            for m, image in zip(self.modalities, self._images(sources, ""), strict=True)
         ]
         sizes = {m: f.shape[1::-1] for m, f in zip(self.modalities, frames, strict=True) if f is not None}
         if len(set(sizes.values())) > 1:
             found = ", ".join(f"{m} {width} x {height}" for m, (width, height) in sizes.items())
             raise ValueError(f"the images of a frame must show the same view in one size, got {found}: align them")
-        edges = _edges(boxes, *next(iter(sizes.values())))
+        crops = (
+            tuple(None if f is None else f[upper:lower, left:right] for f in frames)
+            for left, upper, right, lower in _edges(boxes, *next(iter(sizes.values())))
+        )
+        return self._embed((Sample(f"box {i}", -1, -1, -1, images) for i, images in enumerate(crops)), text=False)
 
-        def sample(number: int) -> Sample:
-            left, upper, right, lower = edges[number]
-            crops = tuple(None if f is None else f[upper:lower, left:right] for f in frames)
-            return Sample(f"box {number}", -1, -1, -1, crops)
-
-        return self._embed(len(edges), sample, text=False)
-
-    def _arrange(self, sample: Any, captions: Mapping[str, Caption] | None, owner: str) -> _Given:
+    def _arrange(self, sample: Any, owner: str, captions: Mapping[str, Caption] | None = None) -> _Given:
         """Bring a sample into the model's order; its images are not touched."""
         if not isinstance(sample, Mapping):
             row = tuple(sample) if isinstance(sample, list | tuple) else (sample,)
@@ -187,16 +187,16 @@ class FeatureExtractor:
                     f"those that there are, {_named(self.modalities)}; a list is one of samples"
                 )
             sample = dict(zip(self.modalities, row, strict=True))
-        if unknown := [name for name in sample if name not in (*self.modalities, _CAPTIONS)]:
+        if unknown := [name for name in sample if name not in (*self.modalities, "captions")]:
             raise ValueError(f"unknown modality {', '.join(map(repr, unknown))}{owner}; there are: {self.modalities}")
         images = tuple(sample.get(modality) for modality in self.modalities)
         if all(source is None for source in images):
             raise ValueError(f"no image{owner}: give one or more of {', '.join(self.modalities)}")
-        if _CAPTIONS in sample:
+        if "captions" in sample:
             if captions is not None:
                 raise ValueError("captions were given twice, with the sample and beside it")
-            captions = sample[_CAPTIONS]
-        return _Given(images, () if captions is None else self._read(captions, images, owner))
+            captions = sample["captions"]
+        return images, () if captions is None else self._read(captions, images, owner)
 
     def _read(self, captions: Any, images: tuple[Any, ...], owner: str) -> tuple[tuple[str, ...], ...]:
         if not isinstance(captions, Mapping):
@@ -223,42 +223,39 @@ class FeatureExtractor:
             raise ValueError(f"{self.model.pretrained_cfg.architecture} reads no captions: leave them out")
         return tuple(rows)
 
-    def _embed_given(self, given: Sequence[_Given], *, alone: bool = False) -> Tensor:
-        def sample(number: int) -> Sample:
-            key, owner = ("", "") if alone else (str(number), f" of sample {number}")
-            images, captions = given[number]
-            images = tuple(
-                None if source is None else self._image(source, modality, f"the {modality} image{owner}")
-                for modality, source in zip(self.modalities, images, strict=True)
-            )
-            return Sample(key, -1, -1, -1, images, captions)
+    def _embed_given(self, given: Sequence[_Given], owners: Sequence[str]) -> Tensor:
+        samples = (
+            Sample(owner.rpartition(" ")[2], -1, -1, -1, tuple(self._images(sources, owner)), captions)
+            for (sources, captions), owner in zip(given, owners, strict=True)
+        )
+        return self._embed(samples, text=any(captions for _, captions in given))
 
-        return self._embed(len(given), sample, text=any(one.captions for one in given))
-
-    def _embed(self, count: int, sample: Callable[[int], Sample], *, text: bool) -> Tensor:
-        """Embed numbered samples; their images are opened batch by batch."""
+    def _embed(self, samples: Iterator[Sample], *, text: bool) -> Tensor:
+        """Embed samples; they are made, and their images opened, batch by batch."""
         model = self.model
         if model.training:
             raise ValueError("the model is in training mode: call model.eval() before features are extracted again")
         device = next(model.parameters()).device
-        size, condition = self._options.batch_size, Condition(text)
         parts = [torch.empty(0, embedding_width(model, self._options))]
-        for start in range(0, count, size):
-            samples = [sample(number) for number in range(start, min(start + size, count))]
-            dataset = SampleDataset(samples, self._transform, self.modalities)
-            batch = collate([dataset[i] for i in range(len(samples))]).to(device)
-            parts += embed_batch(model, batch, [condition], self._options)
+        while some := list(itertools.islice(samples, self._options.batch_size)):
+            dataset = SampleDataset(some, self._transform, self.modalities)
+            batch = collate([dataset[i] for i in range(len(some))]).to(device)
+            parts += embed_batch(model, batch, [Condition(text)], self._options)
         vectors = torch.cat(parts)
         if bad := (~vectors.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
             raise ValueError(
-                f"{len(bad)} of {count} vectors are not finite, first that of number {bad[0]}, in "
+                f"{len(bad)} of {len(vectors)} vectors are not finite, first that of number {bad[0]}, in "
                 f"{next(model.parameters()).dtype}: half precision may have overflowed, take bfloat16 or float32; else "
                 "the weights are damaged"
             )
         return F.normalize(vectors, dim=1) if self.normalize else vectors
 
+    def _images(self, sources: tuple[Any, ...], owner: str) -> Iterator[Image | None]:
+        """Turn images as users give them into those that samples have."""
+        for modality, source in zip(self.modalities, sources, strict=True):
+            yield None if source is None else self._image(source, modality, f"the {modality} image{owner}")
+
     def _image(self, source: Any, modality: str, what: str) -> Image:
-        """Turn an image as users give it into one as samples have it."""
         if isinstance(source, ImageFile):
             return source
         if isinstance(source, str | os.PathLike):
@@ -272,15 +269,10 @@ class FeatureExtractor:
             "or tensor; encoded bytes are opened by PIL.Image.open(io.BytesIO(data))"
         )
 
-    def _open(self, source: Any, modality: str) -> np.ndarray:
-        """Return the pixels ``(H, W, 3)`` or ``(H, W)`` of a frame."""
-        image = self._image(source, modality, f"the {modality} image")
-        return image if isinstance(image, np.ndarray) else np.asarray(open_image(image, "", modality).convert("RGB"))
-
 
 def _from_pillow(source: PILImage.Image, what: str) -> np.ndarray:
     if source.mode.startswith(("I", "F")):
-        raise ValueError(f"{what} has more than 8 bits (mode {source.mode}): {_deep()}")
+        raise ValueError(f"{what} has more than 8 bits (mode {source.mode}): {_DEEP}")
     try:
         return np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
     except Exception as error:  # it may have been opened only, and turn out damaged now
@@ -291,7 +283,7 @@ def _from_array(array: np.ndarray | Tensor, what: str) -> np.ndarray:
     """Return the pixels ``(H, W, 3)`` or ``(H, W)`` of an array that can be read in one way only."""
     dtype, shape = str(array.dtype).removeprefix("torch."), tuple(array.shape)
     if dtype != "uint8":
-        hint = _deep()
+        hint = _DEEP
         if "float" in dtype:
             hint = "its range could be 0 ... 1, 0 ... 255 or normalised; pass (x * 255).round() of the first as uint8"
         elif dtype == "bool":
@@ -313,13 +305,6 @@ def _from_array(array: np.ndarray | Tensor, what: str) -> np.ndarray:
     pixels = array.cpu().numpy() if isinstance(array, Tensor) else array
     pixels = np.moveaxis(pixels, 0, -1) if first else pixels
     return pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
-
-
-def _deep() -> str:
-    return (
-        "scale it to 0 ... 255 as uint8, or pass the file and say which raw values become black and white, as in "
-        'window={"tir": (7000, 9000)}'
-    )
 
 
 def _edges(boxes: Any, width: int, height: int) -> np.ndarray:

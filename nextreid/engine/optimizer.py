@@ -1,6 +1,7 @@
 """Parameter groups, the optimizer and the learning rate of an epoch."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -10,19 +11,11 @@ from .recipe import Recipe
 
 
 def parameter_groups(model: ReIDModel, recipe: Recipe) -> list[dict]:
-    """Group the trainable parameters by their role in the model.
+    """Group the trainable parameters by the roles of ``model.param_groups()``, for a torch optimizer, in a fixed order.
 
-    Args:
-        model: Its ``param_groups()`` names the roles; ``"tower"`` learns at ``lr_tower``, every other at ``lr_new``.
-        recipe: With ``decay_all`` False, one-dimensional parameters and those that ``model.no_weight_decay()`` names
-            are in groups of their own without weight decay.
-
-    Returns:
-        Groups for a torch optimizer in a fixed order, one or two for each role; each has a ``name``, its full learning
-        rate ``base_lr``, and ``param_names`` in the order of ``params``.
-
-    Raises:
-        ValueError: No parameter is left to train.
+    The role ``"tower"`` learns at ``lr_tower``, every other at ``lr_new``. With ``decay_all`` False, one-dimensional
+    parameters and those that ``model.no_weight_decay()`` names are in groups of their own without weight decay. A group
+    has a ``name``, its full learning rate ``base_lr``, and ``param_names`` in the order of ``params``.
     """
     spared = model.no_weight_decay()
     groups = []
@@ -34,17 +27,10 @@ def parameter_groups(model: ReIDModel, recipe: Recipe) -> list[dict]:
                 if decays == (recipe.decay_all or (parameter.ndim > 1 and name not in spared))
             }
             lr = recipe.lr_tower if role == "tower" else recipe.lr_new
-            if members:
-                groups.append(
-                    {
-                        "name": role if decays else f"{role}.no_decay",
-                        "params": list(members.values()),
-                        "param_names": list(members),
-                        "weight_decay": recipe.weight_decay if decays else 0.0,
-                        "lr": lr,
-                        "base_lr": lr,
-                    }
-                )
+            group: dict[str, Any] = {"name": role if decays else f"{role}.no_decay", "lr": lr, "base_lr": lr}
+            group |= {"params": list(members.values()), "param_names": list(members)}
+            group["weight_decay"] = recipe.weight_decay if decays else 0.0
+            groups += [group] if members else []
     if not groups:
         raise ValueError("no parameter to train: requires_grad is False for all of them")
     return groups
@@ -62,11 +48,8 @@ def lr_factor(recipe: Recipe, epoch: int) -> float:
     """Return the factor of every group's learning rate in an epoch.
 
     The shape is that of related methods (timm's cosine without a warm-up prefix): linear from ``warmup_start`` towards
-    1 while ``epoch < warmup_epochs``, then the cosine over all epochs, which reaches ``floor`` in the last one.
-
-    Args:
-        recipe: Its ``schedule``, ``epochs``, ``warmup_epochs``, ``warmup_start`` and ``floor`` count.
-        epoch: From 1 to ``recipe.epochs``.
+    1 while ``epoch < warmup_epochs``, then the cosine over all epochs, which reaches ``floor`` in the last one. Epochs
+    count from 1.
     """
     if epoch < recipe.warmup_epochs:
         return recipe.warmup_start + (1 - recipe.warmup_start) * epoch / recipe.warmup_epochs

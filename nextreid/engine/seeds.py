@@ -18,8 +18,6 @@ from .distributed import on_main
 from .recipe import Recipe
 from .trainer import train
 
-SUMMARY = "summary.json"
-
 
 @dataclass(frozen=True)
 class SeedsReport:
@@ -39,26 +37,16 @@ class SeedsReport:
         ``last`` is the one to report; ``best`` is chosen by its own metrics. The deviation is that of
         a sample (n - 1), None for one seed. ``last_without_text`` is there where the runs read captions.
         """
-        rows = {
-            "last": ("last", "evaluation"),
-            "last_without_text": ("last", "evaluation_without_text"),
-            "best": ("best", "evaluation"),
-        }
-        table = {name: self._spread(which, field) for name, (which, field) in rows.items()}
-        return {"seeds": list(self.runs), **{name: spread for name, spread in table.items() if spread}}
-
-    def _spread(self, which: str, field: str) -> dict[str, Any]:
-        rows = {seed: getattr(report, which) or {} for seed, report in self.runs.items()}
-        if not all(field in row for row in rows.values()):
-            return {}
-        spread: dict[str, Any] = {}
-        for metric in METRICS:
-            values = {str(seed): row[field][metric] for seed, row in rows.items()}
-            numbers = list(values.values())
-            deviation = stdev(numbers) if len(numbers) > 1 else None
-            spread[metric] = {"mean": mean(numbers), "std": deviation, "values": values}
-        first = next(iter(rows.values()))[field]
-        return {**spread, "protocol": first["protocol"], "text": first["text"]}
+        results = {str(seed): report.results() for seed, report in self.runs.items()}
+        table: dict[str, Any] = {"seeds": list(self.runs)}
+        for name, first in next(iter(results.values()), {}).items():
+            if all(name in found for found in results.values()):
+                table[name] = {"protocol": first["protocol"], "text": first["text"]}
+                for metric in METRICS:
+                    values = {seed: found[name][metric] for seed, found in results.items()}
+                    deviation = stdev(values.values()) if len(values) > 1 else None
+                    table[name][metric] = {"mean": mean(values.values()), "std": deviation, "values": values}
+        return table
 
 
 def train_seeds(
@@ -91,8 +79,7 @@ def train_seeds(
     """
     if seeds < 1:
         raise ValueError(f"the number of seeds must be at least 1, got {seeds}")
-    folder = Path(out)
-    numbers = range(recipe.seed, recipe.seed + seeds)
+    folder, numbers = Path(out), range(recipe.seed, recipe.seed + seeds)
     present = [n for n in numbers if (folder / f"seed{n}" / RECIPE).exists()]
     if present and not resume:
         raise FileExistsError(
@@ -105,5 +92,5 @@ def train_seeds(
             torch.default_generator.manual_seed(seed)
             model = make_model()
         runs[seed] = train(model, dataset, replace(recipe, seed=seed), folder / f"seed{seed}", resume=resume, **options)
-        on_main(lambda: write_json(folder / SUMMARY, SeedsReport(folder, runs).to_dict()))
+        on_main(lambda: write_json(folder / "summary.json", SeedsReport(folder, runs).to_dict()))
     return SeedsReport(folder, runs)

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from nextreid._files import write_jsonl
-from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, seeded_rng
-from nextreid.data.captions import draw_sentences
+from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, caption_sampler, seeded_rng
+from nextreid.data.card import refuse_leak
 from nextreid.data.image import OnError
 from nextreid.data.loader import make_loader
 from nextreid.data.sampler import PKSampler
@@ -52,7 +52,7 @@ from .distributed import (
 from .embedding import EmbedOptions, eval_transform, keep_texts, move_to_device
 from .evaluation import check_modalities, measure
 from .optimizer import build_optimizer, lr_factor, set_lr
-from .provenance import record_metrics, record_training, reject_trained_on
+from .provenance import record_metrics, record_training, trained_sets
 from .recipe import Recipe
 
 _logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def train(
     check_modalities(model, dataset)
     if recipe.eval_every and not (dataset.query and dataset.gallery):
         raise ValueError(f"dataset {dataset.name!r} has no query or no gallery to evaluate on; set eval_every=0")
-    reject_trained_on(model, dataset, allow_leak)
+    refuse_leak(trained_sets(model), dataset.name, allow_leak)
     images = dataset = dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
     pids = _train_pids(dataset)
     labels = [sample.pid for sample in dataset.train]
@@ -138,7 +138,9 @@ def train(
         _logger.info("continuing %s after epoch %d", folder, len(history))
     cache = _open_cache(model, dataset, recipe)
     options = EmbedOptions(recipe.eval_batch_size, recipe.workers, None, progress, cache, recipe.augment)
-    transform = _train_transform(model, recipe)
+    config = model.pretrained_cfg
+    drawn = {name: getattr(recipe, name) for name in ("flip", "pad", "erase", "geometry")}
+    transform = TrainTransform(model.img_size, config.mean, config.std, **drawn, interpolation=config.interpolation)
     loader = make_loader(
         dataset.train,
         transform,
@@ -261,14 +263,18 @@ class _Epoch:
         batch = batch.to(self.device)
         if self.recipe.augment == "cpu":
             return batch
-        generator = torch.Generator(self.device)
-        generator.manual_seed(int(seeded_rng("erase", self.recipe.seed, epoch, step).integers(2**63)))
+        seed = int(seeded_rng("erase", self.recipe.seed, epoch, step).integers(2**63))
+        generator = torch.Generator(self.device).manual_seed(seed)
         return augment_batch(batch, self.transform, generator, (rank(), world_size()))
 
     def _step(self, batch: Batch, criterion: Criterion, where: str) -> dict[str, float]:
         pid = all_gather(torch.tensor([self.classes[p] for p in batch.pid.tolist()], device=self.device))
         # Outside of autocast: features of the frozen tower are cached, and the evaluation reads the same cache.
-        text = self._draw_text(batch) if self.text else None
+        text = None
+        if self.text:
+            recipe, captions = self.recipe, batch.captions
+            draw = caption_sampler(captions, batch.keys, batch.draws, recipe.seed, recipe.caption_keep_ratio)
+            text = self.model.prepare_text(captions, draw)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
             heads, own = self._forward(batch, text)
         losses = criterion(heads, pid, own)
@@ -313,14 +319,6 @@ class _Epoch:
             "Lower lr_new or lr_tower, set grad_clip, or set amp='off'"
         )
 
-    def _draw_text(self, batch: Batch) -> Tensor | None:
-        def sample(row: int, modality: int, draw: int) -> Sequence[str]:
-            """A pure function of seed, epoch, slot, key, draw and modality, whatever else is in the batch."""
-            rng = seeded_rng("caption", self.recipe.seed, *batch.draws[row], batch.keys[row], draw, modality)
-            return draw_sentences(batch.captions[row][modality], rng, self.recipe.caption_keep_ratio)
-
-        return self.model.prepare_text(batch.captions, sample)
-
 
 def _train_pids(dataset: ReIDDataset) -> list[int]:
     if not dataset.train:
@@ -331,20 +329,6 @@ def _train_pids(dataset: ReIDDataset) -> list[int]:
     if pids[0] < 0:
         raise ValueError(f"dataset {dataset.name!r} has training samples without identity (pid {pids[0]}); drop them")
     return pids
-
-
-def _train_transform(model: ReIDModel, recipe: Recipe) -> TrainTransform:
-    config = model.pretrained_cfg
-    return TrainTransform(
-        model.img_size,
-        config.mean,
-        config.std,
-        flip=recipe.flip,
-        pad=recipe.pad,
-        erase=recipe.erase,
-        geometry=recipe.geometry,
-        interpolation=config.interpolation,
-    )
 
 
 @contextmanager

@@ -36,8 +36,7 @@ class AdaptedModel(ReIDModel):
         if self._prepare is None or not self.uses_text:
             return None
         if sample is not None:
-            modalities = range(len(self.modalities))
-            captions = [[sample(row, m, 0) for m in modalities] for row in range(len(captions))]
+            captions = [[sample(row, m, 0) for m in range(len(self.modalities))] for row in range(len(captions))]
         return self._prepare(captions)
 
     def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:

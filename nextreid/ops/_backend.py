@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton")
-VARIABLE = "NEXTREID_OPS"
-_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_KERNEL_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 
 # Plain module state, which torch.compile can read and guard on.
 _chosen: str | None = None
@@ -23,7 +22,7 @@ def get_backend() -> str:
     Raises:
         ValueError: If the environment variable names no backend.
     """
-    return _chosen or _known(os.environ.get(VARIABLE) or "auto", f"the environment variable {VARIABLE}")
+    return _chosen or _known(os.environ.get("NEXTREID_OPS") or "auto", "the environment variable NEXTREID_OPS")
 
 
 def set_backend(name: str | None) -> None:
@@ -59,15 +58,10 @@ def resolve(*tensors: Tensor | None) -> str:
         ValueError: If ``triton`` was asked for and cannot serve them; the message says why.
     """
     name = get_backend()
-    if name == "torch":
-        return name
-    given = [tensor for tensor in tensors if tensor is not None]
-    obstacle = _obstacle(given)
-    if obstacle is None:
-        return "triton"
-    if name == "triton":
+    obstacle = None if name == "torch" else _obstacle([tensor for tensor in tensors if tensor is not None])
+    if name == "triton" and obstacle:
         raise ValueError(f"the backend 'triton' cannot serve this call: {obstacle}; use 'auto' or 'torch'")
-    return "torch"
+    return "torch" if name == "torch" or obstacle else "triton"
 
 
 def interpreted() -> bool:
@@ -76,9 +70,8 @@ def interpreted() -> bool:
 
 
 def _obstacle(tensors: list[Tensor]) -> str | None:
-    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    if not dtypes <= set(_KERNEL_DTYPES):
-        names = ", ".join(sorted(str(dtype) for dtype in dtypes - set(_KERNEL_DTYPES)))
+    if others := {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - _KERNEL_DTYPES:
+        names = ", ".join(sorted(map(str, others)))
         return f"it has tensors of {names}, and the kernels take float32, float16 and bfloat16"
     devices = {tensor.device.type for tensor in tensors}
     explicit = get_backend() == "triton"
@@ -88,9 +81,7 @@ def _obstacle(tensors: list[Tensor]) -> str | None:
         return (
             f"its tensors are on {', '.join(sorted(devices))}; the kernels need a GPU, or TRITON_INTERPRET=1 on a CPU"
         )
-    if not _has_triton:
-        return "Triton is not installed"
-    return None
+    return None if _has_triton else "Triton is not installed"
 
 
 def _known(name: str, source: str) -> str:

@@ -48,8 +48,7 @@ def gated_attention(
     Raises:
         ValueError: If shapes, types or devices do not go together, or the chosen backend cannot serve them.
     """
-    form = resolve(query, residual, update, gate, keys)
-    if form == "triton":
+    if resolve(query, residual, update, gate, keys) == "triton":
         checked = _checked(query, residual, update, gate, keys)
         if _suits_kernels(checked):
             from .gated_attention_triton import gated_attention_triton
@@ -73,7 +72,7 @@ def gated_attention_torch(
     query = _checked(query, residual, update, gate, keys)
     batch, rows, width = query.shape
     residual = residual.to(query.dtype)
-    experts = _experts(update, gate)
+    experts = next((given.shape[1] for given in (update, gate) if given is not None), 1)
     if keys is not None and keys.dim() == 2:
         keys = keys[:, None].expand(-1, experts, -1)
     if update is None:
@@ -146,11 +145,6 @@ class _Attend(torch.autograd.Function):
         return of_query, of_tokens, of_gate, None
 
 
-def _experts(update: Tensor | None, gate: Tensor | None) -> int:
-    given = update if gate is None else gate
-    return 1 if given is None else given.shape[1]
-
-
 def _precise(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
@@ -159,46 +153,24 @@ def _checked(
     query: Tensor, residual: Tensor, update: Tensor | None, gate: Tensor | None, keys: Tensor | None
 ) -> Tensor:
     """Query in the type of the products, once all arguments go together."""
-    if query.dim() != 3 or residual.dim() != 3:
-        raise ValueError(
-            f"query must be (B, R, D) and residual (B, L, D); got {tuple(query.shape)} and {tuple(residual.shape)}"
-        )
-    batch, length, width = residual.shape
-    if query.shape[0] != batch or query.shape[2] != width:
+    if query.dim() != 3 or residual.dim() != 3 or query.shape[::2] != residual.shape[::2]:
         raise ValueError(
             f"query (B, R, D) and residual (B, L, D) must agree in B and D; got {tuple(query.shape)} and "
             f"{tuple(residual.shape)}"
         )
-    experts = 1
-    if update is not None:
-        if update.dim() != 4 or update.shape[0] != batch or update.shape[2] != length or update.shape[3] != width:
-            raise ValueError(
-                f"update must be (B, E, L, D) = ({batch}, E, {length}, {width}); got {tuple(update.shape)}"
-            )
-        experts = update.shape[1]
-    if gate is not None:
-        if update is None and gate.dim() == 3:
-            experts = gate.shape[1]
-        if tuple(gate.shape) != (batch, experts, length):
-            raise ValueError(f"gate must be (B, E, L) = ({batch}, {experts}, {length}); got {tuple(gate.shape)}")
-        if not gate.is_floating_point():
-            raise ValueError(f"gate must be floating-point; got {gate.dtype}: convert it, or give it as keys")
-    if keys is not None:
-        if keys.dtype != torch.bool:
-            raise ValueError(f"keys must be bool; got {keys.dtype}")
-        if tuple(keys.shape) not in ((batch, length), (batch, experts, length)):
-            raise ValueError(
-                f"keys must be (B, L) = ({batch}, {length}) or (B, E, L) = ({batch}, {experts}, {length}); "
-                f"got {tuple(keys.shape)}"
-            )
-    _check_dtypes(query, residual, update, gate, keys)
-    dtype = autocast_dtype(query)
-    return query if dtype is None or query.dtype == torch.float64 else query.to(dtype)
-
-
-def _check_dtypes(
-    query: Tensor, residual: Tensor, update: Tensor | None, gate: Tensor | None, keys: Tensor | None
-) -> None:
+    batch, length, width = residual.shape
+    experts = next((given.shape[1] for given in (update, gate) if given is not None and given.dim() > 2), 1)
+    of_sets = (batch, experts, length)
+    if update is not None and tuple(update.shape) != (*of_sets, width):
+        raise ValueError(f"update must be (B, E, L, D) = ({batch}, E, {length}, {width}); got {tuple(update.shape)}")
+    if gate is not None and tuple(gate.shape) != of_sets:
+        raise ValueError(f"gate must be (B, E, L) = {of_sets}; got {tuple(gate.shape)}")
+    if gate is not None and not gate.is_floating_point():
+        raise ValueError(f"gate must be floating-point; got {gate.dtype}: convert it, or give it as keys")
+    if keys is not None and keys.dtype != torch.bool:
+        raise ValueError(f"keys must be bool; got {keys.dtype}")
+    if keys is not None and tuple(keys.shape) not in ((batch, length), of_sets):
+        raise ValueError(f"keys must be (B, L) = {batch, length} or (B, E, L) = {of_sets}; got {tuple(keys.shape)}")
     tokens = {"query": query, "residual": residual, "update": update}
     given = {**tokens, "gate": gate, "keys": keys}
     devices = {name: tensor.device for name, tensor in given.items() if tensor is not None}
@@ -207,9 +179,10 @@ def _check_dtypes(
     dtypes = {name: tensor.dtype for name, tensor in tokens.items() if tensor is not None}
     if not all(dtype.is_floating_point for dtype in dtypes.values()):
         raise ValueError(f"query, residual and update must be floating-point; got {_listed(dtypes)}")
-    autocast = autocast_dtype(query) is not None and torch.float64 not in dtypes.values()
-    if len(set(dtypes.values())) > 1 and not autocast:
+    autocast = autocast_dtype(query)
+    if len(set(dtypes.values())) > 1 and (autocast is None or torch.float64 in dtypes.values()):
         raise ValueError(f"query, residual and update must be of one type outside autocast; got {_listed(dtypes)}")
+    return query if autocast is None or query.dtype == torch.float64 else query.to(autocast)
 
 
 def _listed(dtypes: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nextreid.data.captions import draw_captions
+from nextreid.data.captions import caption_sampler
 from nextreid.data.loader import make_loader
 from nextreid.data.sampler import PKSampler
 from nextreid.data.transforms import TrainTransform
@@ -18,7 +18,8 @@ def batches(samples, workers, rank=0, world_size=1, epochs=(1, 2)):
     for epoch in epochs:
         sampler.set_epoch(epoch)
         for b in loader:
-            captions = draw_captions(b.captions, b.keys, b.draws, 3, 7)
+            sample = caption_sampler(b.captions, b.keys, b.draws, 7)
+            captions = [[sample(i, m, e) for m in range(3)] for i in range(len(b.keys)) for e in range(3)]
             fields = (b.present, b.pid, b.camid, b.sceneid)
             pixels = [image.numpy().tobytes() for image in b.images]
             out.append(list(zip(pixels, *(f.tolist() for f in fields), b.keys, b.draws, strict=True)) + captions)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from nextreid.data.captions import draw_captions
+from nextreid.data.captions import caption_sampler
 from nextreid.data.sampler import PKSampler
 from nextreid.engine import evaluate, get_recipe, train
 from nextreid.engine.provenance import trained_sets
@@ -140,7 +140,8 @@ def test_batches_and_captions_are_those_of_the_keyed_draws(build, dataset, recip
             samples = [dataset.train[index] for index, _, _ in batch]
             draws = [(epoch, slot) for _, _, slot in batch]
             captions, keys = [s.captions for s in samples], [s.key for s in samples]
-            expected.append(draw_captions(captions, keys, draws, model.head.num_semantic_experts, 3, keep_ratio=0.5))
+            draw, experts = caption_sampler(captions, keys, draws, 3, 0.5), range(model.head.num_semantic_experts)
+            expected.append([[draw(i, m, e) for m in range(3)] for i in range(len(keys)) for e in experts])
     assert drawn == expected
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import nextreid.towers.text as text_module
 import nextreid.towers.text_cache as text_cache_module
-from nextreid.data.captions import draw_captions, read_captions, split_sentences
+from nextreid.data.captions import caption_sampler, read_captions, split_sentences
 from nextreid.towers import CONTEXT, TextTower
 from nextreid.towers.text_cache import TextFeatureCache, read_cache, write_cache
 
@@ -98,7 +98,8 @@ def epochs(tower, captions, count, keep_ratio=None):
         for start in range(0, len(captions), 3):
             part = captions[start : start + 3]
             keys, draws = [f"{start + i}" for i in range(len(part))], [(epoch, i) for i in range(len(part))]
-            rows = [c for row in draw_captions(part, keys, draws, 2, 0, keep_ratio) for c in row]
+            draw = caption_sampler(part, keys, draws, 0, keep_ratio)
+            rows = [draw(i, m, e) for i in range(len(part)) for e in range(2) for m in range(len(part[i]))]
             drawn.append([tower.windows(c) for c in rows])
             tower.encode(drawn[-1])
     return drawn
