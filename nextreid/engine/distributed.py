@@ -71,10 +71,8 @@ def on_main(call: Callable[[], Value]) -> Value:
         except Exception as raised:
             error = raised
     sent_result, sent_error = broadcast((result, _sendable(error)))
-    if error is not None:
-        raise error
-    if sent_error is not None:
-        raise sent_error
+    if failure := error or sent_error:
+        raise failure
     return sent_result  # type: ignore[return-value]
 
 
@@ -151,12 +149,8 @@ def broadcast_parameters(model: nn.Module) -> None:
     """Give every process the first one's parameters and buffers."""
     if world_size() == 1:
         return
-    state = model.state_dict()
-    for name, tensor in state.items():
-        carried = tensor.detach().to(_carrier(tensor.device)).contiguous()
-        dist.broadcast(carried, src=0)
-        state[name] = carried
-    model.load_state_dict(state)  # and not in place: what caches by weight must hear of it
+    # Not in place: what caches by weight must hear of it.
+    model.load_state_dict(broadcast({name: tensor.cpu() for name, tensor in model.state_dict().items()}))
 
 
 def _carrier(device: torch.device) -> torch.device:

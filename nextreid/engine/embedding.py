@@ -1,8 +1,7 @@
 """Samples to embeddings, the one way: the towers run once for each batch, the rest once for each condition."""
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,9 +12,10 @@ from nextreid.data import Batch, ImageCache, Sample, augment_batch
 from nextreid.data.loader import Augment, make_loader
 from nextreid.data.transforms import EvalTransform
 from nextreid.models import ReIDModel, as_reid_model
+from nextreid.models._adapter import evaluating
 
 from .ablations import Condition, has_captions
-from .distributed import all_gather, is_main, rank, world_size
+from .distributed import all_gather_objects, is_main, rank, world_size
 
 _TEXT_LOCK = threading.Lock()  # a text tower keeps what it encoded in a table that two threads must not fill at once
 
@@ -97,7 +97,8 @@ def embed_conditions(
     device = move_to_device(model, options.device)
     transform = eval_transform(model)
     resolved = [replace(c, text=reads_text(model, samples, c)) for c in conditions]
-    mine = _shared_rows(len(samples), options.batch_size, rank())
+    # Every n-th batch of n processes, cut as one process would cut them.
+    mine = [i for i in range(len(samples)) if i // options.batch_size % world_size() == rank()]
     parts: list[list[Tensor]] = [[torch.empty(0, embedding_width(model, options))] for _ in conditions]
     if mine:
         shown = [any(column) for column in zip(*(c.shows(model.modalities) for c in conditions), strict=True)]
@@ -126,7 +127,8 @@ def embed_conditions(
                 for part, rows in zip(parts, embed_batch(model, batch, resolved, options), strict=True):
                     part.append(rows)
     keep_texts(model)
-    return [_joined(torch.cat(part), len(samples), options.batch_size) for part in parts]
+    vectors = [torch.cat(part) for part in parts]
+    return vectors if world_size() == 1 else [_joined(mine, rows) for rows in vectors]
 
 
 @torch.no_grad()
@@ -162,8 +164,7 @@ def is_visible(sample: Sample, shows: Sequence[bool]) -> bool:
 def check_visible(samples: Sequence[Sample], modalities: Sequence[str], condition: Condition) -> None:
     """Raise ValueError if a condition shows no image of a sample."""
     shows = condition.shows(modalities)
-    empty = [sample.key for sample in samples if not is_visible(sample, shows)]
-    if empty:
+    if empty := [sample.key for sample in samples if not is_visible(sample, shows)]:
         shown = ", ".join(map(repr, empty[:3])) + (" ..." if len(empty) > 3 else "")
         hidden = ", ".join(condition.hidden(modalities))
         once = f" once {hidden} is hidden" if hidden else ""
@@ -197,33 +198,8 @@ def move_to_device(model: ReIDModel, device: torch.device | str | None) -> torch
     return torch.device(device)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode inside; every part gets its mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # Not model.train(): a part that the user keeps in evaluation mode stays there.
-        for module, mode in modes:
-            module.training = mode
-
-
-def _shared_rows(count: int, batch_size: int, process: int) -> list[int]:
-    """The rows that a process embeds: every n-th batch of n processes, cut as one process would cut them."""
-    starts = range(process * batch_size, count, world_size() * batch_size)
-    return [row for start in starts for row in range(start, min(start + batch_size, count))]
-
-
-def _joined(rows: Tensor, count: int, batch_size: int) -> Tensor:
-    if world_size() == 1:
-        return rows
-    places = [_shared_rows(count, batch_size, process) for process in range(world_size())]
-    padded = rows.new_zeros(len(places[0]), rows.shape[1])  # the first has the most
-    padded[: len(rows)] = rows
-    everything = all_gather(padded).view(len(places), *padded.shape)
-    out = rows.new_empty(count, rows.shape[1])
-    for theirs, part in zip(places, everything, strict=True):
-        out[theirs] = part[: len(theirs)]
-    return out
+def _joined(mine: list[int], rows: Tensor) -> Tensor:
+    """Return the rows of all processes at their places."""
+    shares = all_gather_objects([(mine, rows)])
+    places = torch.tensor([place for theirs, _ in shares for place in theirs], dtype=torch.int64)
+    return torch.cat([part for _, part in shares])[places.argsort()]

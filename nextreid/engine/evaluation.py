@@ -247,7 +247,13 @@ def _measure_cells(
                 check_visible(split, dataset.modalities, condition)
     if cells[0].rule.feature == "after_neck":
         options = replace(options, after_neck=True)
-    averaged = [_averages_modalities(cell.rule, options) for cell in cells]
+    # Where query and gallery show different modalities, they are compared by the mean of their parts.
+    averaged = [cell.rule.query_modalities != cell.rule.gallery_modalities for cell in cells]
+    if options.after_neck and any(averaged):
+        raise ValueError(
+            f"protocol {cells[averaged.index(True)].rule.name!r} compares different modalities behind the neck, where "
+            'an absent modality leaves its mark; take feature="before_neck"'
+        )
     # A sample of both splits is one, unless only its captions differ.
     rows: dict[tuple[str, tuple[tuple[str, ...], ...]], int] = {}
     samples: list[Sample] = []
@@ -318,18 +324,6 @@ def _rank(
         part=(distributed.rank(), distributed.world_size()) if several else None,
     )
     return RetrievalResult.concat(distributed.all_gather_objects([result])) if several else result
-
-
-def _averages_modalities(rule: Protocol, options: EmbedOptions) -> bool:
-    """Whether query and gallery show different modalities, and so are compared by the mean of their parts."""
-    if rule.query_modalities == rule.gallery_modalities:
-        return False
-    if options.after_neck:
-        raise ValueError(
-            f"protocol {rule.name!r} compares different modalities behind the neck, where an absent modality leaves "
-            'its mark; take feature="before_neck"'
-        )
-    return True
 
 
 def _of_query_and_gallery(rule: Protocol, modalities: Sequence[str], condition: Condition) -> list[Condition]:

@@ -94,21 +94,14 @@ def extract(
         raise ValueError(f"key {twice!r} names more than one sample; make keys unique")
     text = reads_text(model, samples, Condition(text))
     embedding = embed_samples(model, samples, Condition(text), options)
-    metadata = {
-        "model": model.pretrained_cfg.architecture,
-        "modalities": list(model.modalities),
-        "text": text,
-        "normalized": normalize,
-        "after_neck": options.after_neck,
-        **({"embedding": options.embedding} if options.embedding else {}),
-        "samples": len(samples),
-    }
+    metadata = {"model": model.pretrained_cfg.architecture, "modalities": model.modalities, "samples": len(samples)}
+    metadata |= {"text": text, "normalized": normalize, "after_neck": options.after_neck}
+    metadata |= {"embedding": options.embedding} if options.embedding else {}
     tensors = {"embedding": F.normalize(embedding, dim=1) if normalize else embedding}
 
     def write() -> None:
-        write_csv(
-            folder / INDEX, ("row", "key", "pid", "camid", "sceneid", "present"), _index_rows(samples, model.modalities)
-        )
+        columns = ("row", "key", "pid", "camid", "sceneid", "present")
+        write_csv(folder / INDEX, columns, _index_rows(samples, model.modalities))
         # The embeddings come last: where they are, the index is.
         write_tensors(folder / EMBEDDINGS, tensors, metadata)
 

@@ -135,24 +135,18 @@ class Recipe:
 
 def _check_names(fields: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(Recipe)]
-    unknown = sorted(set(fields) - set(known))
-    if unknown:
+    if unknown := sorted(set(fields) - set(known)):
         raise ValueError(f"unknown recipe field {', '.join(map(repr, unknown))}; a recipe has: {', '.join(known)}")
 
 
 def _check(name: str, annotation: Any, value: Any) -> None:
-    if value is None and annotation == float | None:
+    if get_origin(annotation) is Literal and value not in get_args(annotation):
+        raise ValueError(f"recipe field {name!r} is {value!r}; allowed: {', '.join(map(repr, get_args(annotation)))}")
+    if get_origin(annotation) is Literal or (value is None and annotation == float | None):
         return
-    if get_origin(annotation) is Literal:
-        if value not in get_args(annotation):
-            allowed = ", ".join(map(repr, get_args(annotation)))
-            raise ValueError(f"recipe field {name!r} is {value!r}; allowed: {allowed}")
-        return
-    expected = float if annotation == float | None else annotation
     # JSON and the command line write 1 for 1.0; a bool is an int to Python but never meant as a number here.
-    numeric = (int, float) if expected is float else expected
-    fits = isinstance(value, numeric) and (expected is bool or not isinstance(value, bool))
-    if not fits:
+    expected = int | float if annotation in (float, float | None) else annotation
+    if not isinstance(value, expected) or isinstance(value, bool) != (annotation is bool):
         raise ValueError(f"recipe field {name!r} is {value!r}; it takes {getattr(annotation, '__name__', annotation)}")
     if name in _RANGES:
         low, high, closed = _RANGES[name]

@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -101,18 +102,13 @@ def adapt(
         raise ValueError(f"{name} has no parameter")
     model = AdaptedModel(module, modalities, img_size)
     if num_features is None:
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
         blank = torch.zeros(1, len(model.modalities), 3, *model.img_size, device=reference.device)
         present = torch.ones(blank.shape[:2], dtype=torch.bool, device=blank.device)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(module):
                 features = model.forward_tokens({"images": blank.to(reference.dtype)}, None, present)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"{name} does not embed a blank sample {tuple(blank.shape)}: {error}") from error
-        finally:
-            for part, mode in modes:
-                part.training = mode
         num_features = features["embedding"].shape[1]
     model.num_features = num_features
     model.embeddings = {"embedding": num_features}
@@ -138,6 +134,19 @@ def as_reid_model(model: Any) -> ReIDModel:
         f"{type(model).__name__} is not a re-identification model: a module that maps images (B, M, 3, H, W) to "
         "embeddings (B, F) becomes one by nextreid.adapt(module, modalities=..., img_size=...)"
     )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode inside; every part gets its mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        # Not model.train(): a part that the user keeps in evaluation mode stays there.
+        for module, mode in modes:
+            module.training = mode
 
 
 def _cfg(model: ReIDModel, architecture: str, **fields: Any) -> PretrainedCfg:

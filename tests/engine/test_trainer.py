@@ -162,9 +162,17 @@ def test_the_model_hears_what_is_missing_which_camera_and_the_seed_of_the_epoch(
     assert not set(seeds) & {seed for _, _, seed in heard[4:]}
 
 
-def test_the_recipe_reaches_the_augmentation(build, recipe):
-    recipe = replace(recipe, flip=0.25, pad=3, erase=0.75, geometry="independent")
-    transform = sys.modules[train.__module__]._train_transform(build("baseline_tiny"), recipe)
+def test_the_recipe_reaches_the_augmentation(build, dataset, recipe, tmp_path, monkeypatch):
+    recipe = replace(recipe, epochs=1, eval_every=0, flip=0.25, pad=3, erase=0.75, geometry="independent")
+    made, load = [], sys.modules[train.__module__].make_loader
+
+    def watch(samples, transform, *args, **kwargs):
+        made.append(transform)
+        return load(samples, transform, *args, **kwargs)
+
+    monkeypatch.setattr(sys.modules[train.__module__], "make_loader", watch)
+    train(build("baseline_tiny"), dataset, recipe, tmp_path / "run", progress=False)
+    (transform,) = made
     assert (transform.flip, transform.pad, transform.erase, transform.geometry) == (0.25, 3, 0.75, "independent")
     assert transform.img_size == (64, 32) and transform.interpolation == "bicubic"
 

@@ -288,7 +288,7 @@ def test_a_second_derivative_is_rejected():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"query": torch.zeros(2, 4)}, r"query must be \(B, R, D\)"),
+        ({"query": torch.zeros(2, 4)}, r"query \(B, R, D\) and residual \(B, L, D\) must agree"),
         ({"query": torch.zeros(2, 4, 5)}, "must agree in B and D"),
         ({"residual": torch.zeros(3, 7, 6)}, "must agree in B and D"),
         ({"update": torch.zeros(2, 3, 6, 6)}, r"update must be \(B, E, L, D\) = \(2, E, 7, 6\)"),
