@@ -1,7 +1,7 @@
 """Files to batches: samples, readers, captions, transforms, samplers, loaders."""
 
 from .captions import caption_sampler, draw_sentences, keep_quality, read_captions, split_sentences
-from .card import DataCard, data_card, list_cards, list_overlaps, refuse_leak
+from .card import DataCard, data_card, list_cards, list_overlaps, reject_leak
 from .checks import Finding, Report, check_dataset
 from .datasets import list_datasets, load_dataset, register_dataset
 from .image import Image, ImageError, ImageFile, image_path, open_image
@@ -50,7 +50,7 @@ __all__ = [
     "read_folder",
     "read_manifest",
     "read_pattern",
-    "refuse_leak",
+    "reject_leak",
     "register_dataset",
     "drop_unreadable",
     "split_identities",

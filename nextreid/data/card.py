@@ -21,7 +21,7 @@ class Overlap:
 
     trained_on: str  # dataset whose training split holds them
     test: str  # dataset whose query or gallery holds them
-    refused: bool  # whether evaluating on the one after training on the other is an error, or only a warning
+    rejected: bool  # whether evaluating on the one after training on the other is an error, or only a warning
     evidence: str  # what is shared and how it is known
 
 
@@ -72,7 +72,7 @@ class DataCard:
         """Return the card as text to read."""
         counts = {s: ", ".join(f"{n:,} {what}" for what, n in found.items()) for s, found in self.counts.items()}
         overlaps = tuple(
-            f"training here, evaluating on {overlap.test} ({'an error' if overlap.refused else 'a warning'}): "
+            f"training here, evaluating on {overlap.test} ({'an error' if overlap.rejected else 'a warning'}): "
             f"{overlap.evidence}"
             for overlap in self.overlaps
         )
@@ -118,7 +118,7 @@ def list_overlaps() -> tuple[Overlap, ...]:
     return tuple(overlap for card in _read_cards().values() for overlap in card.overlaps)
 
 
-def refuse_leak(trained_on: str | Sequence[str], test_set: str, allow: bool = False) -> None:
+def reject_leak(trained_on: str | Sequence[str], test_set: str, allow: bool = False) -> None:
     """Raise an error before a model is evaluated on identities that it was trained on.
 
     Datasets without a card, such as custom ones, pass: nothing is known about them. A suspected overlap, or one that
@@ -137,7 +137,7 @@ def refuse_leak(trained_on: str | Sequence[str], test_set: str, allow: bool = Fa
     for overlap in list_overlaps():
         if overlap.trained_on not in names or overlap.test != test_set:
             continue
-        if overlap.refused and not allow:
+        if overlap.rejected and not allow:
             raise ValueError(
                 f"a model trained on {overlap.trained_on} must not be evaluated on {test_set}: {overlap.evidence}. The "
                 "metrics would not be those of unseen identities. To compute them all the same pass allow=True "

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from nextreid.data import Image, ReIDDataset, Sample
-from nextreid.data.card import refuse_leak
+from nextreid.data.card import reject_leak
 from nextreid.data.image import OnError
 from nextreid.models import ReIDModel, as_reid_model
 from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, get_protocol, rank
@@ -347,7 +347,7 @@ def _of_query_and_gallery(rule: Protocol, modalities: Sequence[str], condition: 
 
 
 def _checked(model: ReIDModel, dataset: ReIDDataset, on_error: OnError, allow_leak: bool) -> ReIDDataset:
-    refuse_leak(trained_sets(model), dataset.name, allow_leak)
+    reject_leak(trained_sets(model), dataset.name, allow_leak)
     check_modalities(model, dataset)
     return dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from nextreid._files import write_jsonl
 from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, caption_sampler, seeded_rng
-from nextreid.data.card import refuse_leak
+from nextreid.data.card import reject_leak
 from nextreid.data.image import OnError
 from nextreid.data.loader import make_loader
 from nextreid.data.sampler import PKSampler
@@ -110,7 +110,7 @@ def train(
     check_modalities(model, dataset)
     if recipe.eval_every and not (dataset.query and dataset.gallery):
         raise ValueError(f"dataset {dataset.name!r} has no query or no gallery to evaluate on; set eval_every=0")
-    refuse_leak(trained_sets(model), dataset.name, allow_leak)
+    reject_leak(trained_sets(model), dataset.name, allow_leak)
     images = dataset = dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
     pids = _train_pids(dataset)
     labels = [sample.pid for sample in dataset.train]

@@ -120,7 +120,7 @@ def test_weights_that_know_the_test_set_are_refused(run, trained, tmp_path):
             raise ValueError("these weights know the test set")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nextreid.engine.evaluation.refuse_leak", refuse)
+        patch.setattr("nextreid.engine.evaluation.reject_leak", refuse)
         status, _, err = run(checkpoint=tmp_path / "last")
         assert status == 2 and "these weights know the test set" in err
         assert run("--allow-leak", "--missing", "all", "--no-text", checkpoint=tmp_path / "last")[0] == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nextreid.data import list_datasets
-from nextreid.data.card import DataCard, Overlap, data_card, list_cards, list_overlaps, refuse_leak
+from nextreid.data.card import DataCard, Overlap, data_card, list_cards, list_overlaps, reject_leak
 from nextreid.retrieval import list_protocols
 
 # readers of custom data have no card
@@ -71,17 +71,17 @@ def test_the_known_leak_is_an_error(caplog):
     with pytest.raises(
         ValueError, match=r"trained on wmveid863 .*evaluated on msvr310: .*1,048 of its 1,055.*allow=True"
     ):
-        refuse_leak("wmveid863", "msvr310")
+        reject_leak("wmveid863", "msvr310")
     with pytest.raises(ValueError, match="wmveid863"):
-        refuse_leak(["rgbnt201", "wmveid863"], "msvr310")
+        reject_leak(["rgbnt201", "wmveid863"], "msvr310")
     assert not caplog.records
-    refuse_leak("wmveid863", "msvr310", allow=True)
+    reject_leak("wmveid863", "msvr310", allow=True)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_suspected_overlaps_are_warned_of(caplog):
-    refuse_leak("msvr310", "wmveid863")
-    refuse_leak("rgbn300", "rgbnt100")
+    reject_leak("msvr310", "wmveid863")
+    reject_leak("rgbn300", "rgbnt100")
     assert len(caplog.records) == 2 and "12 samples" in caplog.text
 
 
@@ -90,12 +90,12 @@ def test_suspected_overlaps_are_warned_of(caplog):
     [("msvr310", "msvr310"), ("wmveid863", "wmveid863"), ("my-own", "msvr310"), ("wmveid863", "mine"), ([], "msvr310")],
 )
 def test_the_rest_passes_in_silence(trained_on, test_set, caplog):
-    refuse_leak(trained_on, test_set)
+    reject_leak(trained_on, test_set)
     assert not caplog.records
 
 
 def test_overlaps_are_listed():
-    pairs = {(overlap.trained_on, overlap.test): overlap.refused for overlap in list_overlaps()}
+    pairs = {(overlap.trained_on, overlap.test): overlap.rejected for overlap in list_overlaps()}
     assert pairs == {
         ("wmveid863", "msvr310"): True,
         ("msvr310", "wmveid863"): False,
