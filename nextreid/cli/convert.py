@@ -12,7 +12,7 @@ def add(command: Any) -> None:
     convert = command(
         "convert",
         run,
-        "Put somebody's CLIP into the towers of a model: write a checkpoint folder.",
+        "Put the weights of a CLIP into the towers of a model: write a checkpoint folder.",
         epilog="SOURCE is a .safetensors, .pth, .pt or .bin file with OpenAI's, open_clip's or timm's names. Pickles\n"
         "are read as tensors only (torch.load with weights_only=True, torch 2.10 or later) and in no other way.",
     )
