@@ -109,7 +109,11 @@ def text_retrieval(features: np.ndarray, identities: Identities, protocol: str) 
     queries = np.flatnonzero(matches)
     if not len(queries):
         raise ValueError(f"no image has a match under the protocol {rule.name!r}; {rule.hint}")
-    result = rank(features[queries], features, identities[queries], identities, rule)
+    keys = [str(place) for place in range(len(features))]  # without them each text would find itself first
+    asked = [keys[place] for place in queries]
+    result = rank(
+        features[queries], features, identities[queries], identities, rule, query_keys=asked, gallery_keys=keys
+    )
     return TextRetrieval(len(queries), result.mAP, result.metric("rank-1"), *chance(matches[queries], others[queries]))
 
 

@@ -100,6 +100,13 @@ def test_text_retrieval_asks_only_what_has_a_match() -> None:
         text_retrieval(features[:3], alone, "camera")
 
 
+def test_no_text_finds_itself() -> None:
+    ids = Identities(np.array([1, 1, 2, 2]), np.zeros(4, dtype=int))
+    features = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]  # each text is that of the other identity
+    found = text_retrieval(features, ids, "none")
+    assert found.queries == 4 and found.rank1 == 0.0 and found.mAP == pytest.approx(5 / 12)
+
+
 @pytest.mark.parametrize(
     ("caption", "marks"),
     [
