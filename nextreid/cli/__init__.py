@@ -33,7 +33,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         # The reader of our output (head, less) has gone, which is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, KeyError, OSError, FloatingPointError) as error:
+    except (ValueError, KeyError, OSError, FloatingPointError, ImportError) as error:
         if args.verbose > 1:
             raise
         print(f"{parser.prog} {args.command}: {_message(error)}", file=sys.stderr)

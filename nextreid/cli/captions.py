@@ -88,13 +88,6 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_run(args: argparse.Namespace) -> int:
     """Run ``nextreid captions run``."""
-    try:
-        return _run(args)
-    except ImportError as error:
-        raise ValueError(str(error)) from error
-
-
-def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nextreid.captioning.export import write_run

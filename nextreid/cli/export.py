@@ -38,18 +38,15 @@ def run(args: argparse.Namespace) -> None:
     from nextreid.engine.extraction import read_samples
 
     model = load_model(args.checkpoint)
-    try:
-        done = export(
-            model,
-            args.out,
-            args.format,
-            text=False if args.no_text else None,
-            normalize=not args.raw,
-            check=read_samples(args.check, model.modalities) if args.check else (),
-            overwrite=args.overwrite,
-        )
-    except ImportError as error:
-        raise ValueError(str(error)) from error
+    done = export(
+        model,
+        args.out,
+        args.format,
+        text=False if args.no_text else None,
+        normalize=not args.raw,
+        check=read_samples(args.check, model.modalities) if args.check else (),
+        overwrite=args.overwrite,
+    )
     images = f"{done.synthetic} synthetic samples" + (f" and {done.real} of {args.check}" if done.real else "")
     print(
         f"{done.path}: {', '.join(done.inputs)} to embeddings of {done.dim} numbers\n"
