@@ -1,15 +1,21 @@
 """Names that somebody typed, and the message about one that does not exist."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 
 _LONGEST = 80
 
 
+def clip(text: str, length: int) -> str:
+    """Return a text of at most `length` characters; a longer one loses its middle."""
+    return text if len(text) <= length else f"{text[: length - length // 4 - 5]} ... {text[-(length // 4) :]}"
+
+
 def show(value: object) -> str:
-    """Return the repr of a value for a message, cut in the middle so that no input makes a long message."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 20]} ... {text[-15:]}"
+    """Return the repr of a value for a message, so short that no input makes a long message."""
+    return clip(repr(value), _LONGEST)
 
 
 def closest(name: str, known: Iterable[str]) -> list[str]:
@@ -31,3 +37,23 @@ def unknown(what: str, names: str | Iterable[str], known: Iterable[str]) -> str:
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
     return f"unknown {what} {', '.join(map(show, wrong[:3]))}{more}.{hint} Known: {', '.join(options) or 'none'}"
+
+
+def select(names: Iterable[str], wildcards: str | Sequence[str] = "", exclude: str | Sequence[str] = "") -> list[str]:
+    """Return the names that match a shell-style wildcard, or one of several, in natural order (``b2`` before ``b16``).
+
+    As in timm, a wildcard without a dot matches ``arch.tag`` by its architecture.
+
+    Args:
+        names: Such as ``"next_tiny"`` or ``"next_tiny.synthetic_persons"``.
+        wildcards: Those to keep; ``""`` for all.
+        exclude: Those to leave out.
+    """
+    keep, drop = ([w for w in ([some] if isinstance(some, str) else some) if w] for some in (wildcards, exclude))
+
+    def matches(name: str, patterns: list[str]) -> bool:
+        arch = name.partition(".")[0]
+        return any(fnmatchcase(name, p) or ("." not in p and fnmatchcase(arch, p)) for p in patterns)
+
+    chosen = {name for name in names if matches(name, keep or ["*"]) and not matches(name, drop)}
+    return sorted(chosen, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])

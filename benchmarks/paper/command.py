@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nextreid.cli import Commands, run_command
+from nextreid.cli import Commands, Parser, run_command
 from nextreid.cli.arguments import pairs
 
 _DATA = ("paper", "synthetic-tiny", "synthetic-small", "synthetic-full")
@@ -14,7 +14,7 @@ _DATA = ("paper", "synthetic-tiny", "synthetic-small", "synthetic-full")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; see `nextreid.cli.run_command`."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks paper", description="Run rows of the paper's tables.")
+    parser = Parser(prog="python -m benchmarks paper", description="Run rows of the paper's tables.")
     bench = Commands(parser, "command")
     bench("list", run_list, "List tables and rows with the paper's figures.").add_argument(
         "names", nargs="*", default=["all"], metavar="NAME", help="tables or rows (default: all)"

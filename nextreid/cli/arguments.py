@@ -114,9 +114,13 @@ def dataset_of(args: argparse.Namespace) -> Any:
 def load_model(name: str) -> Any:
     """Load a checkpoint folder, a hub name or a registered model with its weights."""
     import nextreid
+    from nextreid._names import closest
 
     known = nextreid.is_model(name) and not Path(name).exists()
     remote = name.startswith(("local-dir:", "hf-hub:"))
+    near = closest(name, [*nextreid.list_models(), *nextreid.list_pretrained()])
+    if near and not known and not remote and not Path(name).exists():
+        raise FileNotFoundError(f"{name!r} is no checkpoint folder and no model; did you mean {' or '.join(near)}?")
     return nextreid.create_model(name if known or remote else f"local-dir:{name}", pretrained=True)
 
 

@@ -1,7 +1,12 @@
 """``nextreid models`` and ``nextreid models verify PATH``."""
 
 import argparse
+import ast
+from pathlib import Path
 from typing import Any
+
+import nextreid
+from nextreid._names import closest, select, show
 
 
 def add(command: Any) -> None:
@@ -22,16 +27,36 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.filter[0] == "verify":
         return _verify(args.filter[1:])
-    import nextreid
-
-    names = nextreid.list_models(args.filter, pretrained=args.pretrained)
-    width = max(map(len, names), default=0)
-    for name in names:
-        summary = (nextreid.model_entrypoint(name).__doc__ or "").strip().splitlines()[0]
-        print(f"{name:{width}}  {summary}")
+    summaries, weights = _declared()
+    names = select(weights if args.pretrained else [*summaries, *weights], args.filter)
+    if not args.pretrained:
+        names = list(dict.fromkeys(name.partition(".")[0] for name in names))
     if not names:
-        raise ValueError(f"no model matches {' '.join(args.filter)!r}; 'nextreid models' lists all")
+        near = [name for word in args.filter for name in closest(word, summaries)]
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"no model matches {show(' '.join(args.filter))}; {hint}'nextreid models' lists all")
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:{width}}  {summaries[name.partition('.')[0]]}")
     return 0
+
+
+def _declared() -> tuple[dict[str, str], list[str]]:
+    """Return the first line about each registered model, and the names of those with weights, tags included.
+
+    Both are read from the source of the model files: importing them, and torch with them, takes seconds.
+    """
+    summaries, weights = {}, []
+    for path in sorted(Path(nextreid.__file__).parent.joinpath("models").glob("[a-z]*.py")):
+        for node in ast.parse(path.read_bytes()).body:
+            if isinstance(node, ast.FunctionDef) and "register_model" in map(ast.unparse, node.decorator_list):
+                summaries[node.name] = (ast.get_docstring(node) or "").partition("\n")[0]
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "default_cfgs":
+                table: Any = node.value
+                for name, cfg in zip(table.args[0].keys, table.args[0].values, strict=True):
+                    if {"hf_hub_id", "file", "clip"} & {keyword.arg for keyword in cfg.keywords}:
+                        weights.append(name.value)
+    return summaries, weights
 
 
 def _verify(places: list[str]) -> int:

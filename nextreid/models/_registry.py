@@ -1,12 +1,10 @@
 """Models by name, with timm's verbs and semantics."""
 
-import re
 import sys
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from nextreid._names import unknown
+from nextreid._names import select, unknown
 
 from ._base import ReIDModel
 from ._pretrained import PretrainedCfg
@@ -76,10 +74,6 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
     return cfgs[tag]
 
 
-def _filters(value: str | Sequence[str]) -> list[str]:
-    return list(filter(None, [value] if isinstance(value, str) else value))
-
-
 def list_models(
     filter: str | Sequence[str] = "",
     pretrained: bool = False,
@@ -95,23 +89,11 @@ def list_models(
         include_tags: List ``arch.tag`` for every tag instead of architectures.
     """
     tags = pretrained if include_tags is None else include_tags
-    wanted, unwanted = _filters(filter) or ["*"], _filters(exclude_filters)
-
-    def matches(arch: str, name: str, patterns: list[str]) -> bool:
-        # As in timm, a filter without a tag matches the architecture with any tag.
-        return any(fnmatchcase(name, p) or ("." not in p and fnmatchcase(arch, p)) for p in patterns)
-
-    names = set()
-    for arch, cfgs in _CFGS.items():
-        for tag, cfg in cfgs.items():
-            full = f"{arch}.{tag}" if tag else arch
-            if (
-                (cfg.has_weights or not pretrained)
-                and matches(arch, full, wanted)
-                and not matches(arch, full, unwanted)
-            ):
-                names.add(full if tags else arch)
-    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    weights = {
+        (arch, tag) for arch, cfgs in _CFGS.items() for tag, cfg in cfgs.items() if cfg.has_weights or not pretrained
+    }
+    names = select((f"{arch}.{tag}" if tag else arch for arch, tag in weights), filter, exclude_filters)
+    return names if tags else list(dict.fromkeys(split_model_name_tag(name)[0] for name in names))
 
 
 def list_pretrained(filter: str | Sequence[str] = "", exclude_filters: str | Sequence[str] = "") -> list[str]:

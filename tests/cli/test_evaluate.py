@@ -141,3 +141,8 @@ def test_weights_that_know_the_test_set_are_refused(run, trained, tmp_path):
 def test_mistakes(run, more, message):
     status, out, err = run(*more)
     assert (status, out) == (2, "") and message in err and "Traceback" not in err
+
+
+def test_a_misspelled_model_gets_a_proposal(capsys):
+    assert main(["eval", "next_tinny", "--dataset", "synthetic-persons"]) == 2
+    assert "did you mean next_tiny" in capsys.readouterr().err
