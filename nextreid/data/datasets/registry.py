@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from ..sample import ReIDDataset
+from ..sample import ReIDDataset, shorten
 
 _logger = logging.getLogger(__name__)
 _readers: dict[str, Callable[..., ReIDDataset]] = {}
@@ -79,7 +79,7 @@ def load_dataset(
     """
     _load_plugins()
     if name not in _readers:
-        raise ValueError(f"unknown dataset {name!r}; known are {', '.join(list_datasets())}")
+        raise ValueError(f"unknown dataset {shorten(name)!r}; known are {', '.join(list_datasets())}")
     named = {"root": root, "captions": captions, "modalities": modalities}
     given = {key: value for key, value in named.items() if value is not None} | options
     signature = inspect.signature(_readers[name])
