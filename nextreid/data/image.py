@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 from PIL import Image as PILImage
+from PIL import ImageFile as PILImageFile
 from PIL import ImageOps
 
 OnError = Literal["raise", "skip", "mask"]  # what `drop_unreadable` does about an image that cannot be opened
@@ -18,6 +20,18 @@ MAX_PIXELS = 2**26
 
 # those that hold photographs; Pillow would start other programs for some of the rest
 _FORMATS = ("BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
+# their usual endings
+ENDINGS = ("bmp", "jfif", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
+
+# what systems and archives leave beside images; names that begin with a dot are such too (AppleDouble, .DS_Store)
+_SIDECARS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "#recycle", "$recycle.bin"))
+
+
+def is_sidecar(name: str) -> bool:
+    """Return whether a file or folder of this name is no part of a dataset, whatever its ending."""
+    return name.startswith(".") or name.casefold() in _SIDECARS
 
 
 class ImageError(ValueError):
@@ -158,13 +172,30 @@ def _decode(path: Path) -> PILImage.Image:
     with PILImage.open(path, formats=_FORMATS) as file:
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels are more than the limit of {MAX_PIXELS}")
-        # Pillow keeps the upper 8 bits of 16-bit colour silently; the raw mode of its tiles shows it
-        if file.mode in ("RGB", "RGBA", "LA") and any(re.search(";16[BLN]", str(tile[3])) for tile in file.tile):
+        if file.mode in ("RGB", "RGBA", "LA") and _has_deep_channels(file):
             message = "it has 16 bits in each of several channels, which no window maps: save it with 8 bits"
             raise ImageError(message, "many-bits")
         file.load()
-        ImageOps.exif_transpose(file, in_place=True)  # else it would be copied where there is nothing to turn
+        with suppress(Exception):  # the pixels are whole where the EXIF is not
+            ImageOps.exif_transpose(file, in_place=True)  # else it would be copied where there is nothing to turn
         return file
+
+
+def _has_deep_channels(file: PILImageFile.ImageFile) -> bool:
+    """Return whether the file has more than 8 bits per channel of colour, of which Pillow keeps the upper 8 silently.
+
+    The raw mode of its tiles shows it (PNG, TIFF), the highest value of a PPM, the header of a JPEG 2000.
+    """
+    if file.format == "JPEG2000":
+        with open(file.filename, "rb") as raw:
+            head = raw.read(2**12)
+        at = head.find(b"\xff\x4f\xff\x51")  # SOC and SIZ: 36 bytes of sizes, channels (2), then 3 bytes for each
+        return at >= 0 and any((depth & 0x7F) > 7 for depth in head[at + 42 : at + 42 + 3 * head[at + 41] : 3])
+    for tile in file.tile:
+        raw_mode, *rest = tile[3] if isinstance(tile[3], tuple) else (tile[3],)
+        if re.search(";16[BLN]", str(raw_mode)) or (file.format == "PPM" and any(n > 255 for n in rest)):
+            return True
+    return False
 
 
 def _crop(opened: PILImage.Image, file: ImageFile) -> PILImage.Image:

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, default_convert
 from .image import open_images
 from .image_cache import ImageCache
 from .rng import seeded_rng
-from .sample import MODALITIES, Batch, Sample, check_counts
+from .sample import MODALITIES, Batch, Sample, as_modalities, check_counts
 from .sampler import PKSampler
 from .transforms import AugmentParams, EvalTransform, Pixels, TrainTransform
 
@@ -58,7 +58,7 @@ class SampleDataset(Dataset[Item]):
     ) -> None:
         self.samples = samples
         self.transform = transform
-        self.modalities = tuple(modalities)
+        self.modalities = as_modalities(modalities)
         self.seed = seed
         self.store = store
         self.augment = augment
@@ -132,16 +132,24 @@ class SampleDataset(Dataset[Item]):
 
 
 def collate(items: Sequence[Item], images: torch.Tensor | None = None) -> Batch:
-    """Stack B items into a batch; `images` are theirs if they are one tensor already."""
+    """Stack B items into a batch; `images` are theirs if they are one tensor already.
+
+    Raises:
+        ValueError: If there is no item, and no `images` to say what shape their batch has.
+    """
+    if not items and images is None:
+        raise ValueError("there are no samples to collate: a batch needs at least one")
     samples = [item.sample for item in items]
     params = [item.augment_params for item in items]
+    batch = torch.stack([item.images for item in items]) if images is None else images
+    present = [[image is not None for image in sample.images] for sample in samples]
     return Batch(
-        images=torch.stack([item.images for item in items]) if images is None else images,
-        present=torch.tensor([[image is not None for image in sample.images] for sample in samples]),
+        images=batch,
+        present=torch.tensor(present, dtype=torch.bool).reshape(batch.shape[:2]),
         captions=[list(sample.captions) or [()] * len(sample.images) for sample in samples],
-        pid=torch.tensor([sample.pid for sample in samples]),
-        camid=torch.tensor([sample.camid for sample in samples]),
-        sceneid=torch.tensor([sample.sceneid for sample in samples]),
+        pid=torch.tensor([sample.pid for sample in samples], dtype=torch.int64),
+        camid=torch.tensor([sample.camid for sample in samples], dtype=torch.int64),
+        sceneid=torch.tensor([sample.sceneid for sample in samples], dtype=torch.int64),
         keys=[sample.key for sample in samples],
         draws=[item.draw for item in items],
         augment_params=None if None in params else torch.tensor(params, dtype=torch.int32),

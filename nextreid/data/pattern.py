@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
-from .image import Window, check_windows, through_window
-from .sample import MODALITIES, Sample
+from .image import ENDINGS, Window, check_windows, is_sidecar, through_window
+from .labels import LABELS, number_labels
+from .sample import MODALITIES, Sample, as_modalities, first_few, shorten
 
 _logger = logging.getLogger(__name__)
 
@@ -20,8 +22,9 @@ _FIELDS = {
     "pid": r"-?\d+",
     "camid": r"-?\d+",
     "sceneid": r"-?\d+",
+    **dict.fromkeys((f"{label}:word" for label in LABELS), r"[^/]+?"),
     "*": r"[^/]*?",
-    "ext": "bmp|jpeg|jpg|png|tif|tiff|webp",
+    "ext": "|".join(ENDINGS),
 }
 
 
@@ -35,10 +38,12 @@ def read_pattern(
     """Read samples from images whose labels are in their paths.
 
     In the pattern ``{split}``, ``{modality}``, ``{pid}``, ``{camid}`` and ``{sceneid}`` (whole numbers) stand for
-    labels, ``{*}`` for any text without a slash, ``{ext}`` for any image ending; a label that occurs twice must be
+    labels, ``{pid:word}`` and the like for labels that are any text, ``{*}`` for any text without a slash, ``{ext}``
+    for any image ending; a label that occurs twice must be
     the same twice, and all else is meant literally. Images whose paths differ in ``{modality}`` and ``{ext}`` only
     are one sample. Modality names may be in upper or lower case; "vis" stands for rgb, "ni" for nir, "ti" and "th"
-    for tir. Files that do not fit the pattern are left out, and how many is logged.
+    for tir. Files that do not fit the pattern are left out, and how many is logged; hidden files and what systems
+    leave beside images (``Thumbs.db``, ``@eaDir``) do not count.
 
     Args:
         root: Folder in which the pattern starts.
@@ -57,11 +62,12 @@ def read_pattern(
         FileNotFoundError: If there is no such folder.
         ValueError: If the pattern is wrong, nothing fits it, a modality is unknown, or two images are one.
     """
-    _, splits, notes = pattern_splits(root, pattern, modalities, window)
+    _, splits, _, notes = pattern_splits(root, pattern, modalities, window)
     for note in notes:
         _logger.warning("%s: %s", root, note)
     if split is not None and split not in splits:
-        raise ValueError(f"{root}: no images with split {split!r} by {pattern!r}; there are {sorted(splits)}")
+        there = first_few(sorted(splits), 8)
+        raise ValueError(f"{root}: no images with split {split!r} by {pattern!r}; there are {there}")
     samples = splits[split] if split is not None else [sample for found in splits.values() for sample in found]
     return sorted(samples, key=lambda sample: sample.key)
 
@@ -87,35 +93,41 @@ def read_folder(
         FileNotFoundError: If no folder is there.
         ValueError: If two folders stand for one modality, two images have one stem, or there is no image.
     """
-    root = Path(root).expanduser()
+    root, modalities = Path(root).expanduser(), as_modalities(modalities)
     layout = f"{root}/{{{','.join(modalities)}}}/name.jpg"
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; expected {layout}")
-    entries = sorted(root.iterdir())
+    entries = sorted(entry for entry in root.iterdir() if not is_sidecar(entry.name))
     names = {modality: _ALIASES.get(modality.lower(), (modality.lower(),)) for modality in modalities}
     folders = {m: [e.name for e in entries if e.is_dir() and e.name.lower() in names[m]] for m in modalities}
     if not any(folders.values()):
-        found = ", ".join(entry.name for entry in entries[:5]) or "nothing"
+        found = first_few((entry.name for entry in entries), 5) or "nothing"
         raise FileNotFoundError(f"no folder of the form {layout} (found {found} in {root})")
     for modality, several in folders.items():
         if len(several) > 1:
-            raise ValueError(f"{root} has {len(several)} folders for {modality}: {', '.join(several)}")
+            raise ValueError(f"{root} has {len(several)} folders for {modality}: {first_few(several)}")
     samples = read_pattern(root, "{modality}/{*}.{ext}", modalities, window=window)
     return sorted((replace(s, key=Path(s.key).name) for s in samples), key=lambda sample: sample.key)
 
 
 def pattern_splits(
     root: str | Path, pattern: str, modalities: Sequence[str] | None, window: Mapping[str, Window] | None
-) -> tuple[tuple[str, ...], dict[str, list[Sample]], list[str]]:
-    """Return the modalities, the samples of `read_pattern` by ``{split}`` or ``""``, and notes of what is left out."""
+) -> tuple[tuple[str, ...], dict[str, list[Sample]], dict[str, dict[int, str]], list[str]]:
+    """Read the samples of `read_pattern`.
+
+    Returns:
+        The modalities, samples by ``{split}`` or ``""``, what the paths call labels that are numbered differently
+        (see `ReIDDataset`), and notes of what is left out.
+    """
     root = Path(root).expanduser()
+    modalities = None if modalities is None else as_modalities(modalities)
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
     expression = _compile(pattern)
     paths = sorted(_files(root, pattern.count("/")))
     matches = [(path, match) for path in paths if (match := expression.fullmatch(path))]
     if not matches:
-        found = ", ".join(paths[:3]) or "no files"
+        found = first_few(paths) or "no files"
         raise ValueError(f"{root}: no path of the form {pattern!r}; at that depth there are {found}")
     notes = []
     if len(matches) < len(paths):
@@ -130,26 +142,33 @@ def pattern_splits(
         if modality is None:
             continue
         # named by its labels, not by its folder
-        moment = tuple((field, text) for field, text in match.groupdict().items() if field not in ("modality", "ext"))
+        fields = {name: text for name, text in match.groupdict().items() if name not in ("modality", "ext")}
+        moment = tuple((name, normalize("NFC", text)) for name, text in fields.items())
         files = moments.setdefault(moment, {})
         if modality in files:
             raise ValueError(f"{root}: by {pattern!r} two files are one {modality} image: {files[modality]}, {path}")
         files[modality] = path
     if ignored := sum(name not in modality_of for name in given):
-        notes.append(f"{ignored} images left out, of other modalities: {sorted(set(given) - set(modality_of))}")
+        others = first_few(map(repr, sorted(set(given) - set(modality_of))))
+        notes.append(f"{ignored} images left out, of other modalities: [{others}]")
+    columns, names = [], {}
+    for field in LABELS:
+        cells = [(next(iter(files.values())), dict(moment).get(field, "")) for moment, files in moments.items()]
+        numbers, called = number_labels(field, cells)
+        columns.append(numbers)
+        if called:
+            names[field] = called
     splits: dict[str, list[Sample]] = {}
-    for moment, files in moments.items():
+    for (moment, files), (pid, camid, sceneid) in zip(moments.items(), zip(*columns, strict=True), strict=True):
         images = tuple(through_window(root / files[m], windows.get(m)) if m in files else None for m in chosen)
         key = next(files[m] for m in chosen if m in files)
-        label = dict(moment)
-        pid, camid, sceneid = (int(label.get(field, -1)) for field in ("pid", "camid", "sceneid"))
-        splits.setdefault(label.get("split", ""), []).append(Sample(key, pid, camid, sceneid, images))
+        splits.setdefault(dict(moment).get("split", ""), []).append(Sample(key, pid, camid, sceneid, images))
     for split, samples in splits.items():
         samples.sort(key=lambda sample: sample.key)
         for index, modality in enumerate(chosen):
             if missing := sum(sample.images[index] is None for sample in samples):
                 notes.append(f"{split or 'all'}: {missing} of {len(samples)} samples lack {modality}")
-    return chosen, splits, notes
+    return chosen, splits, names, notes
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -160,13 +179,14 @@ def _compile(pattern: str) -> re.Pattern[str]:
         if not part.startswith("{"):
             out.append(re.escape(part))
         elif field not in _FIELDS:
-            raise ValueError(f"pattern {pattern!r}: {part} is not one of {', '.join(f'{{{n}}}' for n in _FIELDS)}")
-        elif field in seen:
-            out.append(f"(?P={field})")
+            fields = ", ".join(f"{{{name}}}" for name in _FIELDS)
+            raise ValueError(f"pattern {shorten(pattern)!r}: {shorten(part)} is not one of {fields}")
+        elif (name := field.removesuffix(":word")) in seen:
+            out.append(f"(?P={name})")
         else:
-            group = f"text{len(out)}" if field == "*" else field
+            group = f"text{len(out)}" if field == "*" else name
             out.append(f"(?P<{group}>{_FIELDS[field]})")
-            seen |= {field} - {"*"}
+            seen |= {name} - {"*"}
     return re.compile("".join(out), re.IGNORECASE)
 
 
@@ -176,14 +196,15 @@ def _modalities(found: Set[str], wanted: Sequence[str] | None, where: str) -> tu
     known |= {m.lower(): m for m in wanted or MODALITIES}
     modality_of = {name: known[name.lower()] for name in found if name.lower() in known}
     if unknown := sorted(found - set(modality_of)):
+        named = first_few(map(repr, unknown), 8)
         declared = tuple(m for m in MODALITIES if m in modality_of.values())
         if wanted is None:
             raise ValueError(
-                f"{where}: unknown modalities {unknown}; declare all that are to be read, in their order, such as "
-                f"modalities={(*declared, *unknown)!r}"
+                f"{where}: unknown modalities [{named}]; declare all that are to be read, in their order, such as "
+                f"modalities={(*declared, *map(shorten, unknown[:8]))!r}"
             )
         if not modality_of:
-            raise ValueError(f"{where}: no images of modalities {tuple(wanted)}; there are {unknown}")
+            raise ValueError(f"{where}: no images of modalities {tuple(wanted)}; there are [{named}]")
     chosen = tuple(wanted) if wanted is not None else tuple(m for m in MODALITIES if m in modality_of.values())
     return chosen, modality_of
 
@@ -192,6 +213,8 @@ def _files(folder: Path, depth: int, prefix: str = "") -> Iterator[str]:
     """Yield the files that are this many folders deep, as paths below the first folder."""
     with os.scandir(folder) as entries:
         for entry in entries:
+            if is_sidecar(entry.name):
+                continue
             if depth and entry.is_dir():
                 yield from _files(folder / entry.name, depth - 1, f"{prefix}{entry.name}/")
             elif not depth and entry.is_file():

@@ -1,9 +1,10 @@
 """The records that flow from readers to models: one sample, one batch, one dataset."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -44,10 +45,33 @@ class Sample:
         return f"Sample({self.key!r}, {labels}, {images}, {sum(map(len, self.captions))} sentences)"
 
 
+def as_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
+    """Return the modalities as a tuple; a string is one modality, never its letters.
+
+    Raises:
+        ValueError: If there is none, one is no name, or one occurs twice.
+    """
+    names = (modalities,) if isinstance(modalities, str) else tuple(modalities)
+    if not names or len(set(map(str, names))) < len(names) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"modalities must be one or more names, each once, got {shorten(repr(names))}")
+    return names
+
+
+def shorten(text: str, length: int = 120) -> str:
+    """Return the text, its middle replaced by dots where it is longer than this."""
+    half = (length - 3) // 2
+    return text if len(text) <= length else f"{text[:half]} … {text[-half:]}"
+
+
 def first_few(names: Iterable[object], count: int = 3) -> str:
-    """Return the first names, with dots where there are more."""
-    shown = list(map(str, names))
-    return ", ".join(shown[:count]) + (", …" if len(shown) > count else "")
+    """Return the first names, each shortened, with dots where there are more: a message of bounded length."""
+    shown = list(names)
+    return ", ".join(shorten(str(name)) for name in shown[:count]) + (", …" if len(shown) > count else "")
+
+
+def repeated_keys(keys: Iterable[str]) -> list[str]:
+    """Return the keys that occur more than once, in the order of their first occurrence."""
+    return [key for key, count in Counter(keys).items() if count > 1]
 
 
 def check_counts(samples: Sequence[Sample], modalities: Sequence[str]) -> None:
@@ -124,6 +148,8 @@ class ReIDDataset:
         query: Query samples.
         gallery: Gallery samples; may hold the very same objects as `query`.
         notes: What the reader noticed: images dropped, misnamed or missing, captions without an image.
+        label_names: For ``"pid"``, ``"camid"`` and ``"sceneid"``: what the files call the labels that are numbered
+            differently here, such as ``{"camid": {0: "1"}}``; see `label_name`.
     """
 
     name: str
@@ -134,9 +160,12 @@ class ReIDDataset:
     query: tuple[Sample, ...]
     gallery: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
+    label_names: Mapping[str, Mapping[int, str]] = field(default_factory=dict, hash=False)
 
     def __repr__(self) -> str:
-        counts = (f"{name} {len(s)} samples of {len({x.pid for x in s})} ids" for name, s in self.splits().items())
+        counts = (
+            f"{name} {len(s)} samples of {len({x.pid for x in s} - {-1})} ids" for name, s in self.splits().items()
+        )
         facts = f"{'+'.join(self.modalities)}, protocol {self.protocol!r}, {', '.join(counts)}"
         return f"ReIDDataset({self.name!r}, {facts}, {len(self.notes)} notes)"
 
@@ -150,7 +179,7 @@ class ReIDDataset:
         return {
             split: {
                 "samples": len(samples),
-                "ids": len({s.pid for s in samples}),
+                "ids": len({s.pid for s in samples if s.pid >= 0}),
                 "cameras": len({s.camid for s in samples if s.camid >= 0}),
                 "scenes": len({s.sceneid for s in samples if s.sceneid >= 0}),
                 "images": {m: sum(s.images[i] is not None for s in samples) for i, m in enumerate(self.modalities)},
@@ -160,6 +189,10 @@ class ReIDDataset:
             }
             for split, samples in self.splits().items()
         }
+
+    def label_name(self, field: str, value: int) -> str:
+        """Return what the files call a label, such as ``label_name("camid", 0)``; "unknown" for -1."""
+        return self.label_names.get(field, {}).get(value, str(value)) if value >= 0 else "unknown"
 
     def splits(self) -> dict[str, tuple[Sample, ...]]:
         """Return the splits by name: train, query and gallery."""
@@ -221,6 +254,7 @@ def drop_unreadable(
     """
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error must be one of {', '.join(get_args(OnError))}; got {on_error!r}")
+    modalities = as_modalities(modalities)
     every = {id(sample): sample for samples in splits.values() for sample in samples}
 
     def find_errors(sample: Sample) -> dict[str, str]:

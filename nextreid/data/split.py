@@ -2,11 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Literal, get_args
 
 from .rng import seeded_rng
-from .sample import ReIDDataset, Sample, first_few
+from .sample import ReIDDataset, Sample, as_modalities, first_few, repeated_keys
 
 Rule = Literal["camera", "scene", "none"]
 
@@ -19,7 +18,7 @@ def count_matches(query: Iterable[Sample], gallery: Sequence[Sample], rule: Rule
 
     A query with at least one is valid; `nextreid.retrieval.rank` counts the same queries. A query ignores the entries
     of its identity from its own ``"camera"`` or its own ``"scene"`` (label -1 counts as one of them), or ``"none"``;
-    and always itself, the entry of its identity with its key.
+    and always itself, the entry of its identity with its key. An unknown identity (-1) matches nothing.
     """
     attribute = _ATTRIBUTE[rule]
     identity = Counter(sample.pid for sample in gallery)
@@ -27,6 +26,9 @@ def count_matches(query: Iterable[Sample], gallery: Sequence[Sample], rule: Rule
     itself = {(sample.pid, sample.key): getattr(sample, attribute) for sample in gallery}
     counts = []
     for sample in query:
+        if sample.pid < 0:
+            counts.append(0)
+            continue
         label = getattr(sample, attribute)
         # the gallery may label the query itself differently, so that the rule alone would not ignore it
         relabelled = itself.get((sample.pid, sample.key), label) != label
@@ -77,8 +79,10 @@ def split_identities(
     if rule not in get_args(Rule):
         raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}; got {rule!r}")
     ordered = sorted(samples, key=lambda sample: sample.key)
-    if repeated := [one.key for one, two in pairwise(ordered) if one.key == two.key]:
-        raise ValueError(f"{len(repeated)} keys occur more than once, such as {repeated[0]!r}: keys must be unique")
+    if repeated := repeated_keys(sample.key for sample in ordered):
+        raise ValueError(
+            f"{len(repeated)} keys occur more than once, such as {first_few(map(repr, repeated))}: keys must be unique"
+        )
     known = [sample for sample in ordered if sample.pid >= 0]
     identities = {sample.pid for sample in known}
     able = {sample.pid for sample in with_match(known, known, rule)}
@@ -100,7 +104,7 @@ def split_identities(
         notes.append(f"{what}: {first_few(distractors, 10)}")
     train_samples = tuple(sample for sample in known if sample.pid not in held)
     query = with_match(gallery, gallery, rule)
-    return ReIDDataset(name, tuple(modalities), object_type, rule, train_samples, query, gallery, tuple(notes))
+    return ReIDDataset(name, as_modalities(modalities), object_type, rule, train_samples, query, gallery, tuple(notes))
 
 
 def _draw(what: str, identities: set[int], share: float, least: int, seed: int) -> set[int]:

@@ -14,6 +14,7 @@ from nextreid.data import Sample, drop_unreadable
 from nextreid.data.image import OnError
 from nextreid.data.manifest import read_manifest
 from nextreid.data.pattern import read_folder
+from nextreid.data.sample import repeated_keys
 from nextreid.models import as_reid_model
 
 from .ablations import Condition
@@ -89,9 +90,8 @@ def extract(
         for note in notes:
             _logger.warning("%s", note)
     keys = [sample.key for sample in samples]
-    if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} names more than one sample; make keys unique")
+    if repeated := repeated_keys(keys):
+        raise ValueError(f"key {repeated[0]!r} names more than one sample; make keys unique")
     text = reads_text(model, samples, Condition(text))
     embedding = embed_samples(model, samples, Condition(text), options)
     metadata = {"model": model.pretrained_cfg.architecture, "modalities": model.modalities, "samples": len(samples)}

@@ -93,9 +93,9 @@ def synthetic_persons(
     pools = {pool: _render_pool(config, pool, workers) if pool in requested else () for pool in POOLS}
     height, width = config.img_size
     note = f"procedural, generator version {config.version}, seed {config.seed}, {height}x{width}"
-    splits_of = {"train": pools["train"], "query": pools["test"], "gallery": pools["test"]}
     name = "synthetic-persons"  # of the dataset and of its protocol
-    dataset = ReIDDataset(name, MODALITIES, "person", name, **splits_of, notes=(note,))
+    train, test = pools["train"], pools["test"]
+    dataset = ReIDDataset(name, MODALITIES, "person", name, train, test, test, notes=(note,))
     return SyntheticPersons(config=config, dataset=dataset, pretrain=pools["pretrain"])
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import trees
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nextreid.data import ReIDDataset, list_datasets, load_dataset, register_dataset
 from nextreid.data.datasets import registry
@@ -80,7 +82,7 @@ def test_unknown_names_are_left_out_and_noted(write_rgbnt201: Writer, write_msvr
     data = load_dataset("rgbnt201", home)
     assert len(data.gallery) == 4
     (note,) = data.notes
-    assert note.startswith("test: 4 files left out") and "TI/000258_c1_0_00.jpg" in note and note.endswith("…")
+    assert note.startswith("test: 3 files left out") and "TI/000258_c1_0_00.jpg" in note and "Thumbs" not in note
     assert caplog.messages == [f"rgbnt201: {note}"]
 
     home = write_msvr310()
@@ -95,7 +97,7 @@ def test_modalities_are_chosen_in_the_order_given(write_rgbnt201: Writer) -> Non
     assert data.modalities == ("tir", "rgb")
     assert [image.parent.name for image in data.train[0].images] == ["TI", "RGB"]
     for wrong in (("rgb", "NI"), (), ("rgb", "rgb")):
-        with pytest.raises(ValueError, match=r"modalities must be one or more of \('rgb', 'nir', 'tir'\)"):
+        with pytest.raises(ValueError, match=r"modalities must be one or more (names|of \('rgb', 'nir', 'tir'\))"):
             load_dataset("rgbnt201", home, modalities=wrong)
 
 
@@ -245,3 +247,53 @@ def test_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_dataset("made", tmp_path, profile="tiny")
     with pytest.raises(ValueError, match="'made' is registered already"):
         register_dataset("made")(made)
+
+
+def test_modalities_with_other_endings_are_paired(write_rgbnt201: Writer) -> None:
+    home = write_rgbnt201()
+    expected = load_dataset("rgbnt201", home)
+    for folder, ending in (("NI", ".JPG"), ("TI", ".png")):
+        for path in list(home.glob(f"*/{folder}/*")):
+            path.rename(path.with_suffix(ending))
+    data = load_dataset("rgbnt201", home)
+    assert [s.key for s in data.train] == [s.key for s in expected.train] and data.notes == ()
+    assert [image.suffix for image in data.train[0].images] == [".jpg", ".JPG", ".png"]
+    first = home / "test" / "NI" / "000258_cam1_0_00"
+    first.with_suffix(".jpeg").write_bytes(first.with_suffix(".JPG").read_bytes())
+    with pytest.raises(ValueError, match="occurs twice"):
+        load_dataset("rgbnt201", home)
+
+
+@pytest.mark.parametrize("name", ["rgbnt201", "msvr310"])
+def test_what_systems_leave_beside_images_is_not_noted(
+    write_rgbnt201: Writer, write_msvr310: Writer, name: str
+) -> None:
+    home = {"rgbnt201": write_rgbnt201, "msvr310": write_msvr310}[name]()
+    expected = load_dataset(name, home)
+    for folder in [path for path in home.rglob("*") if path.is_dir()]:
+        for left in ("._000258_cam1_0_00.jpg", ".DS_Store", "Thumbs.db"):
+            (folder / left).touch()
+        (folder / "@eaDir").mkdir()
+        (folder / "@eaDir" / "000258_cam1_0_00.jpg").touch()
+    assert load_dataset(name, home) == expected and expected.notes == ()
+
+
+def test_cameras_are_shown_as_the_files_name_them(write_rgbnt201: Writer, write_msvr310: Writer) -> None:
+    data = load_dataset("rgbnt201", write_rgbnt201())
+    assert [data.label_name("camid", s.camid) for s in data.train[:3]] == ["3", "3", "1"]
+    data = load_dataset("msvr310", write_msvr310())
+    assert data.label_name("camid", data.train[0].camid) == "0"
+
+
+def test_one_modality_given_as_a_string(write_rgbnt201: Writer) -> None:
+    data = load_dataset("rgbnt201", write_rgbnt201(), modalities="tir")
+    assert data.modalities == ("tir",) and len(data.train[0].images) == 1
+
+
+@settings(max_examples=100, derandomize=True)
+@given(st.text(max_size=12) | st.sampled_from(list_datasets()).map(lambda name: name + " ") | st.just("a" * 100_000))
+def test_any_name_is_known_or_named(name: str) -> None:
+    if name not in list_datasets():
+        with pytest.raises(ValueError, match="unknown dataset") as caught:
+            load_dataset(name)
+        assert len(str(caught.value)) < 1000

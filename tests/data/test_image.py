@@ -1,3 +1,4 @@
+import io
 import shutil
 import struct
 import zlib
@@ -19,7 +20,7 @@ from nextreid.data import (
     open_image,
 )
 from nextreid.data import image as module
-from nextreid.data.image import open_images
+from nextreid.data.image import ImageError, is_sidecar, open_images
 
 RAW = np.array([[0, 6999, 7000, 7001], [7500, 8000, 8999, 9000], [9001, 20000, 65535, 7777]])
 
@@ -224,3 +225,94 @@ def test_the_digest_says_what_is_read_not_where(tmp_path: Path, jpeg: Path) -> N
     jpeg.rename(tmp_path / "gone.jpg")
     with pytest.raises(FileNotFoundError):
         base.digest()
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def deep_tiff() -> bytes:
+    """An RGB TIFF of 16 bits per channel, 4 x 2 pixels, uncompressed."""
+    tags = [(256, 4, 4), (257, 4, 2), (258, 3, 0), (259, 3, 1), (262, 3, 2), (273, 4, 0), (277, 3, 3), (279, 4, 48)]
+    bits_at = 8 + 2 + 12 * len(tags) + 4
+    values = {258: bits_at, 273: bits_at + 6}
+    entries = b"".join(
+        struct.pack("<HHII", tag, form, 3 if tag == 258 else 1, values.get(tag, value)) for tag, form, value in tags
+    )
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0)
+    return head + struct.pack("<HHH", 16, 16, 16) + bytes(48)
+
+
+def deep_png() -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    rows = zlib.compress(b"".join(b"\0" + bytes(24) for _ in range(2)))
+    head = struct.pack(">IIBBBBB", 4, 2, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def deep_jp2() -> bytes:
+    """A JPEG 2000 of 8 bits whose header says 16: what is looked at is the header."""
+    data = bytearray(encoded(Image.new("RGB", (4, 2)), "JPEG2000"))
+    at = data.index(b"\xff\x4f\xff\x51") + 42
+    data[at : at + 9 : 3] = b"\x0f\x0f\x0f"
+    return bytes(data)
+
+
+DEEP = {
+    "ppm": lambda: b"P6 4 2 65535\n" + bytes(48),
+    "pam.ppm": lambda: b"P6 4 2 1023\n" + bytes(48),
+    "tif": deep_tiff,
+    "png": deep_png,
+    "jp2": deep_jp2,
+}
+
+
+@pytest.mark.parametrize("ending", DEEP)
+def test_deep_colour_is_never_cut_silently(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(DEEP[ending]())
+    with pytest.raises(ImageError, match=r"a\..*16 bits in each of several channels") as caught:
+        open_image(path)
+    assert caught.value.reason == "many-bits"
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "LA", "RGBA", "P", "1"])
+@pytest.mark.parametrize("form", ["BMP", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"])
+def test_every_form_of_8_bits_is_read(tmp_path: Path, form: str, mode: str) -> None:
+    image = Image.new("RGB", (8, 8), (200, 200, 200)).convert("L").convert(mode, dither=Image.Dither.NONE)
+    try:
+        data = encoded(image, form)
+    except (OSError, ValueError):
+        pytest.skip(f"{form} holds no {mode}")
+    (tmp_path / "a").write_bytes(data)
+    pixels = EvalTransform((8, 8)).pixels(open_image(tmp_path / "a"))
+    assert abs(pixels.astype(int) - (255 if mode == "1" else 200)).max() <= 3
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF")
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", [b"garbage garbage", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\0"])
+def test_a_broken_exif_does_not_hide_the_pixels(tmp_path: Path, form: str, exif: bytes) -> None:
+    (tmp_path / "a").write_bytes(encoded(Image.new("RGB", (8, 16), (9, 9, 9)), form, exif=exif))
+    assert open_image(tmp_path / "a").size == (8, 16)
+
+
+def test_bombs_are_named_before_they_are_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(deep_png().replace(struct.pack(">II", 4, 2), struct.pack(">II", 2**16, 2**16)))
+    with pytest.raises(ImageError, match=r"a\.png"):
+        open_image(path)
+    path.write_bytes(b"P6 9000 9000 255\n")
+    with pytest.raises(ImageError, match=r"a\.png.*more than the limit"):
+        open_image(path)
+
+
+def test_what_systems_leave_beside_images() -> None:
+    assert all(map(is_sidecar, ("._a.jpg", ".DS_Store", "Thumbs.db")))
+    assert all(map(is_sidecar, ("@eaDir", "__MACOSX", "desktop.ini"))) and not any(
+        map(is_sidecar, ("a.jpg", "_a", "@"))
+    )

@@ -171,3 +171,11 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         make_loader(given, EvalTransform(SIZE))
     with pytest.raises(ValueError, match="no samples"):
         make_loader([], EvalTransform(SIZE), batch_size=2)
+
+
+def test_an_empty_batch_is_named_or_has_the_shape_of_a_batch() -> None:
+    with pytest.raises(ValueError, match="no samples to collate"):
+        collate([])
+    batch = SampleDataset(samples(), EvalTransform((8, 4))).__getitems__([])
+    assert batch.images.shape == (0, 3, 3, 8, 4) and batch.present.shape == (0, 3) and len(batch) == 0
+    assert batch.present.dtype == torch.bool and batch.pid.dtype == batch.camid.dtype == torch.int64

@@ -1,10 +1,14 @@
 import random
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nextreid.data import ImageFile, load_dataset, read_folder, read_pattern
 from nextreid.data import pattern as module
+from nextreid.data.pattern import _FIELDS
 
 Labels = dict[str, tuple[int, int, int]]
 
@@ -78,7 +82,7 @@ def test_a_pattern_reads_labels_and_pairs_images(tmp_path: Path, caplog) -> None
         "test: 1 of 1 samples lack tir",
     ]
     assert [s.key for s in read_pattern(tmp_path, split="test")] == ["test/RGB/9_c-1_.JPG"]
-    with pytest.raises(ValueError, match=r"no images with split 'query' .*there are \['test', 'train'\]"):
+    with pytest.raises(ValueError, match=r"no images with split 'query' .*there are test, train"):
         read_pattern(tmp_path, split="query")
 
 
@@ -164,3 +168,54 @@ def test_bad_patterns_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "vis/1.jpg", "rgb/1.jpg")
     with pytest.raises(ValueError, match=r"two files are one rgb image: rgb/1\.jpg, vis/1\.jpg"):
         read_pattern(tmp_path, "{modality}/{pid}.jpg")
+
+
+LEFT = ("._a.jpg", ".DS_Store", "Thumbs.db", "@eaDir/a.jpg", "__MACOSX/a.jpg")
+
+
+def test_what_systems_leave_beside_images_is_no_image(tmp_path: Path, caplog) -> None:
+    touch(tmp_path, "rgb/a.jpg", *(f"rgb/{name}" for name in LEFT), *LEFT, ".hidden/a.jpg")
+    assert [s.key for s in read_folder(tmp_path)] == ["a.jpg"]
+    assert [s.key for s in read_pattern(tmp_path, "{modality}/{*}.jpg", "rgb")] == ["rgb/a.jpg"]
+    assert "left out" not in caplog.text
+
+
+def test_endings_of_every_form_are_read(tmp_path: Path) -> None:
+    names = [f"rgb/{number}.{ending}" for number, ending in enumerate(("jfif", "jp2", "PGM", "ppm", "bmp", "webp"))]
+    touch(tmp_path, *names)
+    assert len(read_folder(tmp_path, "rgb")) == len(names)
+
+
+def test_labels_of_a_pattern_may_be_words(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"test/{who}/{m}/{cam}_1.jpg" for who in ("ann", "Bob") for m in ("vis", "th") for cam in "lr"))
+    pattern = "{split}/{pid:word}/{modality}/{camid:word}_{*}.jpg"
+    data = load_dataset("pattern", tmp_path, pattern=pattern)
+    assert data.label_names == {"pid": {0: "Bob", 1: "ann"}, "camid": {0: "l", 1: "r"}}
+    assert [(s.pid, s.camid) for s in data.query] == [(0, 0), (0, 1), (1, 0), (1, 1)] and data.protocol == "camera"
+    with pytest.raises(ValueError, match="no path of the form"):
+        load_dataset("pattern", tmp_path, pattern=pattern.replace(":word", ""))
+
+
+def test_names_in_two_forms_of_unicode_are_one_moment(tmp_path: Path) -> None:
+    touch(tmp_path, "rgb/" + normalize("NFC", "né.jpg"), "tir/" + normalize("NFD", "né.jpg"))
+    (sample,) = read_folder(tmp_path, ("rgb", "tir"))
+    assert all(sample.images)
+
+
+def test_an_identity_of_many_digits_is_numbered(tmp_path: Path) -> None:
+    touch(tmp_path, f"test/rgb/{10**20}_c1_a.jpg", f"test/rgb/{10**20}_c2_a.jpg", "test/rgb/5_c1_a.jpg")
+    assert sorted(s.pid for s in load_dataset("pattern", tmp_path).query) == [0, 0, 1]
+
+
+@settings(max_examples=200, derandomize=True)
+@given(st.lists(st.sampled_from([*_FIELDS, "x", "pid:", ""]).map("{{{}}}".format) | st.text(max_size=3), max_size=6))
+def test_any_pattern_is_used_or_named(tmp_path_factory, parts: list[str]) -> None:
+    root = tmp_path_factory.getbasetemp() / "fuzzed-pattern"
+    if not root.exists():
+        touch(root, "a/rgb/1_c2.jpg", "b/tir/1_c2.png", "3.jpg")
+    try:
+        samples = read_pattern(root, "".join(parts))
+    except ValueError as error:
+        assert len(str(error)) < 1500
+    else:
+        assert samples

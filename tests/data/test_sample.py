@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nextreid.data import Batch, ReIDDataset, Sample
+from nextreid.data.sample import as_modalities, first_few, repeated_keys, shorten
 
 IMAGE = np.zeros((8, 4, 3), np.uint8)
 
@@ -39,3 +40,45 @@ def test_batch_moves_its_tensors_and_keeps_the_rest() -> None:
     tensors = (moved.images, moved.present, moved.pid, moved.camid, moved.sceneid)
     assert all(tensor.device.type == "meta" for tensor in tensors)
     assert (moved.captions, moved.keys, moved.draws, len(moved)) == (batch.captions, ["a"], [(0, 0)], 1)
+
+
+def test_unknown_identities_are_not_counted() -> None:
+    samples = tuple(Sample(str(i), pid, 0, -1, (IMAGE,)) for i, pid in enumerate((-1, -1, 3)))
+    dataset = ReIDDataset("toy", ("rgb",), "person", "camera", samples, (), ())
+    assert dataset.summary()["train"]["ids"] == 1 and "3 samples of 1 ids" in repr(dataset)
+
+
+def test_labels_are_shown_as_the_files_name_them() -> None:
+    dataset = ReIDDataset("toy", ("rgb",), "person", "camera", (), (), (), label_names={"camid": {0: "left"}})
+    assert [dataset.label_name("camid", n) for n in (0, 1, -1)] == ["left", "1", "unknown"]
+    assert dataset.label_name("pid", 0) == "0" and hash(dataset) == hash(dataclasses.replace(dataset, label_names={}))
+
+
+@pytest.mark.parametrize("wrong", [(), "", ("rgb", "rgb"), ("rgb", 1), ("rgb", "")])
+def test_modalities_are_names_each_once(wrong: object) -> None:
+    assert as_modalities("rgb") == ("rgb",) and as_modalities(["rgb", "tir"]) == ("rgb", "tir")
+    with pytest.raises(ValueError, match="modalities must be one or more names, each once"):
+        as_modalities(wrong)  # type: ignore[arg-type]
+
+
+def test_messages_are_bounded() -> None:
+    assert first_few(["a", "b"]) == "a, b" and first_few("abcd") == "a, b, c, …"
+    assert len(first_few(["x" * 10**6] * 10**4)) < 400 and shorten("x" * 200).count("x") < 120
+    assert shorten("short") == "short"
+
+
+class Counted(str):
+    """A key that counts its comparisons."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_repeated_keys_are_found_without_comparing_all_pairs() -> None:
+    keys = [Counted(f"key {n}") for n in range(2000)]
+    assert repeated_keys([*keys, keys[5], keys[1], Counted("key 5")]) == ["key 1", "key 5"]
+    assert Counted.compared < 20_000

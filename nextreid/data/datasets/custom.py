@@ -9,7 +9,7 @@ from ..captions import add_captions, caption_home
 from ..image import Window
 from ..manifest import manifest_splits
 from ..pattern import PATTERN, pattern_splits
-from ..sample import ReIDDataset, Sample
+from ..sample import ReIDDataset, Sample, first_few, shorten
 from ..split import Rule, split_identities
 from .published_tree import note_shared_identities
 from .registry import register_dataset
@@ -39,6 +39,7 @@ def load_manifest(
     object_type: str = "object",
     window: Mapping[str, Window] | None = None,
     anywhere: bool = False,
+    encoding: str | None = None,
     train: float | None = None,
     seed: int = 0,
     captions: str | Path | None = None,
@@ -54,6 +55,7 @@ def load_manifest(
         object_type: What is re-identified.
         window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
         anywhere: Allow paths that leave the manifest's folder.
+        encoding: Of a CSV file, see `read_manifest`.
         train: Where there is no column ``split``: the share of identities to train on, see `split_identities`. Its
             rule is the protocol if that is "camera", "scene" or "none", else the default protocol.
         seed: Seed of that split.
@@ -67,9 +69,11 @@ def load_manifest(
         ValueError: If the manifest is wrong, or names no split.
     """
     path = Path(root).expanduser()
-    chosen, found = manifest_splits(path, modalities, window, anywhere)
+    chosen, found, names = manifest_splits(path, modalities, window, anywhere, encoding)
+    notes = [f"{field}: {len(called)} words, numbered in their order" for field, called in names.items()]
     advice = _ADVICE.format(f"{path} has no column 'split'", f"read_manifest({str(root)!r}, {chosen!r})", chosen)
-    return _dataset(path.stem, chosen, found, [], captions, protocol, object_type, train, seed, advice)
+    made = _dataset(path.stem, chosen, found, notes, captions, protocol, object_type, train, seed, advice)
+    return replace(made, label_names=names)
 
 
 @register_dataset("pattern")
@@ -99,10 +103,12 @@ def load_pattern(
         ValueError: If the pattern is wrong, nothing fits it, or it names no split.
     """
     path = Path(root).expanduser()
-    chosen, found, notes = pattern_splits(path, pattern, modalities, window)
+    chosen, found, names, notes = pattern_splits(path, pattern, modalities, window)
     call = f"read_pattern({str(root)!r}, {pattern!r}, {chosen!r})"
     advice = _ADVICE.format(f"pattern {pattern!r} has no {{split}}", call, chosen)
-    return _dataset(path.resolve().name, chosen, found, notes, captions, protocol, object_type, train, seed, advice)
+    name = path.resolve().name
+    made = _dataset(name, chosen, found, notes, captions, protocol, object_type, train, seed, advice)
+    return replace(made, label_names=names)
 
 
 def _dataset(
@@ -135,21 +141,27 @@ def _dataset(
         )
         return replace(made, protocol=protocol or rule, notes=(*notes, *made.notes))
     if train is not None:
-        raise ValueError(f"train={train} splits by identity, but the splits are named: {', '.join(found)}")
+        raise ValueError(f"train={train} splits by identity, but the splits are named: {first_few(found, 8)}")
     splits: dict[str, list[Sample]] = {"train": [], "query": [], "gallery": []}
     for word, samples in found.items():
         for split in _SPLITS.get(word, ()):
             splits[split] += samples
         if word not in _SPLITS:
-            notes.append(f"{len(samples)} samples with split {word!r} left out; known are {', '.join(_SPLITS)}")
+            notes.append(
+                f"{len(samples)} samples with split {shorten(word)!r} left out; known are {', '.join(_SPLITS)}"
+            )
     if bool(splits["query"]) != bool(splits["gallery"]):
         missing = "gallery" if splits["query"] else "query"
         raise ValueError(
-            f"{name}: no sample has split {missing!r}, there are {', '.join(found)}; "
+            f"{name}: no sample has split {missing!r}, there are {first_few(found, 8)}; "
             "samples that are query and gallery alike have split 'test'"
         )
     if not any(splits.values()):
-        raise ValueError(f"{name}: no sample has a known split; " + "; ".join(notes))
+        raise ValueError(f"{name}: no sample has a known split; {first_few(notes, 8)}")
+    labelled = [sample for sample in splits["train"] if sample.pid >= 0]
+    if labelled and (unknown := len(splits["train"]) - len(labelled)):
+        notes.append(f"train: {unknown} samples of unknown identity (pid -1) left out")
+        splits["train"] = labelled
     training, query, gallery = (tuple(sorted(s, key=lambda sample: sample.key)) for s in splits.values())
     note_shared_identities(training, (*query, *gallery), notes)
     protocol = protocol or _default_rule([*query, *gallery])

@@ -7,7 +7,7 @@ from typing import ClassVar
 from ..image import ImageFile
 from ..sample import MODALITIES, ReIDDataset, Sample
 from ..split import with_match
-from .published_tree import PublishedTree
+from .published_tree import PublishedTree, image_files
 from .registry import register_dataset
 
 _VIS_NI_TH: Mapping[str, str] = {"rgb": "vis", "nir": "ni", "tir": "th"}
@@ -87,7 +87,7 @@ class _RGBN300(PublishedTree):
         in_file = list(self.folders)
         edges = [width * in_file.index(modality) for modality in self.modalities]
         samples, unknown = [], []
-        for path in (self.home / folder).iterdir():
+        for path in image_files(self.home / folder):
             if name := self.parse(path):
                 boxes = [(left, 0, left + width, height) for left in edges]
                 images = tuple(ImageFile(path, box, (width * len(in_file), height)) for box in boxes)

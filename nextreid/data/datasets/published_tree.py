@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from ..captions import add_captions, caption_home
-from ..sample import ReIDDataset, Sample, first_few
+from ..image import ENDINGS, is_sidecar
+from ..sample import ReIDDataset, Sample, as_modalities, first_few
 from ..split import with_match
 
 
@@ -17,6 +18,11 @@ class Name(NamedTuple):
     pid: int
     camid: int
     sceneid: int
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return what lies in a folder, but for what systems leave beside images."""
+    return [entry for entry in folder.iterdir() if not is_sidecar(entry.name)]
 
 
 class PublishedTree:
@@ -48,50 +54,60 @@ class PublishedTree:
     def __init__(
         self, root: str | Path, captions: str | Path | None, modalities: Sequence[str], complete: bool = False
     ) -> None:
-        chosen, known = (modalities,) if isinstance(modalities, str) else tuple(modalities), tuple(self.folders)
-        if not chosen or not set(chosen) <= set(known) or len(set(chosen)) < len(chosen):
+        chosen, known = as_modalities(modalities), tuple(self.folders)
+        if not set(chosen) <= set(known):
             raise ValueError(f"modalities must be one or more of {known}, each once, got {chosen}")
         self.modalities = chosen
         self.home = self._find_home(Path(root).expanduser())
         self.texts = caption_home(captions, self.captions, chosen)
         self.complete = complete
         self.notes: list[str] = []
+        self.label_names: dict[str, dict[int, str]] = {"camid": {}}  # see `ReIDDataset`
 
     def parse(self, path: Path) -> Name | None:
         """Return what the name of an image says (``identity/name`` if `by_identity`), None where it is not `form`."""
         name = f"{path.parent.parent.name}/{path.name}" if self.by_identity else path.name
-        match = re.fullmatch(self.form + r"\.(jpg|jpeg|png)", name, re.IGNORECASE)
+        match = re.fullmatch(rf"{self.form}\.({'|'.join(ENDINGS)})", name, re.IGNORECASE)
         if match is None:
             return None
         label = match.groupdict()
         key = self.key.format(name=path.name, **label)
-        return Name(key, int(label["pid"]), int(label["camid"]) - self.first_camera, int(label.get("sceneid") or -1))
+        camid = int(label["camid"]) - self.first_camera
+        self.label_names["camid"][camid] = label["camid"]
+        return Name(key, int(label["pid"]), camid, int(label.get("sceneid") or -1))
 
     def samples(self, split: str, folder: str) -> list[Sample]:
-        """Return the samples of a folder, images paired by name, without captions, sorted by key."""
+        """Return the samples of a folder, images paired by name without its ending, without captions, sorted by key.
+
+        The key is the name of the first image.
+        """
         folders = {modality: self._folders_of(folder, modality) for modality in self.modalities}
         labels: dict[str, Name] = {}
         images: dict[str, dict[str, Path]] = {modality: {} for modality in folders}
         unknown = []
         for modality, places in folders.items():
-            for path in (entry for place in places for entry in place.iterdir()):
+            for path in (entry for place in places for entry in image_files(place)):
                 name = self.parse(path)
                 if name is None:
                     unknown.append(f"{path.parent.name}/{path.name}")
-                elif name.key in images[modality]:
-                    raise ValueError(f"{name.key} occurs twice: {images[modality][name.key]} and {path}")
-                else:
-                    labels[name.key] = name
-                    images[modality][name.key] = path
+                    continue
+                stem = name.key.rpartition(".")[0]
+                if stem in images[modality]:
+                    raise ValueError(f"{name.key} occurs twice: {images[modality][stem]} and {path}")
+                labels.setdefault(stem, name)
+                images[modality][stem] = path
         looked = sorted(str(place) for places in folders.values() for place in places)
         self.note_unknown(split, looked, unknown, found=bool(labels))
-        samples = [Sample(*labels[key], tuple(column.get(key) for column in images.values())) for key in sorted(labels)]
+        columns = images.values()
+        samples = [Sample(*labels[stem], tuple(column.get(stem) for column in columns)) for stem in sorted(labels)]
+        samples.sort(key=lambda sample: sample.key)
         partial = [sample for sample in samples if None in sample.images]
         if self.complete and partial:
-            named = [f"{s.key} (no {', no '.join(m for m in folders if s.key not in images[m])})" for s in partial]
+            lacking = [[m for m, image in zip(folders, s.images, strict=True) if image is None] for s in partial]
+            named = [f"{s.key} (no {', no '.join(m)})" for s, m in zip(partial, lacking, strict=True)]
             self.notes.append(
                 f"{split}: {len(named)} of {len(samples)} samples left out that lack a modality (complete=False reads "
-                f"them): {', '.join(named)}"
+                f"them): {first_few(named, 20)}"
             )
             return [sample for sample in samples if None not in sample.images]
         for index, modality in enumerate(folders):
@@ -160,7 +176,8 @@ class PublishedTree:
         """Return the dataset; identities that train and test share are noted."""
         note_shared_identities(train, (*query, *gallery), self.notes)
         notes = tuple(self.notes)
-        return ReIDDataset(self.name, self.modalities, self.object_type, self.name, train, query, gallery, notes)
+        names = {field: dict(sorted(called.items())) for field, called in self.label_names.items()}
+        return ReIDDataset(self.name, self.modalities, self.object_type, self.name, train, query, gallery, notes, names)
 
     def _captioned(self, samples: Sequence[Sample], split: str) -> tuple[Sample, ...]:
         return tuple(add_captions(samples, self.texts, split, self.modalities, self.notes))
@@ -185,7 +202,7 @@ class PublishedTree:
         home, name = self._require(self.home / split), self.folders[modality]
         if not self.by_identity:
             return [self._require(home / name)]
-        folders = [identity / name for identity in home.iterdir() if (identity / name).is_dir()]
+        folders = [identity / name for identity in image_files(home) if (identity / name).is_dir()]
         if not folders:
             raise FileNotFoundError(f"no folder {home}/*/{name}; expected {self.layout}")
         return folders
