@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -154,7 +155,7 @@ def _settle(path: Path) -> None:
 
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path as its user means it: ``~`` is the home folder."""
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))  # Path.expanduser raises on a file named ~x
 
 
 def read_json(path: Path, *, limit: int = 2**24) -> Any:
@@ -184,7 +185,7 @@ def parse_json(text: str | bytes, source: str, *, depth: int = 32) -> Any:
         table = dict(pairs)
         if len(table) < len(pairs):
             names = sorted(key for key, _ in pairs)
-            twice = next(key for key, other in zip(names, names[1:], strict=False) if key == other)
+            twice = next(key for key, other in itertools.pairwise(names) if key == other)
             raise ValueError(f"key {twice[:80]!r} stands twice in one object")
         return table
 
