@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
+from nextreid._names import unknown
 from nextreid.data.image_cache import SUFFIX
 
 # What must hold for a number: lowest, highest, whether the lowest itself is allowed. None is allowed where it is the
@@ -135,8 +136,8 @@ class Recipe:
 
 def _check_names(fields: Mapping[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(Recipe)]
-    if unknown := sorted(set(fields) - set(known)):
-        raise ValueError(f"unknown recipe field {', '.join(map(repr, unknown))}; a recipe has: {', '.join(known)}")
+    if wrong := set(fields) - set(known):
+        raise ValueError(unknown("recipe field", wrong, known))
 
 
 def _check(name: str, annotation: Any, value: Any) -> None:
@@ -207,6 +208,6 @@ def get_recipe(name: str = "next", /, **overrides: Any) -> Recipe:
         ValueError: A field is unknown or its value is not allowed.
     """
     if name not in RECIPES:
-        raise KeyError(f"unknown recipe {name!r}; there are: {', '.join(sorted(RECIPES))}")
+        raise KeyError(unknown("recipe", name, sorted(RECIPES)))
     _check_names(overrides)
     return dataclasses.replace(RECIPES[name], **overrides)

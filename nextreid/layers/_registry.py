@@ -1,10 +1,11 @@
 """Blocks by name, so that a recipe or a config file can ask for them."""
 
-import difflib
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from torch import nn
+
+from nextreid._names import unknown
 
 _LAYERS: dict[str, type[nn.Module]] = {}
 Block = TypeVar("Block", bound=type[nn.Module])
@@ -38,7 +39,5 @@ def create_layer(name: str, **kwargs: object) -> nn.Module:
         KeyError: If no block has that name.
     """
     if name not in _LAYERS:
-        near = difflib.get_close_matches(name, _LAYERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise KeyError(f"unknown layer {name!r}{hint} Registered: {', '.join(list_layers())}")
+        raise KeyError(unknown("layer", name, list_layers()))
     return _LAYERS[name](**kwargs)

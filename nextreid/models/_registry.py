@@ -1,11 +1,12 @@
 """Models by name, with timm's verbs and semantics."""
 
-import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
+
+from nextreid._names import unknown
 
 from ._base import ReIDModel
 from ._pretrained import PretrainedCfg
@@ -55,9 +56,7 @@ def model_entrypoint(name: str) -> Callable[..., ReIDModel]:
     """
     arch, _ = split_model_name_tag(name)
     if arch not in _ENTRYPOINTS:
-        near = difflib.get_close_matches(arch, _ENTRYPOINTS, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"unknown model {arch!r}.{hint} Registered: {', '.join(list_models())}")
+        raise ValueError(unknown("model", arch, list_models()))
     return _ENTRYPOINTS[arch]
 
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nextreid._names import unknown
+
 Exclude = Literal["camera", "scene", "none"]
 Distance = Literal["cosine", "euclidean"]
 Feature = Literal["before_neck", "after_neck"]
@@ -129,10 +131,8 @@ def get_protocol(protocol: str | Protocol) -> Protocol:
         return protocol
     base, colon, modalities = protocol.partition(":")
     if base not in _PROTOCOLS:
-        raise ValueError(
-            f"unknown protocol {protocol!r}; known: {', '.join(list_protocols())}; "
-            'or pass Protocol(name, exclude="camera" | "scene" | "none")'
-        )
+        own = 'or pass Protocol(name, exclude="camera" | "scene" | "none")'
+        raise ValueError(f"{unknown('protocol', base, list_protocols())}; {own}")
     if not colon:
         return _PROTOCOLS[base]
     if modalities.count(">") != 1:

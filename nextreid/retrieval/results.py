@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nextreid._files import read_tensors, write_tensors
+from nextreid._names import unknown
 
 from .protocol import Protocol
 from .rerank import Rerank
@@ -98,7 +99,7 @@ class RetrievalResult:
             return self.ap if name == "mAP" else self.inp
         word, _, k = name.partition("-")
         if word != "rank" or not k.isdecimal() or int(k) < 1:
-            raise ValueError(f"unknown metric {name!r}; there are mAP, mINP and rank-1, rank-5, ... rank-k")
+            raise ValueError(f"{unknown('metric', name, METRICS)}, rank-k for any k of 1 and above")
         return np.where(self.first > 0, self.first <= int(k), np.nan)
 
     def bootstrap(self, metric: str = "mAP", *, samples: int = 1000, level: float = 0.95, seed: int = 0) -> Interval:

@@ -8,6 +8,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from nextreid._names import unknown
+
 from ..sample import ReIDDataset
 
 _logger = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ def load_dataset(
     """
     _load_plugins()
     if name not in _readers:
-        raise ValueError(f"unknown dataset {name!r}; known are {', '.join(list_datasets())}")
+        raise ValueError(unknown("dataset", name, list_datasets()))
     named = {"root": root, "captions": captions, "modalities": modalities}
     given = {key: value for key, value in named.items() if value is not None} | options
     signature = inspect.signature(_readers[name])
