@@ -2,7 +2,9 @@
 
 import csv
 import hashlib
+import itertools
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -149,3 +151,60 @@ def _settle(path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as its user means it: ``~`` is the home folder."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises on a file named ~x
+
+
+def read_json(path: Path, *, limit: int = 2**24) -> Any:
+    """Read one JSON value from a file of at most `limit` bytes, see `parse_json`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is larger, or `parse_json` rejects it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path} is larger than {limit} bytes, the most that is read of such a file")
+    return parse_json(data, str(path))
+
+
+def parse_json(text: str | bytes, source: str, *, depth: int = 32) -> Any:
+    """Parse one JSON value from outside: UTF-8, no key twice, no NaN and no infinity, nested at most `depth` deep.
+
+    Raises:
+        ValueError: It is not; the message begins with `source`.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = sorted(key for key, _ in pairs)
+            twice = next(key for key, other in itertools.pairwise(names) if key == other)
+            raise ValueError(f"key {twice[:80]!r} stands twice in one object")
+        return table
+
+    def finite(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"{text[:80]} is no finite number")
+        return value
+
+    try:
+        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+        value = json.loads(decoded, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+    except RecursionError as error:
+        raise ValueError(f"{source} is not JSON of at most {depth} levels") from error
+    except ValueError as error:
+        raise ValueError(f"{source} is not JSON: {error}") from error
+    level = [value]
+    for _ in range(depth + 1):
+        tables = [item for item in level if isinstance(item, dict | list)]
+        level = [inner for item in tables for inner in (item.values() if isinstance(item, dict) else item)]
+    if tables:
+        raise ValueError(f"{source} is not JSON of at most {depth} levels")
+    return value

@@ -6,7 +6,17 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from nextreid._files import read_tensors, write_csv, write_folder, write_jsonl, write_tensors, write_whole
+from nextreid._files import (
+    parse_json,
+    read_json,
+    read_tensors,
+    user_path,
+    write_csv,
+    write_folder,
+    write_jsonl,
+    write_tensors,
+    write_whole,
+)
 
 
 def test_tensors_and_their_metadata_come_back(tmp_path):
@@ -60,3 +70,38 @@ def test_a_folder_is_replaced_whole_or_stays(tmp_path):
     with write_folder(target) as fresh:
         (fresh / "b").write_text("3")
     assert [p.name for p in target.iterdir()] == ["b"] and [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "is not JSON"),
+        ("", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        ('{"a": 1, "b": {"c": 1, "d": 2, "c": 3}}', "key 'c' stands twice"),
+        ("[NaN]", "NaN is no finite number"),
+        ("[-Infinity]", "no finite number"),
+        ("[1e999]", "1e999 is no finite number"),
+        ("9" * 10_000, "is not JSON"),
+        ("[" * 33 + "]" * 33, "at most 32 levels"),
+        ("[" * 200_000, "at most 32 levels"),
+    ],
+)
+def test_json_from_outside_is_plain_and_bounded(text, named):
+    with pytest.raises(ValueError, match=f"the answer.*{named}"):
+        parse_json(text, "the answer")
+
+
+def test_json_files_are_bounded_in_bytes(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf[1, 2.5, {}]")
+    assert read_json(tmp_path / "a.json") == [1, 2.5, {}]
+    with pytest.raises(ValueError, match=r"a\.json is larger than 8 bytes"):
+        read_json(tmp_path / "a.json", limit=8)
+    with pytest.raises(FileNotFoundError, match=r"b\.json"):
+        read_json(tmp_path / "b.json")
+
+
+def test_the_home_folder_of_a_path_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert user_path("~/a") == tmp_path / "a" and user_path(tmp_path) == tmp_path
