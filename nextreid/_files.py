@@ -61,6 +61,40 @@ def write_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def check_out_folder(folder: Path, ours: Sequence[str]) -> None:
+    """Find out before the work whether its results can go into a folder.
+
+    Args:
+        folder: It may be missing or empty.
+        ours: Names, or patterns of names, of which one lies in a folder of the same kind.
+
+    Raises:
+        OSError: It is a file, lies below one or in a folder that may not be written, or holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; name a folder that is new or empty")
+    _check_parents(folder / "inside")
+    there = sorted(entry.name for entry in folder.glob("[!.]*"))
+    if there and not any(any(folder.glob(name)) for name in ours):
+        shown = ", ".join(there[:3]) + (", …" if len(there) > 3 else "")
+        raise FileExistsError(f"{folder} holds other things ({shown}); name a folder that is new or empty")
+
+
+def check_out_file(file: Path) -> None:
+    """Find out before the work whether its result can go into a file; OSError if not."""
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder; name a file")
+    _check_parents(file)
+
+
+def _check_parents(path: Path) -> None:
+    parent = next(parent for parent in path.absolute().parents if parent.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{parent} is a file, so that nothing can be written below it; name another folder")
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"{parent} may not be written; name another folder")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -7,6 +7,8 @@ import torch
 from safetensors import SafetensorError
 
 from nextreid._files import (
+    check_out_file,
+    check_out_folder,
     parse_json,
     read_json,
     read_tensors,
@@ -105,3 +107,34 @@ def test_the_home_folder_of_a_path_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert user_path("~/a") == tmp_path / "a" and user_path(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "ours", "hidden files"])
+def test_a_folder_that_may_be_written(tmp_path, there):
+    out = tmp_path / "deep" / "out"
+    if there != "nothing":
+        out.mkdir(parents=True)
+    if there == "ours":
+        (out / "seed12").touch()
+        (out / "notes.txt").touch()
+    if there == "hidden files":
+        (out / ".left.tmp").touch()
+    check_out_folder(out, ("index.csv", "seed*"))
+
+
+def test_a_folder_that_may_not_be_written(tmp_path):
+    (tmp_path / "images" / "rgb").mkdir(parents=True)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(FileExistsError, match=r"images holds other things \(rgb\)"):
+        check_out_folder(tmp_path / "images", ("index.csv",))
+    with pytest.raises(FileExistsError, match="file is a file; name a folder"):
+        check_out_folder(file, ())
+    for check in (check_out_file, lambda path: check_out_folder(path, ())):
+        with pytest.raises(NotADirectoryError, match="file is a file"):
+            check(file / "below" / "it")
+    with pytest.raises(IsADirectoryError, match="name a file"):
+        check_out_file(tmp_path)
+    check_out_file(tmp_path / "new" / "file")
+    check_out_file(file)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "images", "rgb"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nextreid._files import read_tensors, tensors_digest, write_json, write_tensors
+from nextreid._files import check_out_folder, read_tensors, tensors_digest, write_json, write_tensors
 from nextreid.data import ReIDDataset
 from nextreid.models import ReIDModel, load_strictly
 from nextreid.version import __version__
@@ -119,14 +119,20 @@ def cpu_name() -> str:
     return next(names, platform.processor())
 
 
+def check_run(folder: Path, resume: bool) -> None:
+    """Raise OSError if no run can be written there, or there is one already and `resume` is False."""
+    if not resume and any((folder / name).exists() for name in (RECIPE, STATE, LAST, BEST)):
+        raise FileExistsError(f"{folder} has a run already; continue it (resume=True, --resume) or take another folder")
+    check_out_folder(folder, (RECIPE, STATE, TEXT_TOWER))
+
+
 def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str, Any]:
     """Make the run folder, or check that the run in it is the one described; return the description in the folder.
 
-    FileExistsError if there is a run and `resume` is False; ValueError names the fields in which it is another run.
+    OSError as `check_run`; ValueError names the fields in which it is another run.
     """
     path = folder / RECIPE
-    if not resume and any((folder / name).exists() for name in (RECIPE, STATE, LAST, BEST)):
-        raise FileExistsError(f"{folder} has a run already; continue it (resume=True, --resume) or take another folder")
+    check_run(folder, resume)
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         # a run of a version that had fewer fields was made with what are their defaults now

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nextreid.data import Batch, ImageCache, Sample, augment_batch
 from nextreid.data.loader import Augment, make_loader
@@ -16,6 +15,7 @@ from nextreid.models._adapter import evaluating
 
 from .ablations import Condition, has_captions
 from .distributed import all_gather_objects, is_main, rank, world_size
+from .progress import progress_bar
 
 _TEXT_LOCK = threading.Lock()  # a text tower keeps what it encoded in a table that two threads must not fill at once
 
@@ -28,7 +28,7 @@ class EmbedOptions:
         batch_size: Samples of a forward pass.
         workers: Processes that load images.
         device: Where to compute; None stays where the model is, otherwise the model moves there.
-        progress: Whether to show a progress bar.
+        progress: Whether to show progress on stderr, where it takes more than two seconds.
         cache: Where the images are read from, instead of their files.
         augment: Where they are normalised, in the loading processes or on the device; the values are the same.
         embedding: Which of the vectors that ``model.embeddings`` names; None for the default.
@@ -36,7 +36,7 @@ class EmbedOptions:
             protocol's ``feature`` may say so too.
 
     Raises:
-        ValueError: If ``batch_size`` is below 1.
+        ValueError: If ``batch_size`` is below 1 or ``workers`` below 0.
     """
 
     batch_size: int = 64
@@ -51,6 +51,8 @@ class EmbedOptions:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (load in this process) or more, got {self.workers}")
 
 
 def embed_samples(
@@ -118,7 +120,7 @@ def embed_conditions(
             store=options.cache,
             augment=options.augment,
         )
-        bar = tqdm(loader, desc="embed", unit="batch", leave=False, disable=not (options.progress and is_main()))
+        bar = progress_bar(loader, "embed", "batch", shown=options.progress and is_main())
         with evaluating(model), bar:
             for batch in bar:
                 batch = batch.to(device)

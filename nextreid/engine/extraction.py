@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from nextreid._files import write_csv, write_tensors
+from nextreid._files import check_out_folder, write_csv, write_tensors
 from nextreid.data import Sample, drop_unreadable
 from nextreid.data.image import OnError
 from nextreid.data.manifest import read_manifest
@@ -62,7 +62,7 @@ def extract(
     Args:
         model: A model of the zoo, or a module that `nextreid.adapt` takes.
         source: Samples, a manifest (CSV), or a folder with one folder of images for each modality.
-        out: Folder to write ``embeddings.safetensors`` and ``index.csv`` into; made if there is none.
+        out: Folder to write ``embeddings.safetensors`` and ``index.csv`` into; new, empty, or one of embeddings.
         text: Whether captions are read, where there are some and the model reads them.
         normalize: Whether each embedding has length 1; the header says so.
         overwrite: Whether embeddings that lie in `out` already may be replaced.
@@ -75,14 +75,11 @@ def extract(
 
     Raises:
         FileNotFoundError: The source does not exist.
-        FileExistsError: `out` has embeddings already and `overwrite` is False.
+        FileExistsError: `out` has embeddings already and `overwrite` is False, or other files.
         ValueError: There is no sample, a sample has no image, an image cannot be read, or two samples share a key.
     """
     model, folder = as_reid_model(model), Path(out)
-    if (folder / EMBEDDINGS).exists() and not overwrite:
-        raise FileExistsError(
-            f"{folder / EMBEDDINGS} exists; take another folder, or replace them (overwrite=True, --overwrite)"
-        )
+    on_main(lambda: check_extraction(folder, overwrite))
     samples = read_samples(source, tuple(model.modalities)) if isinstance(source, str | Path) else list(source)
     if on_error != "raise":
         kept, notes = drop_unreadable({"samples": samples}, model.modalities, on_error)
@@ -107,6 +104,15 @@ def extract(
 
     on_main(write)
     return Extraction(folder / EMBEDDINGS, folder / INDEX, *embedding.shape)
+
+
+def check_extraction(folder: Path, overwrite: bool) -> None:
+    """Raise OSError if embeddings cannot be written there, or there are some and `overwrite` is False."""
+    check_out_folder(folder, (EMBEDDINGS, INDEX))
+    if (folder / EMBEDDINGS).exists() and not overwrite:
+        raise FileExistsError(
+            f"{folder / EMBEDDINGS} exists; take another folder, or replace them (overwrite=True, --overwrite)"
+        )
 
 
 def read_samples(source: str | Path, modalities: tuple[str, ...]) -> Sequence[Sample]:

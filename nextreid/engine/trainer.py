@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from nextreid._files import write_jsonl
 from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, caption_sampler, seeded_rng
@@ -33,6 +32,7 @@ from .checkpoint import (
     STATE,
     TrainReport,
     best_row,
+    check_run,
     describe,
     load_state,
     open_run,
@@ -52,6 +52,7 @@ from .distributed import (
 from .embedding import EmbedOptions, eval_transform, keep_texts, move_to_device
 from .evaluation import check_modalities, measure
 from .optimizer import build_optimizer, lr_factor, set_lr
+from .progress import duration, progress_bar, progress_line
 from .provenance import record_metrics, record_training, trained_sets
 from .recipe import Recipe
 
@@ -86,20 +87,20 @@ def train(
             gets one for the training identities.
         dataset: Its ``train`` split is learned from; ``query`` and ``gallery`` are evaluated on.
         recipe: How; see `get_recipe`.
-        out: The run folder, made if there is none.
+        out: The run folder; new, empty, or a run's.
         resume: Continue the run in `out` after its last whole epoch, or start it if there is none yet.
         on_error: What to do about images that cannot be read: ``"raise"`` at the first one, or look at all before
             and ``"skip"`` their samples or ``"mask"`` those modalities.
         allow_leak: Whether to start from weights that have seen identities of this test set.
         source: Where the data come from, such as root and captions; kept in ``recipe.json``.
         device: Where to compute; None stays where the model is, otherwise the model moves there.
-        progress: Whether to show a progress bar.
+        progress: Whether to show on stderr a bar within an epoch and a line after each.
 
     Returns:
         The rows of all epochs; the last and the best apart.
 
     Raises:
-        FileExistsError: `out` has a run already and `resume` is False.
+        FileExistsError: `out` has a run already and `resume` is False, or other files.
         ValueError: The dataset has too few identities, its modalities are not the model's, the classifier has another
             size, the identities of a batch cannot be shared by the processes, or the run to resume was made with
             something else.
@@ -111,6 +112,7 @@ def train(
     if recipe.eval_every and not (dataset.query and dataset.gallery):
         raise ValueError(f"dataset {dataset.name!r} has no query or no gallery to evaluate on; set eval_every=0")
     reject_leak(trained_sets(model), dataset.name, allow_leak)
+    on_main(lambda: check_run(folder, resume))
     images = dataset = dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
     pids = _train_pids(dataset)
     labels = [sample.pid for sample in dataset.train]
@@ -157,7 +159,8 @@ def train(
     if recipe.compile:
         forward = torch.compile(forward)
     loop = _Epoch(model, forward, optimizer, recipe, loader, transform, classes, text, device, progress)
-    for epoch in range(len(history) + 1, recipe.epochs + 1):
+    started, seconds = len(history), 0.0
+    for epoch in range(started + 1, recipe.epochs + 1):
         start = time.perf_counter()
         sampler.set_epoch(epoch)
         row = {"epoch": epoch, **loop.run(epoch)}
@@ -168,6 +171,10 @@ def train(
         record |= {"recipe": recipe.name, "seed": recipe.seed, "epoch": epoch, "epochs": recipe.epochs}
         record_training(model, record, described["start"]["trained_on"])
         on_main(lambda: _save(folder, model, optimizer, history))
+        if progress and is_main():
+            seconds += time.perf_counter() - start
+            left = duration(seconds / (epoch - started) * (recipe.epochs - epoch))
+            progress_line(f"epoch {epoch}/{recipe.epochs}: {_epoch_line(history[-1])}, {left} left")
     return TrainReport(folder, tuple(history))
 
 
@@ -194,6 +201,13 @@ def _evaluations(
     settings = {"evaluation": text, **({"evaluation_without_text": False} if last and text else {})}
     reports = measure(model, dataset, [Condition(reads) for reads in settings.values()], options)
     return {name: report.to_dict() for name, report in zip(settings, reports, strict=True)}
+
+
+def _epoch_line(row: dict[str, Any]) -> str:
+    words = [f"loss {row['loss']['total']:.3f}", f"lr {max(row['lr'].values()):.1e}"]
+    if "evaluation" in row:
+        words += [f"{name} {100 * row['evaluation'][name]:.1f}" for name in ("mAP", "rank-1")]
+    return ", ".join(words)
 
 
 def _save(folder: Path, model: ReIDModel, optimizer: torch.optim.Optimizer, history: list[dict[str, Any]]) -> None:
@@ -242,8 +256,7 @@ class _Epoch:
         steps = 0
         after_step: Any = getattr(self.model, "after_step", None)
         self.model.train()
-        shown = self.progress and is_main()
-        bar = tqdm(self.loader, f"epoch {epoch}/{recipe.epochs}", unit="batch", disable=not shown, leave=False)
+        bar = progress_bar(self.loader, f"epoch {epoch}/{recipe.epochs}", "step", shown=self.progress and is_main())
         other = [rank()] if rank() else []  # processes drop other features; the first draws what a single one does
         with _seeded(self.device, "epoch", recipe.seed, epoch, *other), bar:
             for steps, batch in enumerate(bar, start=1):
@@ -252,9 +265,7 @@ class _Epoch:
                     sums[name] = sums.get(name, 0.0) + value
                 if after_step is not None:
                     after_step(epoch, steps)
-                done = steps / len(self.loader)
-                left = (recipe.epochs - epoch + 1 - done) * bar.format_dict["elapsed"] / done / 60
-                bar.set_postfix(loss=f"{losses['total']:.3f}", lr=f"{max(lrs.values()):.1e}", left=f"{left:.0f} min")
+                bar.set_postfix(loss=f"{losses['total']:.3f}", lr=f"{max(lrs.values()):.1e}", refresh=False)
         if not steps:
             raise ValueError(f"the sampler gave no batch of {recipe.num_ids} identities in epoch {epoch}")
         return {"loss": {name: value / steps for name, value in sums.items()}, "lr": lrs, "steps": steps}

@@ -1,0 +1,44 @@
+"""Progress for terminals and for files: never a carriage return where nothing moves."""
+
+import sys
+
+import pytest
+
+from nextreid.engine import progress
+
+
+@pytest.fixture
+def bar(monkeypatch):
+    monkeypatch.setattr(progress, "_LEAST", 1e-9)
+    return lambda **options: progress.progress_bar(range(5), "embed", "batch", **options)
+
+
+def test_lines_in_a_pipe(bar, capsys):
+    for _ in bar(shown=True):
+        pass
+    out, err = capsys.readouterr()
+    assert out == "" and "\r" not in err and err.endswith("\n")
+    assert [line.partition(", ")[0] for line in err.splitlines()] == [f"embed: {n} of 5" for n in range(1, 6)]
+
+
+def test_a_bar_on_a_terminal(bar, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    shown = bar(shown=True)
+    shown.refresh()
+    shown.close()
+    assert "\rembed" in capsys.readouterr().err
+
+
+def test_lines_come_ever_less_often(monkeypatch, capsys):
+    bar = progress.progress_bar(None, "x", "step", shown=True, total=3)
+    before = bar.mininterval
+    bar.refresh()
+    bar.refresh()
+    assert bar.mininterval == 4 * before
+    bar.close()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_short_work_and_unasked_progress_show_nothing(shown, capsys):
+    assert list(progress.progress_bar(range(3), "x", "step", shown=shown)) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
