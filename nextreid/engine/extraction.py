@@ -1,5 +1,6 @@
 """Images to a file of embeddings and a table of what they belong to."""
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from nextreid._files import write_csv, write_tensors
+from nextreid._files import user_path, write_csv, write_tensors
 from nextreid.data import Sample, drop_unreadable
 from nextreid.data.image import OnError
 from nextreid.data.manifest import read_manifest
@@ -77,7 +78,7 @@ def extract(
         FileExistsError: `out` has embeddings already and `overwrite` is False.
         ValueError: There is no sample, a sample has no image, an image cannot be read, or two samples share a key.
     """
-    model, folder = as_reid_model(model), Path(out)
+    model, folder = as_reid_model(model), user_path(out)
     if (folder / EMBEDDINGS).exists() and not overwrite:
         raise FileExistsError(
             f"{folder / EMBEDDINGS} exists; take another folder, or replace them (overwrite=True, --overwrite)"
@@ -90,7 +91,7 @@ def extract(
             _logger.warning("%s", note)
     keys = [sample.key for sample in samples]
     if len(set(keys)) < len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = next(one for one, two in itertools.pairwise(sorted(keys)) if one == two)
         raise ValueError(f"key {twice!r} names more than one sample; make keys unique")
     text = reads_text(model, samples, Condition(text))
     embedding = embed_samples(model, samples, Condition(text), options)
@@ -111,7 +112,7 @@ def extract(
 
 def read_samples(source: str | Path, modalities: tuple[str, ...]) -> Sequence[Sample]:
     """Read a folder or a manifest; raise FileNotFoundError if there is neither."""
-    path = Path(source)
+    path = user_path(source)
     if path.is_dir():
         return read_folder(path, modalities)
     if not path.is_file():
