@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from nextreid._files import write_folder, write_json
+from nextreid._files import user_path, write_folder, write_json
 from nextreid.data import ReIDDataset, collate
 from nextreid.data.loader import SampleDataset
 from nextreid.models import ReIDModel, create_model
@@ -81,7 +81,7 @@ def run_demo(
     Raises:
         FileExistsError: ``out`` is a folder or file that no demo wrote.
     """
-    target = Path(out)
+    target = user_path(out)
     if target.exists() and not (target / METRICS).is_file():
         raise FileExistsError(f"{target} exists and no demo wrote it; name another folder")
     size = replace(SMOKE if smoke else DemoSize(), **({"num_train": 0, "epochs": 0} if pretrained else {}))

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from nextreid._files import check_out_folder, write_csv, write_tensors
+from nextreid._files import check_out_folder, user_path, write_csv, write_tensors
 from nextreid.data import Sample, drop_unreadable
 from nextreid.data.image import OnError
 from nextreid.data.manifest import read_manifest
@@ -78,7 +78,7 @@ def extract(
         FileExistsError: `out` has embeddings already and `overwrite` is False, or other files.
         ValueError: There is no sample, a sample has no image, an image cannot be read, or two samples share a key.
     """
-    model, folder = as_reid_model(model), Path(out)
+    model, folder = as_reid_model(model), user_path(out)
     on_main(lambda: check_extraction(folder, overwrite))
     samples = read_samples(source, tuple(model.modalities)) if isinstance(source, str | Path) else list(source)
     if on_error != "raise":
@@ -117,7 +117,7 @@ def check_extraction(folder: Path, overwrite: bool) -> None:
 
 def read_samples(source: str | Path, modalities: tuple[str, ...]) -> Sequence[Sample]:
     """Read a folder or a manifest; raise FileNotFoundError if there is neither."""
-    path = Path(source)
+    path = user_path(source)
     if path.is_dir():
         return read_folder(path, modalities)
     if not path.is_file():

@@ -4,7 +4,6 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor, nn
 
+from nextreid._files import user_path
 from nextreid.data import Image, ImageFile, Sample, SampleDataset, collate, open_image, split_sentences
 from nextreid.data.image import Window, check_windows, through_window
 from nextreid.models import as_reid_model, create_model
@@ -242,12 +242,6 @@ class FeatureExtractor:
             batch = collate([dataset[i] for i in range(len(some))]).to(device)
             parts += embed_batch(model, batch, [Condition(text)], self._options)
         vectors = torch.cat(parts)
-        if bad := (~vectors.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
-            raise ValueError(
-                f"{len(bad)} of {len(vectors)} vectors are not finite, first that of number {bad[0]}, in "
-                f"{next(model.parameters()).dtype}: half precision may have overflowed, take bfloat16 or float32; else "
-                "the weights are damaged"
-            )
         return F.normalize(vectors, dim=1) if self.normalize else vectors
 
     def _images(self, sources: tuple[Any, ...], owner: str) -> Iterator[Image | None]:
@@ -259,7 +253,7 @@ class FeatureExtractor:
         if isinstance(source, ImageFile):
             return source
         if isinstance(source, str | os.PathLike):
-            return through_window(Path(source), self._windows.get(modality))
+            return through_window(user_path(source), self._windows.get(modality))
         if isinstance(source, PILImage.Image):
             return _from_pillow(source, what)
         if isinstance(source, np.ndarray | Tensor):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 
-from nextreid._files import write_jsonl
+from nextreid._files import user_path, write_jsonl
 from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, caption_sampler, seeded_rng
 from nextreid.data.card import reject_leak
 from nextreid.data.image import OnError
@@ -106,7 +106,7 @@ def train(
             something else.
         FloatingPointError: A loss or gradient is not finite; the files of the epoch before stay.
     """
-    model, folder = as_reid_model(model), Path(out)
+    model, folder = as_reid_model(model), user_path(out)
     _train_pids(dataset)
     check_modalities(model, dataset)
     if recipe.eval_every and not (dataset.query and dataset.gallery):
