@@ -191,13 +191,15 @@ def estimate(jobs: Sequence[Job], store: Store | None) -> Estimate:
     """Estimate what the jobs that are not in the store would need, from the calls in the store if there are some."""
     missing = [job for job in jobs if store is None or not job.is_done(store)]
     models = {job.server.model for job in jobs}
-    measured = [row for row in (store.rows() if store else ()) if row["model"] in models and row["prompt_tokens"]]
+    measured = [
+        row for row in (store.rows() if store else ()) if row.get("model") in models and row.get("prompt_tokens")
+    ]
     totals, cost = dict.fromkeys(_ASSUMED, 0.0), 0.0
     for model in models:
         rows = [row for row in measured if row["model"] == model] or measured or [_ASSUMED]
         calls = [job for job in missing if job.server.model == model]
         for n, column in enumerate(totals):
-            mean = sum(row[column] for row in rows) / len(rows)
+            mean = sum(row.get(column) or 0 for row in rows) / len(rows)
             totals[column] += mean * len(calls)
             cost += sum((job.server.price or (0.0, 0.0))[n] * mean / 1e6 for job in calls)
     return Estimate(
@@ -246,7 +248,8 @@ def open_store(path: str | Path, schema: Schema) -> Store:
     """Open a store to write, with a warning about rows that this schema does not use."""
     store = Store(Path(path), write=True)
     if store.damaged:
-        _logger.warning("%s: %d damaged lines are not used", path, store.damaged)
+        shown = ", ".join(map(str, store.damaged[:5])) + (", …" if len(store.damaged) > 5 else "")
+        _logger.warning("%s: %d damaged lines are not used: %s", path, len(store.damaged), shown)
     if others := store.count_other_schemas(schema.digest()):
         _logger.warning("%s: %d answers belong to another version of the schema; kept, not used", path, others)
     return store
@@ -362,7 +365,8 @@ def _fault(row: Mapping[str, Any], text: str, draft: str, schema: Schema) -> str
 
 
 def _parsed(schema: Schema, modality: str, row: Mapping[str, Any]) -> ParsedReply:
-    return parse_reply(row["text"], schema, modality, finish=row["finish"], refusal=row["refusal"])
+    given = {name: row.get(name) for name in ("finish", "refusal")}
+    return parse_reply(row.get("text"), schema, modality, **given, reasoned=bool(row.get("reasoned")))
 
 
 def _judge(schema: Schema, modality: str, row: Mapping[str, Any]) -> str | None:

@@ -219,7 +219,9 @@ class _Run:
                 lambda: client.ask(job.prompt + hint, image, json_schema=job.json_schema, **job.options),
                 tokens=expected + _ANSWER_TOKENS,
             )
-            cost = server.cost(reply.prompt_tokens, reply.completion_tokens) or 0.0
+            counted = reply.prompt_tokens or reply.completion_tokens
+            # a server that does not count is assumed to have used as much as it may
+            cost = (server.cost(reply.prompt_tokens, reply.completion_tokens) or 0.0) if counted else bound
             row = head | {"host": server.host, **asdict(reply), "cost": cost if server.price else None}
             self.store.append(row)
         finally:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import Any, Literal, get_args
 
-from .text import plain_value
+from .text import is_refusal, plain_value
 
 Source = Literal["verbal", "logprob", "vote", "agreement"]
 Flag = Literal["alias", "unknown", "out-of-vocabulary"]
@@ -187,7 +187,7 @@ class Schema:
         text = plain_value(text)
         if not text or _key(text) in _NOTHING:
             return None, "unknown"
-        if not entry.values and len(text.split()) <= _FREE_WORDS:
+        if not entry.values and len(text.split()) <= _FREE_WORDS and not is_refusal(text):
             return text, None
         return None, "out-of-vocabulary"
 
