@@ -18,4 +18,4 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     from nextreid.engine.demo import run_demo
 
-    run_demo(args.out, seed=args.seed, smoke=args.smoke, train=args.train, progress=True, write_line=print)
+    run_demo(args.out.expanduser(), seed=args.seed, smoke=args.smoke, train=args.train, progress=True, write_line=print)
