@@ -20,6 +20,7 @@ from nextreid.models import as_reid_model, create_model
 
 from .ablations import Condition
 from .embedding import EmbedOptions, embed_batch, embedding_width, eval_transform
+from .provenance import warn_domain
 
 ImageInput: TypeAlias = str | os.PathLike[str] | ImageFile | PILImage.Image | np.ndarray | Tensor
 Caption: TypeAlias = str | Sequence[str] | None
@@ -50,7 +51,7 @@ class FeatureExtractor:
     another could see, so that threads may share an extractor; give a model to one extractor only.
 
     Args:
-        model: A name or source that `create_model` takes, such as ``"local-dir:run/best"``, a model, or a module that
+        model: A name or folder that `create_model` takes, such as ``"runs/x/best"``, a model, or a module that
             `nextreid.adapt` takes. A model is not copied: it is put into evaluation mode, and moved and cast on demand.
         device: Where to compute, such as ``"cuda"``; None stays where the model is, for a name the CPU.
         pretrained: Whether a name's weights are loaded; a model has its own.
@@ -72,7 +73,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | os.PathLike[str] | nn.Module,
         device: torch.device | str | None = None,
         *,
         pretrained: bool = True,
@@ -86,16 +87,17 @@ class FeatureExtractor:
         torch_dtype = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if dtype is not None and torch_dtype not in _DTYPES.values():
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-        if isinstance(model, str):
+        if isinstance(model, str | os.PathLike):
             model = create_model(model, pretrained=pretrained)
             weights = model.pretrained_cfg
             if pretrained and not (weights.file or weights.hf_hub_id):
                 _logger.warning(
                     "%s has pretrained towers and was not trained to tell identities apart: load a trained checkpoint, "
-                    "such as 'local-dir:run/best'",
+                    "such as 'runs/x/best'",
                     weights.architecture,
                 )
         self.model = as_reid_model(model).to(device=device, dtype=torch_dtype).eval()
+        warn_domain(self.model)
         self.modalities = self.model.modalities
         if "captions" in self.modalities:
             raise ValueError(f"a modality cannot be named 'captions' here; the modalities are {self.modalities}")

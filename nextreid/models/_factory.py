@@ -1,5 +1,6 @@
 """Names in, modules out."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,14 @@ from ._builder import load_checkpoint
 from ._config import check_arguments
 from ._hub import download, load_config
 from ._pretrained import OF_WEIGHTS, PretrainedCfg
-from ._registry import model_entrypoint, split_model_name_tag
+from ._registry import is_model, model_entrypoint, split_model_name_tag
 
 _SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 _NONE_IS_A_SETTING = ("text_tower", "embed_dim")
 
 
 def create_model(
-    model_name: str,
+    model_name: str | os.PathLike[str],
     pretrained: bool = False,
     pretrained_cfg: PretrainedCfg | str | dict[str, Any] | None = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
@@ -29,10 +30,9 @@ def create_model(
     """Build a model by name, as ``timm.create_model`` does.
 
     Args:
-        model_name: ``arch``, ``arch.tag``, ``local-dir:FOLDER`` (a checkpoint folder, loaded strictly) or
-            ``hf-hub:OWNER/NAME[@REVISION]``.
-        pretrained: Load the weights that the name's configuration points to. Implied by ``local-dir:`` and
-            ``hf-hub:``.
+        model_name: ``arch``, ``arch.tag``, the path of a checkpoint folder, such as ``runs/x/last`` (loaded strictly;
+            ``local-dir:FOLDER`` where a model has that name too), or ``hf-hub:OWNER/NAME[@REVISION]``.
+        pretrained: Load the weights that the name's configuration points to. Implied by a folder and by ``hf-hub:``.
         pretrained_cfg: A tag, a configuration or a mapping of its fields; goes before the tag in the name.
         pretrained_cfg_overlay: Fields to change in the configuration, such as ``{"file": "weights.safetensors"}``.
         checkpoint_path: Checkpoint folder or ``.safetensors`` file to load after building.
@@ -51,6 +51,7 @@ def create_model(
     """
     given = {key: value for key, value in kwargs.items() if value is not None or key in _NONE_IS_A_SETTING}
     kwargs = check_arguments(given)
+    model_name = _as_source(model_name)
     folder: Path | None = None
     if model_name.startswith(_SOURCES):
         source, _, place = model_name.partition(":")
@@ -71,8 +72,8 @@ def create_model(
         pretrained_cfg, pretrained = {**saved, "file": str(folder)} if pretrained_cfg is None else pretrained_cfg, True
     elif ":" in model_name or "/" in model_name or "\\" in model_name:
         raise ValueError(
-            f"{model_name!r} is no model name; a checkpoint folder is 'local-dir:FOLDER', a hub repository is "
-            "'hf-hub:OWNER/NAME'"
+            f"{model_name!r} is no model name and no folder that exists; a checkpoint folder is 'local-dir:FOLDER', a "
+            "hub repository is 'hf-hub:OWNER/NAME'"
         )
     else:
         architecture, tag = split_model_name_tag(model_name)
@@ -98,6 +99,14 @@ def create_model(
 
 def _are_mappings(*values: Any) -> bool:
     return all(isinstance(value, Mapping) for value in values)
+
+
+def _as_source(name: str | os.PathLike[str]) -> str:
+    """Name a folder that exists as the source that it is; the name of a model goes before a folder of that name."""
+    name = os.fspath(name)
+    if not name.startswith(_SOURCES) and not is_model(name) and user_path(name).is_dir():
+        return f"local-dir:{name}"
+    return name
 
 
 def from_pretrained(
