@@ -10,7 +10,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class PretrainConfig:
         profile: Profile of `synthetic_persons`; it sets the size of the images.
         patch: Side of a patch in pixels.
         num_ids: Identities of the pretrain pool.
+        pool_options: Further settings of the pool, such as ``{"bystander": 0.5}``.
         data_seed: Seed of the pool. Runs that start from these towers use other seeds, and other pools.
         seed: Seed of the weights and of every draw.
         epochs: Passes of the identity sampler.
@@ -60,6 +61,7 @@ class PretrainConfig:
     profile: str = "small"
     patch: int = 16
     num_ids: int = 480
+    pool_options: dict[str, Any] = field(default_factory=dict)
     data_seed: int = 1000
     seed: int = 0
     epochs: int = 8
@@ -138,7 +140,8 @@ def pretrain(
 
 def pool_samples(config: PretrainConfig) -> tuple[Sample, ...]:
     """Render the pretrain pool of the settings."""
-    built = synthetic_persons(config.profile, seed=config.data_seed, num_pretrain=config.num_ids, splits=("pretrain",))
+    options = {"num_pretrain": config.num_ids, **config.pool_options}
+    built = synthetic_persons(config.profile, seed=config.data_seed, splits=("pretrain",), **options)
     return built.pretrain
 
 

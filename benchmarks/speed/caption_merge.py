@@ -1,7 +1,12 @@
-"""Right, wrong and unknown answers of one captioner, of the best of two, and with the modalities' complement."""
+"""Right, wrong and unknown answers of one captioner, of the best of two, and with the modalities' complement.
+
+The complement under both readings of an answer such as "no" or "none": it counts as any other, or it yields to a
+modality that sees something (`complement(absence=...)`), however uncertain that is or from a floor on.
+"""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import numpy as np
 
@@ -15,6 +20,7 @@ from nextreid.synthetic.identity import make_identity, pool_pids
 from nextreid.synthetic.scene import make_camera, make_frame, make_visit, visited_cameras
 
 Asked = Mapping[str, Mapping[str, Answers]]
+FLOORS = (0.0, 0.3, 0.5)  # confidence of what an absence yields to
 CONFIG = PersonsConfig(img_size=(64, 32), num_train=100, frames_per_visit=4)
 
 
@@ -24,11 +30,14 @@ def run() -> Iterator[dict[str, Any]]:
     asked = list(_ask(CONFIG))
     ways: dict[str, Any] = {
         "one captioner": lambda annotations: {m: annotators[CAPTIONERS[0]] for m, annotators in annotations.items()},
-        "best by confidence": lambda annotations: _best(annotations, "confidence"),
-        "best by agreement": lambda annotations: _best(annotations, "agreement"),
-        "best by confidence + complement": lambda annotations: _complemented(annotations, "confidence"),
-        "best by agreement + complement": lambda annotations: _complemented(annotations, "agreement"),
     }
+    for rule in get_args(Rule):
+        ways[f"best by {rule}"] = partial(_best, rule=rule)
+        ways[f"best by {rule} + complement"] = partial(_complemented, rule=rule, absence="counts")
+        for floor in FLOORS:
+            from_floor = f" from {floor:g}" if floor else ""
+            name = f"best by {rule} + complement, absence yields{from_floor}"
+            ways[name] = partial(_complemented, rule=rule, absence="yields", min_confidence=floor)
     lasting = [f.name for f in schema.fields if f.rank > 0 and f.name not in MERGED]
     for way, merge in ways.items():
         merged = [(merge(annotations), truth) for annotations, truth in asked]
@@ -40,7 +49,9 @@ def run() -> Iterator[dict[str, Any]]:
                 for name in names
                 if name in answers
             ]
-            known = [(a.value == t, a.confidence) for a, t in pairs if (a.confidence or 0) >= CONFIG.caption_floor]
+            known = [(a.value == t, a.confidence) for a, t in pairs if a.is_known(CONFIG.caption_floor)]
+            # of what is there, the share that is reported as it is: what a confident "none" of one modality hides
+            there = [a.is_known(CONFIG.caption_floor) and a.value == t for a, t in pairs if t not in ("no", "none")]
             yield {
                 "merge": way,
                 "fields": group,
@@ -48,6 +59,7 @@ def run() -> Iterator[dict[str, Any]]:
                 "answers": len(pairs),
                 "unknown_share": round(1 - len(known) / len(pairs), 4),
                 "right_of_told": round(float(np.mean([right for right, _ in known])), 4),
+                "found_of_there": round(float(np.mean(there)), 4),
                 "mean_confidence": round(float(np.mean([confidence for _, confidence in known])), 4),
             }
 
@@ -56,8 +68,9 @@ def _best(annotations: Asked, rule: Rule) -> dict[str, Answers]:
     return {m: best_of(annotators, rule=rule).answers for m, annotators in annotations.items()}
 
 
-def _complemented(annotations: Asked, rule: Rule) -> dict[str, Answers]:
-    return {m: r.answers for m, r in complement(_best(annotations, rule), "person", fields=MERGED, rule=rule).items()}
+def _complemented(annotations: Asked, rule: Rule, **how: Any) -> dict[str, Answers]:
+    merged = complement(_best(annotations, rule), "person", fields=MERGED, rule=rule, **how)
+    return {m: r.answers for m, r in merged.items()}
 
 
 def _ask(config: PersonsConfig) -> Iterator[tuple[Asked, dict[str, str]]]:

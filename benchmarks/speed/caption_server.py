@@ -33,6 +33,7 @@ REPLIES = (
 )  # fmt: skip
 """Malformed answers, which cost as much as good ones."""
 _FIELD = re.compile(r"^- (\w+): .*\((?:one of: )?(.*)\)$", re.MULTILINE)
+_PAPER_FIELD = re.compile(r'^ *"(\w+)": {"value": "(?:e\.g\., )?(.*?)(?:, etc)?", "confidence": 0\.0}', re.MULTILINE)
 
 
 @dataclass
@@ -220,7 +221,7 @@ class CaptionServer:
 
 def spoiled(fault: str, model: str, annotation: Annotation, prompt: str = "") -> dict[str, Any]:
     """Return a completion whose content has one of the malformations `REPLIES`; ``""`` for none."""
-    if prompt and not _FIELD.search(prompt):  # a text is asked for
+    if prompt and not _asked(prompt):  # a text is asked for
         return _completion(model, _rewrite(prompt) if not fault else "")
     table: dict[str, Any] = {name: {"value": v, "confidence": round(c, 3)} for name, (v, c) in annotation.items()}
     first = next(iter(table.values()))
@@ -284,14 +285,30 @@ def _content(request: Mapping[str, Any]) -> tuple[str, str]:
 
 def _draw(model: str, prompt: str, image: str) -> Annotation:
     rng = random.Random(f"{model}|{image}")
-    fields = _FIELD.findall(prompt)
-    return {name: (rng.choice(choices.split(", ")), rng.random()) for name, choices in fields}
+    return {name: (rng.choice(choices), rng.random()) for name, choices in _asked(prompt).items()}
+
+
+def _asked(prompt: str) -> dict[str, list[str]]:
+    """Return the fields that a prompt asks for, nextreid's or the paper's, with their choices."""
+    return {
+        name: re.split(r" \| |, ", choices)
+        for name, choices in (_FIELD.findall(prompt) or _PAPER_FIELD.findall(prompt))
+    }
 
 
 def _rewrite(prompt: str) -> str:
-    """Return the sentence of the prompt, as an obedient language model would."""
-    lines = [line for line in prompt.splitlines() if line.endswith(".")]
-    return lines[-1] if lines else "A person."
+    """Return the draft of the prompt, or what the grammar makes of its data, as an obedient language model would."""
+    from nextreid.captioning import compose, get_schema
+
+    head, _, data = prompt.partition("\n{")
+    if draft := re.search(r"^Draft: (.*)", head, re.MULTILINE):
+        return draft[1]
+    schema = get_schema("vehicle" if "vehicle" in head else "person")
+    answers = json.loads("{" + data) if data else {}
+    return (
+        " ".join(compose({n: schema.normalise(n, a["value"])[0] for n, a in answers.items()}, schema, "rgb"))
+        or "A person."
+    )
 
 
 def _colour(image: str) -> str:

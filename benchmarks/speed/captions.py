@@ -67,7 +67,7 @@ def _kills(folder: Path) -> Iterator[dict[str, Any]]:
             child.join()
         paid = _paid(url)
     with Store(path) as store:
-        stored, damaged = len(store), store.damaged
+        stored, damaged = len(store), len(store.damaged)
     bound = KILLS * in_flight
     yield _row("stored answers", f"{KILLS} kills, {in_flight} in flight", stored, "of images", len(requests), "all")
     yield _row("damaged lines", f"{KILLS} kills, {in_flight} in flight", damaged, "lines", len(requests), "0")

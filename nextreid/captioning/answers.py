@@ -11,21 +11,18 @@ from functools import lru_cache, partial
 from typing import Any, Literal
 
 from .schema import Answer, Schema
+from .text import is_refusal
 
 Status = Literal["ok", "refused", "unusable"]
 
 _LONGEST = 50_000  # characters that are looked at
 _MOST_STARTS = 50  # braces at which an object is looked for
+_DEEPEST = 16  # levels of an answer
 _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>.*?(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
-_REFUSAL = re.compile(
-    r"\bI(?:'m| am)?,? (?:really |very |so )?(?:sorry|unable|not able|not comfortable|can(?:no|')t|won't|must decline)"
-    r"|\bI (?:do not|don't) feel comfortable|\bcannot (?:assist|help|comply|provide|identify)|\bas an AI\b"
-    r"|\bagainst (?:my|our|the) (?:policy|policies|guidelines)|抱歉|无法(?:协助|提供|识别)|不能(?:协助|提供|识别)",
-    re.IGNORECASE,
-)
-_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
-_TRAILING = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])', re.DOTALL)
+# each alternative also matches to the end of the text: one that can fail there makes the walk quadratic
+_COMMENT = re.compile(r'("(?:\\.|[^"\\])*(?:"|\\?\Z))|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
+_TRAILING = re.compile(r'("(?:\\.|[^"\\])*(?:"|\\?\Z))|,(?=\s*[}\]])', re.DOTALL)
 _TOKEN = re.compile(r'"(?:\\.|[^"\\])*(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)  # a text, perhaps cut off, or a mark
 _START = re.compile(r"[{\[]")
 _VALUE_KEYS = ("value", "answer", "label", "val")
@@ -58,7 +55,13 @@ class ParsedReply:
 
 
 def parse_reply(
-    text: str | None, schema: Schema, modality: str, *, finish: str | None = None, refusal: str | None = None
+    text: str | None,
+    schema: Schema,
+    modality: str,
+    *,
+    finish: str | None = None,
+    refusal: str | None = None,
+    reasoned: bool = False,
 ) -> ParsedReply:
     """Parse a model's reply to a request of this schema and modality; nothing is raised whatever the model wrote.
 
@@ -66,6 +69,9 @@ def parse_reply(
     JSON, an object cut off in the middle, a list or another object around it, field names spelled differently, values
     as lists or bare words, confidences in percent, as words, out of range or absent. A value outside the choices
     becomes unknown. The server's finish reason ``"length"`` means cut off, ``"content_filter"`` refused.
+
+    Text that was `reasoned`, as it comes from a reasoning field, is an answer only if it is the whole object and
+    nothing else: what stands amid a thought is a draft.
     """
     if refusal or finish == "content_filter":
         return ParsedReply("refused")
@@ -83,8 +89,12 @@ def parse_reply(
             table, found = candidate, [*flaws, *notes]
             if "truncated" not in flaws and len(table) * 2 > len(names):
                 break
+    if reasoned:
+        flags.append("thinking")
+        if "prose" in found or "truncated" in (*flags, *found):
+            table = {}
     if not table:
-        if _REFUSAL.search(text[:1000]):
+        if is_refusal(text):
             return ParsedReply("refused", flags=tuple(flags))
         return ParsedReply("unusable", flags=(*flags, "no-fields" if "{" in text else "no-json"))
     answers = {name: _answer(schema, name, table[name]) for name in names.values() if name in table}
@@ -98,7 +108,7 @@ def read_confidence(raw: Any) -> tuple[float | None, tuple[str, ...]]:
     Flags: ``"percent"`` for 2 to 100 and ``"…%"``, ``"clamped"`` for what lies outside, ``"word"`` and
     ``"no-confidence"`` for what is not a number.
     """
-    if raw is None or isinstance(raw, bool | dict | list):
+    if isinstance(raw, bool) or not isinstance(raw, int | float | str):
         return None, ("no-confidence",)
     flags: tuple[str, ...] = ()
     percent = False
@@ -159,8 +169,10 @@ def _without_thoughts(text: str, flags: list[str]) -> str:
     return rest
 
 
-def _table(value: Any, names: Mapping[str, str], flags: list[str]) -> dict[str, Any]:
+def _table(value: Any, names: Mapping[str, str], flags: list[str], depth: int = 0) -> dict[str, Any]:
     """Find the fields in a JSON value: raw entry by field name."""
+    if depth > _DEEPEST:
+        return {}
     if isinstance(value, list):
         entries = [entry for entry in value if isinstance(entry, dict)]
         named: dict[str, Any] = {}
@@ -171,7 +183,7 @@ def _table(value: Any, names: Mapping[str, str], flags: list[str]) -> dict[str, 
                 named[name] = entry
         flags.append("list")
         if not named and len(entries) == 1:
-            return _table(entries[0], names, flags)
+            return _table(entries[0], names, flags, depth + 1)
         value = named or {key: item for entry in entries for key, item in entry.items()}
     if not isinstance(value, dict):
         return {}
@@ -180,7 +192,7 @@ def _table(value: Any, names: Mapping[str, str], flags: list[str]) -> dict[str, 
     if not table and len(inner) <= 3:
         for item in inner:
             notes: list[str] = ["wrapped"]
-            if deeper := _table(item, names, notes):
+            if deeper := _table(item, names, notes, depth + 1):
                 flags.extend(notes)
                 return deeper
     elif len(table) < len(value):
@@ -223,25 +235,35 @@ def _repaired(segment: str) -> tuple[Any, list[str]]:
     flags = ["comments"] if plain != segment else []
     without = _TRAILING.sub(lambda m: m[1] or "", plain)
     flags += ["trailing-comma"] if without != plain else []
-    for load, noticed in ((partial(json.loads, strict=False), []), (ast.literal_eval, ["python"])):
+    for load, noticed in ((partial(json.loads, strict=False), []), (_literal, ["python"])):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             return load(without), flags + noticed
     return None, flags
 
 
+def _literal(text: str) -> Any:
+    """Read a Python literal, as the JSON value that stands for it."""
+    return json.loads(json.dumps(ast.literal_eval(text), default=str))
+
+
 def _closed(text: str) -> tuple[str, bool]:
-    """Return the object or list that a text begins with, and whether it is whole; else it is closed after an entry."""
+    """Return the object or list that a text begins with, and whether it is whole; else it is closed after an entry.
+
+    One that is nested deeper than any answer gives ``""``.
+    """
     stack: list[str] = []
-    last: tuple[int, list[str]] = (0, [])
+    last = depth = 0  # where the last entry ends, and how many brackets are open there, all of them to the end
     for match in _TOKEN.finditer(text):
         token, end = match[0], match.end()
         if token in "{[":
             stack.append("}" if token == "{" else "]")
+            if len(stack) > _DEEPEST:
+                return "", False
         elif token in "}]":
             stack.pop()
             if not stack:
                 return text[:end], True
-            last = (end, stack.copy())
+            last, depth = end, len(stack)
         elif token == "," and len(stack) == 1:
-            last = (end - 1, stack.copy())
-    return text[: last[0]] + "".join(reversed(last[1])), False
+            last, depth = end - 1, 1
+    return text[:last] + "".join(reversed(stack[:depth])), False

@@ -1,19 +1,21 @@
 """One client for every server that speaks the OpenAI chat protocol, and a probe of it before anything is paid."""
 
 import asyncio
+import functools
 import ipaddress
+import json
 import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from PIL import Image
 
+from .completion import MAX_BODY, Completion, read_completion, read_models, unpack
 from .image import data_url
 from .throttle import REAL_TIME, CallFailed, RateLimits, Throttle, Timing, retry_after
 
@@ -50,7 +52,10 @@ class Key:
 
     def redact(self, text: str) -> str:
         """Return a text in which the secret is replaced by its origin."""
-        return text.replace(self._value, f"[{self.origin}]") if self._value else text
+        forms = {self._value, json.dumps(self._value)[1:-1], quote(self._value, safe="")} - {""}
+        for form in sorted(forms, key=len, reverse=True):  # as it is, and as JSON and addresses write it
+            text = text.replace(form, f"[{self.origin}]")
+        return text
 
     def __repr__(self) -> str:
         return f"Key(from {self.origin})"
@@ -63,11 +68,15 @@ def read_key(name: str, environ: Mapping[str, str] | None = None) -> Key:
     """Read a key from the environment variable of this name (or from `environ`).
 
     Raises:
+        ValueError: If it is no name of a variable, such as the key itself; it is not shown.
         PermissionError: If the variable is not set or empty; names it.
     """
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", name, re.IGNORECASE):
+        raise ValueError("a key is given as the name of the environment variable that holds it, such as OPENAI_API_KEY")
     value = (os.environ if environ is None else environ).get(name, "").strip()
     if not value:
-        raise PermissionError(f"the key is missing: set the environment variable {name} (keys are read nowhere else)")
+        shown = f"the environment variable {name}" if name.upper() == name else "the environment variable you name"
+        raise PermissionError(f"the key is missing: set {shown} (keys are read nowhere else)")
     return Key(value, name)
 
 
@@ -132,29 +141,43 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """A server's reply.
+class Reply(Completion):
+    """A server's reply: what it says, and which call it belongs to.
 
     Attributes:
-        text: Content, None if there was none.
-        finish: Why it ended, such as ``"stop"`` or ``"length"``.
-        refusal: The refusal field.
-        reported_model: The model's name as the server reports it.
         request: Our random id of the call.
         left_out: Options the server does not support.
-        prompt_tokens, completion_tokens: As counted by the server, 0 if it does not report them.
         date: Time of the reply in UTC, ISO 8601.
     """
 
-    text: str | None
-    finish: str | None
-    refusal: str | None
-    reported_model: str
     request: str
     left_out: tuple[str, ...] = ()
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
     date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+@functools.cache
+def _http_client(openai: Any) -> Any:
+    """Return the SDK's HTTP client, which reads no more than `MAX_BODY` bytes of a response, packed or unpacked."""
+
+    class BoundedClient(openai.DefaultAsyncHttpxClient):
+        async def send(self, request: Any, **options: Any) -> Any:
+            response = await super().send(request, **{**options, "stream": True})
+            body = bytearray()
+            try:
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > MAX_BODY:
+                        raise ConnectionError(f"its answer is longer than {MAX_BODY} bytes")
+                plain = unpack(bytes(body), response.headers.get("content-encoding", ""))
+            except ValueError as error:
+                raise ConnectionError(f"its answer cannot be read: {error}") from None
+            finally:
+                await response.aclose()
+            dropped = ("content-encoding", "content-length", "transfer-encoding")
+            headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in dropped]
+            return type(response)(response.status_code, headers=headers, content=plain, request=request)
+
+    return BoundedClient
 
 
 class Client:
@@ -181,8 +204,12 @@ class Client:
             api_key=server.key.reveal() if server.key else _NO_KEY,
             max_retries=0,
             timeout=None,
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not is_loopback(server.url)),
-            default_headers={"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit},
+            http_client=_http_client(openai)(follow_redirects=False, trust_env=not is_loopback(server.url)),
+            default_headers={
+                "OpenAI-Organization": openai.omit,
+                "OpenAI-Project": openai.omit,
+                "Accept-Encoding": "identity",
+            },
         )
 
     async def __aenter__(self) -> "Client":
@@ -224,10 +251,9 @@ class Client:
     async def list_models(self) -> list[str]:
         """Return the names of the server's models; empty if it does not list them."""
         try:
-            page = await self._sdk.models.list()
-        except self._openai.OpenAIError:
+            return read_models(await self._sdk.get("/models", cast_to=bytes), self._redact)
+        except (ConnectionError, self._openai.OpenAIError):
             return []
-        return [self._redact(str(model.id)) for model in page.data or ()]
 
     def _go_without(self, message: str, options: Mapping[str, Any]) -> bool:
         """Record the option that a server complains about; return whether there is one to leave out."""
@@ -255,47 +281,31 @@ class Client:
         if self._renamed and "max_tokens" in given:
             given["max_completion_tokens"] = given.pop("max_tokens")
         try:
-            # not the typed method, which first walks through the whole body: a millisecond for every call
-            done = await self._sdk.post(
+            # not the typed method: it walks through the whole body first, and trusts what comes back
+            body = await self._sdk.post(
                 "/chat/completions",
-                cast_to=openai.types.chat.ChatCompletion,
+                cast_to=bytes,
                 body={"model": self.server.model, "messages": [{"role": "user", "content": content}], **given},
                 options={"headers": {"X-Request-Id": request}},
             )
+            answer = read_completion(body, self._redact)
         except openai.APIStatusError as error:
-            if error.status_code in (400, 403, 422) and _FILTERED.search(str(error)):
+            if error.status_code in (400, 403, 422) and _FILTERED.search(f"{error} {error.response.text}"):
                 why = self._redact(str(error))[:500]
-                return Reply(None, "content_filter", why, "", request, tuple(sorted(self._left_out)))
-            raise self._status_error(error) from None
-        except openai.APIConnectionError as error:
+                answer = Completion(None, False, "content_filter", why, "", 0, 0)
+            else:
+                raise self._status_error(error) from None
+        except (ConnectionError, openai.APIConnectionError) as error:
             raise self._failed(f": {error.__cause__ or error or 'no connection'}") from None
         except (openai.OpenAIError, ValueError) as error:
             raise self._failed(f" sent no chat completion: {error}") from None
-        return self._reply(done, request)
-
-    def _reply(self, done: Any, request: str) -> Reply:
-        """Convert a completion; servers leave out or null almost anything."""
-        choices = getattr(done, "choices", None)
-        if not choices:
-            raise self._failed(f" sent no chat completion: {done}")
-        choice, usage = choices[0], getattr(done, "usage", None)
-        message = getattr(choice, "message", None)
-        text, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
-        return Reply(
-            text=self._redact(text) if isinstance(text, str) else None,
-            finish=getattr(choice, "finish_reason", None),
-            refusal=self._redact(str(refusal)) if refusal else None,
-            reported_model=self._redact(str(getattr(done, "model", None) or "")),
-            request=request,
-            left_out=tuple(sorted(self._left_out)),
-            prompt_tokens=int(getattr(usage, "prompt_tokens", None) or 0),
-            completion_tokens=int(getattr(usage, "completion_tokens", None) or 0),
-        )
+        return Reply(**asdict(answer), request=request, left_out=tuple(sorted(self._left_out)))
 
     def _status_error(self, error: Any) -> CallFailed:
         status, headers = error.status_code, error.response.headers
         milliseconds = headers.get("retry-after-ms", "")
-        wait = float(milliseconds) / 1000 if milliseconds.isdigit() else retry_after(headers.get("retry-after"))
+        known = milliseconds.isascii() and milliseconds.isdigit()
+        wait = retry_after(str(float(milliseconds) / 1000) if known else headers.get("retry-after"))
         retry = status in (408, 409, 425, 429) or status >= 500
         if status == 429 and re.search(r"insufficient_quota|billing|credit", str(error), re.IGNORECASE):
             retry = False  # the account is empty, waiting does not help
@@ -327,11 +337,11 @@ async def probe(client: Client, *, timeout: float = 120.0, timing: Timing = REAL
         image = data_url(Image.new("RGB", (224, 224), value))
         try:
             async with asyncio.timeout(timeout):
-                reply = await throttle.call(partial(client.ask, _QUESTION, image, max_tokens=1000))
+                reply = await throttle.call(functools.partial(client.ask, _QUESTION, image, max_tokens=1000))
         except (TimeoutError, CallFailed) as error:
             failure = error if isinstance(error, CallFailed) else CallFailed(f"no answer within {timeout:g} s")
             raise await _explained(client, failure) from None
-        answer = re.sub(r"<think>.*?</think>", "", reply.text or reply.refusal or "", flags=re.DOTALL)
+        answer = re.sub(r"<think>.*?(?:</think>|\Z)", "", reply.text or reply.refusal or "", flags=re.DOTALL)
         named = re.findall(r"\b(red|blue)\b", answer, re.IGNORECASE)
         if not named or named[-1].lower() != colour:
             raise ValueError(

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_text, write_whole
-from ..data.captions import TABLE_FORMAT, caption_file_name, read_caption_table
-from .merge import Merged
-from .pipeline import CaptionRequest, Sampling
+from ..data.captions import TABLE_FORMAT, caption_file_name, portable_name, read_caption_table
+from .grammar import compose
+from .merge import Absence, Merged, Rule
+from .pipeline import CaptionRequest, Sampling, collect, merge_sample
 from .schema import Answer, Answers, Schema
+from .store import Store
 
 _RUN_FORMAT = 1
 _PLAIN = ("split", "modality", "sentences", "image", "composed_by")  # columns that are attributes of a `Description`
@@ -53,16 +55,61 @@ def describe(merged: Merged, sentences: Sequence[str], image: CaptionRequest) ->
     return Description(image.split, image.key, image.modality, tuple(sentences), merged.answers, trail, image.digest)
 
 
+def describe_images(
+    images: Sequence[CaptionRequest],
+    schema: Schema,
+    models: Sequence[str],
+    store: Store,
+    sampling: Sampling | None = None,
+    *,
+    rule: Rule = "confidence",
+    fields: Sequence[str] | None = None,
+    absence: Absence = "yields",
+    min_confidence: float = 0.0,
+    compact: bool = False,
+) -> tuple[list[Description], dict[str, int]]:
+    """Merge the stored answers about the images, and compose a caption for each; nothing is asked.
+
+    Args:
+        images: As `index_images` returns them.
+        schema: The schema they were asked about with.
+        models: Names of the models.
+        store: The answers.
+        sampling: How the models were sampled.
+        rule: Which answer is kept, see `best_of`.
+        fields: Fields that the modalities complement, see `complement`.
+        absence: Whether "none" yields to a modality that sees something, see `complement`.
+        min_confidence: Confidence below which an answer is left out of the caption; it stays in `Description.answers`.
+        compact: Whether captions fit CLIP's window, see `compose`.
+
+    Returns:
+        Descriptions in the order of the images, without those about which nothing is known, and the counts of
+        `Collected` with the number of these under ``"without"``.
+    """
+    found = collect(images, schema, models, store, sampling)
+    merging: dict[str, Any] = {"rule": rule, "fields": fields, "absence": absence, "min_confidence": min_confidence}
+    merged = {sample: merge_sample(annotations, schema, **merging) for sample, annotations in found.answers.items()}
+    composing: dict[str, Any] = {"min_confidence": min_confidence, "compact": compact}
+    descriptions = [
+        describe(best, compose(best.answers, schema, image.modality, **composing), image)
+        for image in images
+        if (best := merged[image.split, image.key].get(image.modality))
+    ]
+    return descriptions, {**found.counts, "without": len(images) - len(descriptions)}
+
+
 def write_captions(folder: str | Path, descriptions: Iterable[Description]) -> list[Path]:
     """Write one JSON list of ``{"item", "description"}`` for each split and modality, as NEXT and IDEA read them.
 
-    An image without a caption is left out. Each file is written whole or not at all; the files are returned.
+    An image without a caption is left out. A name that is no Unicode, as a file may have on Linux, is written with
+    escapes (`portable_name`), and joined to its file again when it is read. Each file is written whole or not at all;
+    the files are returned.
     """
     files: defaultdict[Path, list[dict[str, str]]] = defaultdict(list)
     for one in descriptions:
         entries = files[Path(folder) / caption_file_name(one.split, one.modality)]
         if one.sentences:
-            entries.append({"item": one.key, "description": one.caption})
+            entries.append({"item": portable_name(one.key), "description": one.caption})
     for path, entries in files.items():
         write_text(path, json.dumps(entries, indent=4, ensure_ascii=False) + "\n")
     return list(files)
@@ -85,7 +132,7 @@ def write_table(path: str | Path, descriptions: Iterable[Description], schema: S
     rows = [
         {name: getattr(one, name) for name in _PLAIN}
         | {
-            "item": one.key,
+            "item": portable_name(one.key),
             "description": one.caption,
             "attributes": [{"field": name, **asdict(answer)} for name, answer in one.answers.items()],
             "trail": json.dumps(one.trail),
@@ -151,7 +198,13 @@ def read_run(path: str | Path) -> tuple[Schema, list[str], Sampling, list[Captio
         run = json.loads(path.read_text(encoding="utf-8"))
         if run["format"] != _RUN_FORMAT:
             raise ValueError(f"format {run['format']}, this nextreid reads {_RUN_FORMAT}")
-        images = [CaptionRequest(key, modality, None, split, digest) for split, key, modality, digest in run["images"]]
-        return Schema.from_dict(run["schema"]), list(run["models"]), Sampling(**run["sampling"]), images
-    except (KeyError, TypeError, ValueError) as error:
+        models, places = (
+            run["models"],
+            [(key, modality, split, digest) for split, key, modality, digest in run["images"]],
+        )
+        if not all(isinstance(text, str) for texts in (models, *places) for text in texts) or isinstance(models, str):
+            raise ValueError("models and images must be lists of texts")
+        images = [CaptionRequest(key, modality, None, split, digest) for key, modality, split, digest in places]
+        return Schema.from_dict(run["schema"]), list(models), Sampling(**run["sampling"]), images
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} does not describe a run ({error})") from error

@@ -43,20 +43,23 @@ def compose(
     modality: str,
     *,
     phrasing: Phrasing | None = None,
+    min_confidence: float = 0.0,
     compact: bool = False,
     max_tokens: int = 77,
     count_tokens: Callable[[str], int] | None = None,
 ) -> tuple[str, ...]:
     """Write the caption of one image.
 
-    What is unknown, empty, or cannot be seen in the modality is left out, together with the words around it, and so is
-    a sentence without any value. Parentheses, unfilled slots and choices ("short | medium") never get into the text.
+    What is unknown, empty, of confidence 0, or cannot be seen in the modality is left out, together with the words
+    around it, and so is a sentence without any value. Parentheses, unfilled slots and choices ("short | medium") never
+    get into the text.
 
     Args:
         values: Value or answer by field.
         schema: ``"person"``, ``"vehicle"``, or a custom schema.
         modality: Such as ``"rgb"``; fields that it cannot show are left out.
         phrasing: Which phrases to use, such as `phrasing_of(key)`; None: the commonest ones.
+        min_confidence: Confidence in [0, 1] below which an answer is left out; one without a confidence counts 0.5.
         compact: Whether to fit `max_tokens`: the fields that tell identities apart least are dropped first, and the
             sentences after the first are ordered by how well they tell identities apart.
         max_tokens: The text encoder's window, start and end tokens included; used with `compact` only.
@@ -66,13 +69,18 @@ def compose(
         The sentences in order; joined by a space they are the caption.
 
     Raises:
-        ValueError: If the schema is unknown, or `max_tokens` too small for a single field.
+        ValueError: If the schema is unknown, `min_confidence` is out of range, or `max_tokens` too small for a single
+            field.
     """
     schema, phrasing = get_schema(schema), phrasing or Phrasing()
+    if not 0 <= min_confidence <= 1:
+        raise ValueError(f"min_confidence must lie in [0, 1], got {min_confidence!r}")
     slots = {}
     for entry in schema.for_modality(modality):
         value = values.get(entry.name)
-        text = value.value if isinstance(value, Answer) else value
+        if isinstance(value, Answer):
+            value = value.value if value.is_known(min_confidence) else None
+        text = value
         if text and phrasing.values == "clean" and text not in entry.values:
             text = plain_value(text)
         if text:

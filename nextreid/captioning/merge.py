@@ -3,14 +3,15 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from .schema import Answer, Answers, Schema, get_schema
 
 Rule = Literal["confidence", "agreement"]
+Absence = Literal["yields", "counts"]
 Step = Literal["models", "modalities"]
 
-_NO_CONFIDENCE = 0.5  # the weight of a value given without a confidence: better than a doubt, worse than a certainty
+_ABSENT = frozenset({"no", "none", "not present", "not visible"})  # answers that something was not seen
 
 
 class Vote(NamedTuple):
@@ -21,8 +22,8 @@ class Vote(NamedTuple):
 
     @property
     def weight(self) -> float:
-        """Its confidence, 0.5 where it gave none."""
-        return _NO_CONFIDENCE if self.answer.confidence is None else self.answer.confidence
+        """See `Answer.weight`."""
+        return self.answer.weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +113,17 @@ def complement(
     *,
     fields: Sequence[str] | None = None,
     rule: Rule = "confidence",
+    absence: Absence = "yields",
+    min_confidence: float = 0.0,
 ) -> dict[str, Merged]:
     """Let the modalities of one sample complement each other (NEXT, Appendix C).
 
     For each of the named fields every modality that can show it gets the best answer of all modalities that can. Other
     fields keep the answer of their own modality.
+
+    What is carried or held is fine detail, and the paper's point is that it is reported as "not carrying" where the
+    light hides it. So an answer that something is absent ("no", "none", "not present", "not visible") yields to one of
+    another modality that sees it, however confident the absence is; among those that see it, `rule` decides.
 
     Args:
         modalities: Answers by modality, such as ``{"rgb": ..., "nir": ..., "tir": ...}``, or results of `best_of`,
@@ -126,29 +133,36 @@ def complement(
             on the nose; licence plate, spoiler, roof rack). With ``"gender"`` in it the captions of one sample no
             longer contradict each other there.
         rule: As in `best_of`.
+        absence: ``"yields"``, as described; ``"counts"``: it is an answer as any other.
+        min_confidence: Confidence below which an answer that sees something does not make the others yield; one of
+            confidence 0 never does.
 
     Returns:
         Merged answers by modality.
 
     Raises:
         KeyError: If the schema has no such field.
-        ValueError: If the schema or the rule is unknown.
+        ValueError: If the schema, `rule` or `absence` is unknown.
     """
     schema = get_schema(schema)
+    if absence not in get_args(Absence):
+        raise ValueError(f"absence must be 'yields' or 'counts', got {absence!r}")
     given = {m: one if isinstance(one, Merged) else Merged(one, ()) for m, one in modalities.items()}
     merged = dict(given)
     for name in schema.merged if fields is None else fields:
         able = [m for m in given if schema[name].shown_in(m)]
         votes = [Vote(m, given[m].answers[name]) for m in able if name in given[m].answers]
         if votes:
-            decision = _decide(name, "modalities", votes, rule)
+            seen = [v for v in votes if v.answer.is_known(min_confidence) and v.answer.value not in _ABSENT]
+            decision = _decide(name, "modalities", votes, rule, seen if absence == "yields" else ())
             for m in able:
                 merged[m] = Merged({**merged[m].answers, name: decision.answer}, (*merged[m].trail, decision))
     return merged
 
 
-def _decide(name: str, step: Step, votes: Sequence[Vote], rule: Rule) -> Decision:
-    known = [vote for vote in votes if vote.answer.value is not None]
+def _decide(name: str, step: Step, votes: Sequence[Vote], rule: Rule, seen: Sequence[Vote] = ()) -> Decision:
+    """Decide between the votes that have a value; only between those in `seen`, if there are some."""
+    known = list(seen) or [vote for vote in votes if vote.answer.value is not None]
     if not known:
         flags = tuple(dict.fromkeys(flag for vote in votes for flag in vote.answer.flags))
         return Decision(name, step, tuple(votes), None, Answer(None, 0.0, flags=flags), "nobody had a value")
@@ -159,6 +173,8 @@ def _decide(name: str, step: Step, votes: Sequence[Vote], rule: Rule) -> Decisio
         reason = f"highest confidence of {len(known)}"
     else:
         winner, answer, reason = _agree(known)
+    if seen and any(vote.answer.value in _ABSENT for vote in votes):
+        reason += "; absence yields"
     return Decision(name, step, tuple(votes), winner, answer, reason)
 
 

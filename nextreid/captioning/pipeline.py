@@ -1,8 +1,7 @@
-"""From images to stored answers, from stored answers to merged ones, and to captions that a language model writes."""
+"""From images to stored answers, and from stored answers to merged ones."""
 
 import asyncio
 import logging
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,21 +12,19 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image as PILImage
 
-from ..data.captions import split_sentences
 from ..data.image import Image, open_image
 from .answers import ParsedReply, parse_reply
 from .client import Server
 from .image import data_url, image_digest, prepare
-from .merge import Merged, Rule, best_of, complement
+from .merge import Absence, Merged, Rule, best_of, complement
 from .runner import Job, Progress, ask
 from .schema import Answers, Schema, get_schema
-from .store import Store, call_key
+from .store import Store
 
 _logger = logging.getLogger(__name__)
 
 _HINT = "\nYour last answer to this could not be read as JSON. Answer with the JSON object alone, complete and short."
 _ASSUMED = {"prompt_tokens": 1100, "completion_tokens": 300}  # of a call, before any was measured
-_DEBRIS = re.compile(r"[\[\]{}|<>`*#]|\b(?:unknown|unclear|n/?a|not specified)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +166,9 @@ def caption_jobs(
     """Return one job for every image content (see `index_images`), model and sample; equal images share theirs."""
     schema = get_schema(schema)
     digest, name = schema.digest(), f"{schema.name} {schema.version}"
-    questions = {m: (schema.instructions(m), schema.json_schema(m)) for m in {one.modality for one in requests}}
+    # a prompt of its own lists its own choices, which the schema's would contradict
+    shown = {one.modality for one in requests}
+    questions = {m: (schema.instructions(m), None if schema.prompt else schema.json_schema(m)) for m in shown}
     unique = {(one.digest, one.modality): one for one in reversed(requests)}
     return [
         Job(
@@ -191,13 +190,15 @@ def estimate(jobs: Sequence[Job], store: Store | None) -> Estimate:
     """Estimate what the jobs that are not in the store would need, from the calls in the store if there are some."""
     missing = [job for job in jobs if store is None or not job.is_done(store)]
     models = {job.server.model for job in jobs}
-    measured = [row for row in (store.rows() if store else ()) if row["model"] in models and row["prompt_tokens"]]
+    measured = [
+        row for row in (store.rows() if store else ()) if row.get("model") in models and row.get("prompt_tokens")
+    ]
     totals, cost = dict.fromkeys(_ASSUMED, 0.0), 0.0
     for model in models:
         rows = [row for row in measured if row["model"] == model] or measured or [_ASSUMED]
         calls = [job for job in missing if job.server.model == model]
         for n, column in enumerate(totals):
-            mean = sum(row[column] for row in rows) / len(rows)
+            mean = sum(row.get(column) or 0 for row in rows) / len(rows)
             totals[column] += mean * len(calls)
             cost += sum((job.server.price or (0.0, 0.0))[n] * mean / 1e6 for job in calls)
     return Estimate(
@@ -246,7 +247,8 @@ def open_store(path: str | Path, schema: Schema) -> Store:
     """Open a store to write, with a warning about rows that this schema does not use."""
     store = Store(Path(path), write=True)
     if store.damaged:
-        _logger.warning("%s: %d damaged lines are not used", path, store.damaged)
+        shown = ", ".join(map(str, store.damaged[:5])) + (", …" if len(store.damaged) > 5 else "")
+        _logger.warning("%s: %d damaged lines are not used: %s", path, len(store.damaged), shown)
     if others := store.count_other_schemas(schema.digest()):
         _logger.warning("%s: %d answers belong to another version of the schema; kept, not used", path, others)
     return store
@@ -298,6 +300,8 @@ def merge_sample(
     *,
     rule: Rule = "confidence",
     fields: Sequence[str] | None = None,
+    absence: Absence = "yields",
+    min_confidence: float = 0.0,
 ) -> dict[str, Merged]:
     """Merge the answers about one sample: the best of the annotators in each modality, then over the modalities.
 
@@ -306,63 +310,19 @@ def merge_sample(
         schema: Schema of the answers.
         rule: See `best_of`.
         fields: Fields that the modalities complement, see `complement`; ``()`` for none.
+        absence: Whether "none" yields to a modality that sees something, see `complement`.
+        min_confidence: Confidence of an answer to which it yields.
 
     Returns:
         By modality; a modality without any answer is absent.
     """
     best = {modality: best_of(annotators, rule=rule) for modality, annotators in annotations.items() if annotators}
-    return complement(best, schema, fields=fields, rule=rule)
-
-
-def rewrite_job(schema: Schema, modality: str, answers: Answers, draft: Sequence[str], server: Server) -> Job:
-    """Return the job in which a language model writes one caption from the known answers and the template's draft.
-
-    No image is sent, only attributes.
-    """
-    known = {name: answer.value for name, answer in answers.items() if answer.value is not None}
-    facts = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in known.items())
-    prompt = (
-        f"Describe a {schema.object} in plain English from the facts below, in one paragraph of short sentences in the "
-        "order of the draft. Tell every fact once, add none, guess nothing, and leave out whatever is not listed. "
-        f"Write the description alone.\n\nFacts:\n{facts}\n\nDraft:\n{' '.join(draft)}"
-    )
-    parts = {
-        "schema": schema.digest(),
-        "schema_name": f"{schema.name} {schema.version}",
-        "facts": call_key(facts=known),
-        "modality": modality,
-    }
-    return Job(server, parts, prompt, options={"max_tokens": 400, "temperature": 0.0})
-
-
-def read_rewrite(job: Job, schema: Schema, draft: Sequence[str], store: Store) -> tuple[tuple[str, ...], str]:
-    """Return the caption that a model wrote, or the draft if that is not usable, and why (``""`` if it is).
-
-    Not usable is a refusal, a text that was cut off, one with brackets, choices or words for "unknown", one more than
-    twice as long as the draft, and one that names a colour the draft does not have.
-    """
-    rows = job.stored(store)
-    text = " ".join((rows[-1]["text"] or "").split()) if rows else ""
-    why = _fault(rows[-1], text, " ".join(draft), schema) if rows else "missing"
-    return (tuple(draft), why) if why else (split_sentences(text), "")
-
-
-def _fault(row: Mapping[str, Any], text: str, draft: str, schema: Schema) -> str:
-    if not text or row["refusal"] or parse_reply(text, schema, row["modality"]).status == "refused":
-        return "refused" if text or row["refusal"] else "empty"
-    if row["finish"] == "length" or text[-1] not in ".!":
-        return "cut off"
-    if _DEBRIS.search(text):
-        return "debris"
-    if len(text) > 2 * len(draft) + 40:
-        return "too long"
-    colours = {value for field in schema.fields if "color" in field.name for value in field.values if " " not in value}
-    new, old = (set(re.findall(r"[a-z]+", part.lower())) for part in (text, draft))
-    return "invented" if (new & colours) - old else ""
+    return complement(best, schema, fields=fields, rule=rule, absence=absence, min_confidence=min_confidence)
 
 
 def _parsed(schema: Schema, modality: str, row: Mapping[str, Any]) -> ParsedReply:
-    return parse_reply(row["text"], schema, modality, finish=row["finish"], refusal=row["refusal"])
+    given = {name: row.get(name) for name in ("finish", "refusal")}
+    return parse_reply(row.get("text"), schema, modality, **given, reasoned=bool(row.get("reasoned")))
 
 
 def _judge(schema: Schema, modality: str, row: Mapping[str, Any]) -> str | None:

@@ -219,7 +219,9 @@ class _Run:
                 lambda: client.ask(job.prompt + hint, image, json_schema=job.json_schema, **job.options),
                 tokens=expected + _ANSWER_TOKENS,
             )
-            cost = server.cost(reply.prompt_tokens, reply.completion_tokens) or 0.0
+            counted = reply.prompt_tokens or reply.completion_tokens
+            # a server that does not count is assumed to have used as much as it may
+            cost = (server.cost(reply.prompt_tokens, reply.completion_tokens) or 0.0) if counted else bound
             row = head | {"host": server.host, **asdict(reply), "cost": cost if server.price else None}
             self.store.append(row)
         finally:
@@ -262,11 +264,15 @@ async def ask(
         The outcome.
 
     Raises:
-        ValueError: If there is a budget but no price, or a model cannot be used.
+        ValueError: If the budget or the number of calls is no amount, there is a budget but no price, or a model cannot
+            be used.
         ConnectionError: If a server is not there or stops answering.
         PermissionError: If a server does not accept the key.
         OSError: If the disk is full. Whatever was answered before is in the store.
     """
+    for name, most in (("budget", budget), ("max_calls", max_calls)):
+        if most is not None and not 0 <= most < float("inf"):
+            raise ValueError(f"{name} must be a number from 0 on, got {most!r}")
     if budget is not None and (free := sorted({job.server.model for job in jobs if job.server.price is None})):
         raise ValueError(f"a budget needs prices; there is none for {', '.join(free)} (add --price IN,OUT)")
     missing = [job for job in jobs if not job.is_done(store)]

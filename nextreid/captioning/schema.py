@@ -3,12 +3,13 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from typing import Any, Literal, get_args
 
-from .text import plain_value
+from .text import is_refusal, plain_value
 
 Source = Literal["verbal", "logprob", "vote", "agreement"]
 Flag = Literal["alias", "unknown", "out-of-vocabulary"]
@@ -52,6 +53,15 @@ class Answer:
         if self.source not in _SOURCES:
             raise ValueError(f"source must be one of {', '.join(_SOURCES)}, got {self.source!r}")
 
+    @property
+    def weight(self) -> float:
+        """The confidence; 0.5 where none was given: better than a doubt, worse than a certainty."""
+        return 0.5 if self.confidence is None else self.confidence
+
+    def is_known(self, min_confidence: float = 0.0) -> bool:
+        """Whether it may be reported: it has a value, and a confidence above 0 that is no less than a floor."""
+        return self.value is not None and self.weight > 0 and self.weight >= min_confidence
+
 
 Answers = Mapping[str, Answer]
 """The answers of one image, by field name."""
@@ -72,7 +82,8 @@ class Field:
         question: What the model should look for, in words.
 
     Raises:
-        ValueError: If the name is no identifier, an alias stands for no value, or ``"unknown"`` is among the values.
+        ValueError: If an entry is of another type, the name is no identifier, an alias stands for no value, or
+            ``"unknown"`` is among the values.
     """
 
     name: str
@@ -85,8 +96,15 @@ class Field:
 
     def __post_init__(self) -> None:
         for name in ("values", "modalities"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.name.isidentifier():
+            object.__setattr__(self, name, _texts(f"field {self.name!r}: {name}", getattr(self, name)))
+        aliases = self.aliases if isinstance(self.aliases, Mapping) else None
+        if aliases is None or not all(isinstance(text, str) for pair in aliases.items() for text in pair):
+            raise ValueError(f"field {self.name!r}: aliases must be a table from texts to values")
+        if not isinstance(self.rank, int | float) or not math.isfinite(self.rank) or not isinstance(self.merge, bool):
+            raise ValueError(f"field {self.name!r}: rank must be a number and merge true or false")
+        if not isinstance(self.question, str):
+            raise ValueError(f"field {self.name!r}: question must be a text")
+        if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ValueError(f"a field's name must be an identifier such as 'hair_length', got {self.name!r}")
         if UNKNOWN_ANSWER in self.values:
             raise ValueError(f"field {self.name!r}: leave {UNKNOWN_ANSWER!r} out; it is always allowed")
@@ -108,9 +126,10 @@ class Schema:
         fields: In the order in which a model is asked for them.
         template: How a caption is composed: ``"person"``, ``"vehicle"``, or ``"plain"`` ("The <field> is <value>.").
         object: What the image shows, in words, such as ``"person"``.
+        prompt: What a model is asked, the same for every modality; ``""``: `instructions` writes it from the fields.
 
     Raises:
-        ValueError: If two fields share a name, or there is none.
+        ValueError: If an entry is of another type, two fields share a name, or there is none.
     """
 
     name: str
@@ -118,9 +137,15 @@ class Schema:
     fields: tuple[Field, ...]
     template: str = "plain"
     object: str = ""
+    prompt: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", tuple(self.fields))
+        for name in ("name", "version", "template", "object", "prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"a schema's {name} must be a text, got {getattr(self, name)!r}")
+        if not all(isinstance(entry, Field) for entry in self.fields):
+            raise ValueError(f"the fields of schema {self.name!r} must be made by Field(...)")
         names = [f.name for f in self.fields]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"schema {self.name!r} needs fields of different names, got {names}")
@@ -187,7 +212,7 @@ class Schema:
         text = plain_value(text)
         if not text or _key(text) in _NOTHING:
             return None, "unknown"
-        if not entry.values and len(text.split()) <= _FREE_WORDS:
+        if not entry.values and len(text.split()) <= _FREE_WORDS and not is_refusal(text):
             return text, None
         return None, "out-of-vocabulary"
 
@@ -197,7 +222,9 @@ class Schema:
         return Answer(value, confidence if value is not None else 0.0, source, (flag,) if flag else ())
 
     def instructions(self, modality: str) -> str:
-        """Return the prompt for one image: what it is, what to look for, what not to mention."""
+        """Return the prompt for one image: `prompt` if there is one, else what it is, and what to look for."""
+        if self.prompt:
+            return self.prompt
         asked = self.for_modality(modality)
         lines = [
             f"This is {_SHOWS.get(modality, f'an image of the kind {modality!r}')}. Look at the most prominent "
@@ -257,23 +284,24 @@ class Schema:
         return pydantic.create_model(f"{self.name.title()}{modality.title()}", __config__=config, **models)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the schema as plain JSON data; `from_dict` reads it."""
-        return json.loads(json.dumps(asdict(self)))  # tuples become lists
+        """Return the schema as plain JSON data; `from_dict` reads it. A prompt is in it only where there is one."""
+        table = json.loads(json.dumps(asdict(self)))  # tuples become lists
+        return {name: value for name, value in table.items() if name != "prompt" or value}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Schema":
         """Build a schema from `to_dict`'s form, such as the content of a JSON file.
 
         Raises:
-            ValueError: If a key is missing or unknown; names it.
+            ValueError: If a key is missing or unknown, or an entry is of another type; names it.
         """
         try:
             fields = tuple(Field(**entry) for entry in data["fields"])
             return cls(**{**data, "fields": fields})
         except (TypeError, KeyError) as error:
             raise ValueError(
-                "a schema has the keys name, version, template, object, fields (name, values, modalities, aliases, "
-                f"merge, rank, question): {error}"
+                "a schema has the keys name, version, template, object, prompt, fields (name, values, modalities, "
+                f"aliases, merge, rank, question): {error}"
             ) from error
 
     def digest(self) -> str:
@@ -285,9 +313,13 @@ class Schema:
 @functools.cache
 def _known() -> dict[str, Schema]:
     """Return the schemas by name: the built-in ones, and those that `register_schema` adds."""
-    folder = resources.files(__package__) / "vocabulary"
-    files = [folder / f"{name}.json" for name in ("person", "vehicle")]
-    return {s.name: s for s in (Schema.from_dict(json.loads(f.read_text(encoding="utf-8"))) for f in files)}
+    texts = (published_text(f"{name}.json") for name in ("person", "vehicle"))
+    return {s.name: s for s in (Schema.from_dict(json.loads(text)) for text in texts)}
+
+
+def published_text(name: str) -> str:
+    """Return a file of the folder ``vocabulary``, such as ``"person_attributes.txt"``: the prompt of NEXT's Fig. 6."""
+    return (resources.files(__package__) / "vocabulary" / name).read_text(encoding="utf-8").strip()
 
 
 def list_schemas() -> list[str]:
@@ -295,19 +327,31 @@ def list_schemas() -> list[str]:
     return sorted(_known())
 
 
-def get_schema(name: str | Schema) -> Schema:
+def get_schema(name: str | Schema, prompt: Literal["nextreid", "paper"] = "nextreid") -> Schema:
     """Return a schema by name; a `Schema` is returned unchanged.
 
+    Args:
+        name: ``"person"``, ``"vehicle"``, or a name that was registered.
+        prompt: How a model is asked. ``"nextreid"``: by the schema's own `Schema.instructions`. ``"paper"``: by the
+            published instruction, to the letter (NEXT, Fig. 6 for a schema of the template ``"person"``, Fig. 7 for
+            ``"vehicle"``); the answers are read into the same vocabulary.
+
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name or the prompt is unknown, or the paper has no instruction for this schema.
     """
-    if isinstance(name, Schema):
+    if not isinstance(name, Schema):
+        if name not in _known():
+            known = ", ".join(list_schemas())
+            raise ValueError(f"unknown schema {name!r}; known: {known}; or register_schema(Schema.from_dict(...))")
+        name = _known()[name]
+    if prompt == "nextreid":
         return name
-    if name not in _known():
+    if prompt != "paper" or name.template not in ("person", "vehicle"):
         raise ValueError(
-            f"unknown schema {name!r}; known: {', '.join(list_schemas())}; or register_schema(Schema.from_dict(...))"
+            f"prompt must be 'nextreid', or 'paper' for a schema of the template 'person' or 'vehicle'; got {prompt!r} "
+            f"for schema {name.name!r} of the template {name.template!r}"
         )
-    return _known()[name]
+    return replace(name, prompt=published_text(f"{name.template}_attributes.txt"))
 
 
 def register_schema(schema: Schema) -> Schema:
@@ -328,6 +372,12 @@ def _key(text: str) -> str:
     """Return a value as it is looked up: lower case, no article, hyphens and underscores as spaces."""
     words = text.lower().replace("-", " ").replace("_", " ").split()
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+
+
+def _texts(what: str, given: Any) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+        raise ValueError(f"{what} must be a list of texts, got {given!r}")
+    return tuple(given)
 
 
 def _strict(properties: dict[str, Any]) -> dict[str, Any]:

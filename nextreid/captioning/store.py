@@ -7,8 +7,10 @@ kill cannot lose it; it is synced to disk once a second, so a power cut costs at
 
 import errno
 import hashlib
+import itertools
 import json
 import os
+import sys
 import time
 import zlib
 from collections import Counter
@@ -17,7 +19,11 @@ from pathlib import Path
 from typing import Any, Self
 
 FORMAT = 1
+MAX_LINE = 1 << 22
+"""Bytes of a row; the texts of an answer are cut well below it."""
 _SUM = ',"sum":"'
+_TEXTS = ("text", "finish", "refusal", "schema", "model", "modality")
+_NUMBERS = ("cost", "prompt_tokens", "completion_tokens")
 
 
 def call_key(**parts: Any) -> str:
@@ -33,22 +39,24 @@ class Store:
     """Answers by the key of their call, in one file.
 
     Opening it to write creates it, takes a lock that ends with the process, and cuts off a torn last line. A damaged
-    line elsewhere is kept, counted and not used. Of two rows with one key the later counts.
+    line elsewhere (its checksum is wrong, it is no row, or it is longer than any) is kept, named and not used. Of two
+    rows with one key the later counts.
 
     Attributes:
-        damaged: Number of damaged lines.
+        damaged: Numbers of the damaged lines, counted from 1.
         spent: Sum of ``cost`` over all rows.
 
     Raises:
         FileNotFoundError: If there is no such file to read.
-        ValueError: If another process writes to it, or it has a newer format.
+        ValueError: If another process writes to it, it has a newer format, or it is something else.
     """
 
     def __init__(
         self, path: Path, *, write: bool = False, sync_every: float = 1.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.path = Path(path)
-        self.damaged, self.spent = 0, 0.0
+        self.damaged: list[int] = []
+        self.spent = 0.0
         self._schemas: Counter[str] = Counter()
         self._places: dict[str, tuple[int, int]] = {}  # length and offset
         self._write, self._sync_every, self._clock, self._synced = write, sync_every, clock, clock()
@@ -57,7 +65,8 @@ class Store:
         elif not self.path.is_file():
             raise FileNotFoundError(f"no store of answers {self.path}")
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND if write else os.O_RDONLY
-        self._file = os.open(self.path, flags, 0o644)
+        # Windows would translate the line ends under the checksums
+        self._file = os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o644)
         try:
             if write:
                 self._lock()
@@ -82,7 +91,14 @@ class Store:
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the row of a call, None if it was not answered."""
-        return _parse(os.pread(self._file, *self._places[key])) if key in self._places else None
+        if key not in self._places:
+            return None
+        length, start = self._places[key]
+        os.lseek(self._file, start, os.SEEK_SET)  # os.pread is missing on Windows; what is written goes to the end
+        parts = bytearray()
+        while len(parts) < length and (part := os.read(self._file, length - len(parts))):
+            parts += part
+        return _parse(bytes(parts))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Read all rows in the order in which the calls were first answered."""
@@ -96,9 +112,12 @@ class Store:
         """Add the row of one call: JSON values with its ``key``, the digest ``schema``, and its ``cost`` or None.
 
         Raises:
+            ValueError: If it is no row, or longer than a line may be.
             OSError: If it cannot be written, as on a full disk; the file is then unchanged.
         """
         line = _line(row)
+        if len(line) > MAX_LINE or not _is_row(row):
+            raise ValueError(f"{self.path}: not a row of at most {MAX_LINE} bytes with a key: {str(row)[:200]}")
         try:
             written = 0
             while written < len(line):
@@ -132,11 +151,15 @@ class Store:
 
     def _lock(self) -> None:
         try:
-            import fcntl
-        except ImportError:  # Windows has no flock: there the user must see to one run at a time
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if sys.platform == "win32":
+                import msvcrt
+
+                os.lseek(self._file, 2**31 - 2, os.SEEK_SET)  # a byte behind any row: locked ones cannot be read there
+                msvcrt.locking(self._file, msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"another run writes to {self.path}; wait for it, or use another folder") from error
 
@@ -144,17 +167,24 @@ class Store:
         """Read all lines; return the end of the last whole one."""
         end = good = 0
         with open(os.dup(self._file), "rb") as file:
-            for line in file:
-                end += len(line)
+            for number in itertools.count(1):
+                line = file.readline(MAX_LINE)
+                start, end = end, end + len(line)
                 row = _parse(line)
                 if row is not None:
                     if row["v"] != FORMAT:
                         raise ValueError(f"{self.path} has format {row['v']}, this nextreid reads {FORMAT}: update it")
-                    self._note(row, end - len(line), len(line))
+                    self._note(row, start, len(line))
+                elif len(line) == MAX_LINE and not line.endswith(b"\n"):
+                    while not line.endswith(b"\n"):
+                        if not (line := file.readline(MAX_LINE)):
+                            raise ValueError(f"{self.path} is no store of answers: line {number} is longer than any")
+                        end += len(line)
+                    self.damaged.append(number)
                 elif line.endswith(b"\n"):
-                    self.damaged += 1
-                else:
-                    continue
+                    self.damaged.append(number)
+                else:  # the end, or a torn line before it
+                    return good
                 good = end
         return good
 
@@ -178,6 +208,25 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     body, mark, end = text.rpartition(_SUM)
     if not mark or end != f'{zlib.crc32(body.encode()):08x}"}}\n':
         return None
-    row: dict[str, Any] = json.loads(text)
+    try:
+        row: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not _is_row(row) or not isinstance(row.get("v"), int):
+        return None
     del row["sum"]
     return row
+
+
+def _is_row(row: Any) -> bool:
+    """Tell whether a value has a key, and each of the columns that are read is of its type where it is there."""
+    return (
+        isinstance(row, Mapping)
+        and isinstance(row.get("key"), str)
+        and all(isinstance(row.get(name), str | None) for name in _TEXTS)
+        and all(_is_count(row.get(name)) for name in _NUMBERS)
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12)

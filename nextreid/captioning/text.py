@@ -15,6 +15,23 @@ AN = re.compile(r"(?!uni(?!n)|use|u-|eu|one\b)[aeiou]|(?-i:SUV|MPV|MG|FAW)\b", r
 _HIDDEN = re.compile(r"\b(?:none|not|nothing)[ _]visible\b|^(?:null|nan|nil|\?+|-+)$", re.IGNORECASE)
 
 
+_STRAIGHT = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u00b4\uff07`"), "'")
+_REFUSAL = re.compile(
+    r"\bI(?:'m| am)?,? (?:really |very |so )?(?:sorry|unable|not able|not comfortable|can(?:no|')t|can not|won't"
+    r"|apologi[sz]e|(?:must|have to) (?:decline|refuse))"
+    r"|^\W*(?:sorry|(?:my )?apologies|unfortunately)\b|\bI (?:do not|don't) feel comfortable"
+    r"|\b(?:cannot|can't|unable to) (?:assist|help|comply|provide|identify|describe)"
+    r"|\bas an AI\b|\bagainst (?:my|our|the) (?:policy|policies|guidelines)"
+    r"|抱歉|对不起|(?:无法|不能)(?:协助|提供|识别|描述|帮助)",
+    re.IGNORECASE,
+)
+
+
+def is_refusal(text: str) -> bool:
+    """Tell whether a model declines to answer, in straight or typographic quotes; only the beginning counts."""
+    return bool(_REFUSAL.search(text[:1000].translate(_STRAIGHT)))
+
+
 @functools.lru_cache(maxsize=1 << 14)
 def plain_value(raw: str) -> str:
     """Reduce an answer to the words that carry a value.

@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_LONGEST_WAIT = 1e8  # seconds
 
 
 class Timing(NamedTuple):
@@ -45,7 +46,10 @@ class ServerUnavailable(ConnectionError):
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Read a ``Retry-After`` header, a number or an HTTP date: seconds, at least 0; None if it is neither."""
+    """Read a ``Retry-After`` header, a number or an HTTP date: seconds, at least 0.
+
+    None if it is neither, or asks for more than three years, which no server means.
+    """
     if value is None:
         return None
     try:
@@ -53,11 +57,11 @@ def retry_after(value: str | None, now: datetime | None = None) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(value)
-        except ValueError:
+            # a date without a zone is in UTC
+            seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - (now or datetime.now(UTC))).total_seconds()
+        except (ValueError, TypeError, IndexError, OverflowError):
             return None
-        # a date without a zone is in UTC
-        seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - (now or datetime.now(UTC))).total_seconds()
-    return max(0.0, seconds) if seconds == seconds and seconds != float("inf") else None
+    return max(0.0, seconds) if seconds < _LONGEST_WAIT else None
 
 
 class TokenBucket:

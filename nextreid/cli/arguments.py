@@ -13,11 +13,25 @@ from typing import Any
 def dataset_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a dataset."""
     parser.add_argument(
-        "--dataset", required=True, help="a dataset, such as rgbnt201 or manifest: 'nextreid data list'"
+        "--dataset",
+        required=True,
+        help="a name of 'nextreid data list', such as rgbnt201, or your own: a CSV or parquet file, or a folder",
     )
-    parser.add_argument("--root", type=Path, help="its folder, or the folder that holds it")
-    parser.add_argument("--captions", type=Path, help="folder with {train,test}_{RGB,NI,TI}.json")
+    parser.add_argument("--root", type=Path, help="folder of a named dataset, or the folder that holds it")
+    source_arguments(parser)
     list_argument(parser, "--dataset-arg", "NAME=VALUE", "further arguments of it")
+
+
+def source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how images are read."""
+    parser.add_argument("--captions", type=Path, help="folder of captions: {train,test}_{RGB,NI,TI}.json, or of a run")
+    parser.add_argument("--pattern", help="how the files of a folder are named: '{modality}/{pid}_c{camid}_{*}.jpg'")
+    list_argument(
+        parser,
+        "--window",
+        "MODALITY=LOW,HIGH",
+        "for images of 16 bits the raw values that become black and white, such as tir=7000,9000, or tir=minmax",
+    )
 
 
 def list_argument(parser: argparse.ArgumentParser, option: str, metavar: str, help: str) -> None:
@@ -30,7 +44,13 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images (default: %(default)s)")
     text_cache_argument(parser)
+    device_arguments(parser)
+
+
+def device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where to compute and whether to show progress."""
     parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress on stderr")
 
 
 def text_cache_argument(parser: argparse.ArgumentParser) -> None:
@@ -99,16 +119,31 @@ def pick_device(name: str | None) -> str:
     try:
         torch.empty(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        why = str(error).splitlines()[0].partition(". ")[0]
+        raise ValueError(f"device {name!r} cannot be used here, take --device cpu: {why}") from error
     return name
 
 
 def dataset_of(args: argparse.Namespace) -> Any:
     """Load the dataset that the options of `dataset_arguments` name."""
-    from nextreid.data import load_dataset
+    from nextreid.data import list_datasets, load_dataset
 
     options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions"))
-    return load_dataset(args.dataset, args.root, captions=args.captions, **options)
+    options |= {"pattern": args.pattern} if args.pattern is not None else {}
+    options |= {"window": windows(args.window)} if args.window else {}
+    name, root, own = args.dataset, args.root, Path(args.dataset).expanduser()
+    if name not in list_datasets() and own.exists():
+        if root is not None:
+            raise ValueError(f"--root goes with the name of a dataset, and {own} is one of your own: leave it out")
+        name, root = "pattern" if own.is_dir() else "manifest", own
+    return load_dataset(name, root, captions=args.captions, **options)
+
+
+def windows(items: Sequence[str]) -> dict[str, Any]:
+    """``["tir=7000,9000", "nir=minmax"]`` to windows by modality."""
+    from nextreid.data.image import check_window
+
+    return {name: check_window(value) for name, value in pairs(items, "--window").items()}
 
 
 def load_model(name: str) -> Any:
@@ -116,19 +151,18 @@ def load_model(name: str) -> Any:
     import nextreid
     from nextreid._names import closest
 
-    known = nextreid.is_model(name) and not Path(name).exists()
-    remote = name.startswith(("local-dir:", "hf-hub:"))
-    near = closest(name, [*nextreid.list_models(), *nextreid.list_pretrained()])
-    if near and not known and not remote and not Path(name).exists():
-        raise FileNotFoundError(f"{name!r} is no checkpoint folder and no model; did you mean {' or '.join(near)}?")
-    return nextreid.create_model(name if known or remote else f"local-dir:{name}", pretrained=True)
+    if not (nextreid.is_model(name) or ":" in name or Path(name).expanduser().exists()):
+        near = closest(name, [*nextreid.list_models(), *nextreid.list_pretrained()])
+        hint = f"did you mean {' or '.join(near)}?" if near else "'nextreid models --pretrained' lists models"
+        raise FileNotFoundError(f"{name!r} is no checkpoint folder and no model; {hint}")
+    return nextreid.create_model(name, pretrained=True)
 
 
 def embed_options(args: argparse.Namespace, device: str) -> Any:
     """Return the options of `run_arguments` as one value."""
     from nextreid.engine import EmbedOptions
 
-    return EmbedOptions(args.batch_size, args.workers, device)
+    return EmbedOptions(args.batch_size, args.workers, device, progress=not args.no_progress)
 
 
 def metrics_line(row: dict[str, Any]) -> str:

@@ -39,6 +39,12 @@ def add(command: Any) -> None:
     run.add_argument("--dataset-arg", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="of a dataset")
     run.add_argument("--out", type=Path, required=True, help="folder of answers and captions")
     run.add_argument("--schema", help="person, vehicle or a JSON file (default: the dataset's)")
+    run.add_argument(
+        "--prompt",
+        choices=("nextreid", "paper"),
+        default="nextreid",
+        help="what models are asked: nextreid's instruction, or that of NEXT's Fig. 6 and 7 to the letter",
+    )
     run.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="images that cannot be read")
     run.add_argument("--dry-run", action="store_true", help="print what is missing and its cost; ask nothing")
     option = run.add_argument_group("models and servers").add_argument
@@ -70,7 +76,7 @@ def add(command: Any) -> None:
     compose = captions("compose", run_compose, "Write captions again from a table of attributes.")
     compose.add_argument("table", type=Path, help="attributes.parquet of a run")
     compose.add_argument("--out", type=Path, required=True, help="folder to write")
-    compose.add_argument("--compact", action="store_true", help=_COMPACT)
+    _compose_arguments(compose.add_argument)
 
     audit = captions("audit", run_audit, "Assess captions: coverage, lengths, defects, agreement, retrieval.")
     audit.add_argument("files", nargs="+", type=Path, metavar="FILES", help="{split}_{RGB,NI,TI}.json, or their folder")
@@ -83,14 +89,32 @@ def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument_group("merging and composing").add_argument
     option("--rule", choices=("confidence", "agreement"), default="confidence", help="which answer is kept")
     option("--complement", nargs="*", metavar="FIELD", help="fields merged over modalities; none: no merging")
+    option(
+        "--absence",
+        choices=("yields", "counts"),
+        default="yields",
+        help="whether 'none' in one modality yields to a thing seen in another, as in NEXT (default: %(default)s)",
+    )
+    _compose_arguments(option)
+
+
+def _compose_arguments(option: Any) -> None:
+    option("--min-confidence", type=_share, default=0.0, metavar="SHARE", help="leave less confident answers out")
     option("--compact", action="store_true", help=_COMPACT)
+
+
+def _share(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"a number from 0 to 1 is expected, got {text[:40]!r}")
 
 
 def run_run(args: argparse.Namespace) -> int:
     """Run ``nextreid captions run``."""
     from tqdm import tqdm
 
-    from nextreid.captioning.export import write_run
+    from nextreid.captioning.export import describe_images, write_run
     from nextreid.captioning.pipeline import Sampling, caption_jobs, estimate, index_images, open_store, run_jobs
     from nextreid.captioning.store import Store
     from nextreid.captioning.throttle import RateLimits
@@ -99,8 +123,9 @@ def run_run(args: argparse.Namespace) -> int:
     limits = RateLimits(args.in_flight, args.rpm, args.tpm, args.timeout)
     servers = [_server(args, name) for name in args.model or [_only_model(args)]]
     writer = _server(args, args.compose_model) if args.compose_model else None
+    _check_names(args, [*servers, *([writer] if writer else [])])
     requests, object_type = _requests(args)
-    schema = _schema(args.schema or object_type)
+    schema = _schema(args.schema or object_type, args.prompt)
     images = index_images(requests, on_error=args.on_error)
     jobs = caption_jobs(images, schema, servers, sampling)
     path = args.out / _STORE
@@ -119,25 +144,26 @@ def run_run(args: argparse.Namespace) -> int:
                 bar.set_postfix_str(_postfix(progress), refresh=False)
                 bar.update(progress.done - bar.n)
 
-            settings = {"limits": limits, "budget": args.budget, "report": report}
+            settings: dict[str, Any] = {"limits": limits, "budget": args.budget, "report": report}
             done = run_jobs(jobs, store, max_calls=args.max_calls, probing=not args.no_probe, **settings)
         print(_done_line(done))
-        descriptions, counts = _described(args, schema, [s.model for s in servers], sampling, images, store)
+        models = [server.model for server in servers]
+        descriptions, counts = describe_images(images, schema, models, store, sampling, **_merging(args))
         if writer is not None and done.done == done.jobs:
-            max_calls = None if args.max_calls is None else max(0, args.max_calls - done.calls)
-            descriptions, done = _rewritten(descriptions, schema, writer, store, {**settings, "max_calls": max_calls})
+            settings["max_calls"] = None if args.max_calls is None else max(0, args.max_calls - done.calls)
+            descriptions, done = _rewritten(descriptions, schema, writer, store, args.min_confidence, settings)
         _write(args.out, descriptions, schema, counts)
     return int(done.done < done.jobs)
 
 
 def run_export(args: argparse.Namespace) -> None:
     """Run ``nextreid captions export``."""
-    from nextreid.captioning.export import read_run
+    from nextreid.captioning.export import describe_images, read_run
     from nextreid.captioning.store import Store
 
     schema, models, sampling, images = read_run(args.folder / _RUN)
     with Store(args.folder / _STORE) as store:
-        descriptions, counts = _described(args, schema, models, sampling, images, store)
+        descriptions, counts = describe_images(images, schema, models, store, sampling, **_merging(args))
     _write(args.to or args.folder, descriptions, schema, counts)
 
 
@@ -148,7 +174,8 @@ def run_compose(args: argparse.Namespace) -> None:
 
     rows, schema = read_table(args.table)
     for i, row in enumerate(rows):
-        sentences = compose(row.answers, schema, row.modality, compact=args.compact)
+        options = {"min_confidence": args.min_confidence, "compact": args.compact}
+        sentences = compose(row.answers, schema, row.modality, **options)
         rows[i] = dataclasses.replace(row, sentences=sentences, composed_by="template")
     _write(args.out, rows, schema, {})
 
@@ -210,17 +237,21 @@ def _requests(args: argparse.Namespace) -> tuple[list[Any], str | None]:
     return requests, object_type
 
 
-def _schema(name: str | None) -> Any:
+def _schema(name: str | None, prompt: Any) -> Any:
     from nextreid.captioning import Schema, get_schema
 
     if name is None:
         raise ValueError("what do the images show? add --schema person, --schema vehicle, or a JSON file of a schema")
     if name.endswith(".json"):
         try:
-            return Schema.from_dict(json.loads(Path(name).read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name} is not JSON: {error}") from error
-    return get_schema(name)
+            table = json.loads(Path(name).read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{name} is not JSON in UTF-8: {error}") from error
+        try:
+            return get_schema(Schema.from_dict(table), prompt)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return get_schema(name, prompt)
 
 
 def _server(args: argparse.Namespace, name: str) -> Any:
@@ -228,7 +259,7 @@ def _server(args: argparse.Namespace, name: str) -> Any:
 
     model, url = _split_model(name, args.server)
     host = urlsplit(url).hostname
-    keys, prices = _assignments(args.key_env), _assignments(args.price)
+    keys, prices = _assignments(args.key_env, "--key-env"), _assignments(args.price, "--price")
     others = {urlsplit(_split_model(one, url)[1]).hostname for one in args.model}
     if "" in keys and others - {host}:
         raise ValueError("several servers: name the key's host, --key-env HOST=NAME, so that no other one gets it")
@@ -251,9 +282,27 @@ def _split_model(name: str, default: str) -> tuple[str, str]:
     return model, f"http{url}" if url else default
 
 
-def _assignments(entries: Sequence[str]) -> dict[str, str]:
+def _assignments(entries: Sequence[str], option: str) -> dict[str, str]:
     """Return the values of [NAME=]VALUE by name, ``""`` for the one without."""
-    return {name: value for name, _, value in (entry.rpartition("=") for entry in entries)}
+    table: dict[str, str] = {}
+    for name, sign, value in (entry.rpartition("=") for entry in entries):
+        if not value or (sign and not name):
+            raise ValueError(f"{option} takes [NAME=]VALUE, and one of them has no {'value' if name else 'name'}")
+        if name in table:
+            raise ValueError(f"{option} is given twice {f'for {name!r}' if name else 'without a name'}")
+        table[name] = value
+    return table
+
+
+def _check_names(args: argparse.Namespace, servers: Sequence[Any]) -> None:
+    """ValueError if a price or a key is given for something that is not asked."""
+    hosts = {urlsplit(server.url).hostname for server in servers}
+    for option, entries, known in (
+        ("--price", args.price, {server.model for server in servers}),
+        ("--key-env", args.key_env, hosts),
+    ):
+        for name in set(_assignments(entries, option)) - {"", *known}:
+            raise ValueError(f"{option} names {name[:100]!r}, which is not asked; there is {', '.join(sorted(known))}")
 
 
 def _price(text: str) -> tuple[float, float]:
@@ -280,44 +329,35 @@ def _only_model(args: argparse.Namespace) -> str:
     return models[0]
 
 
-def _described(
-    args: argparse.Namespace, schema: Any, models: Sequence[str], sampling: Any, images: Sequence[Any], store: Any
-) -> tuple[list[Any], dict[str, int]]:
-    """Merge and compose the stored answers about the images, in their order."""
-    from nextreid.captioning import compose
-    from nextreid.captioning.export import describe
-    from nextreid.captioning.pipeline import collect, merge_sample
-
-    found = collect(images, schema, models, store, sampling)
-    merged = {
-        sample: merge_sample(annotations, schema, rule=args.rule, fields=args.complement)
-        for sample, annotations in found.answers.items()
-    }
-    descriptions = [
-        describe(best, compose(best.answers, schema, image.modality, compact=args.compact), image)
-        for image in images
-        if (best := merged[image.split, image.key].get(image.modality))
-    ]
-    return descriptions, {**found.counts, "without": len(images) - len(descriptions)}
+def _merging(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of merging and composing as `describe_images` takes them."""
+    names = ("rule", "absence", "min_confidence", "compact")
+    return {"fields": args.complement, **{name: getattr(args, name) for name in names}}
 
 
 def _rewritten(
-    descriptions: Sequence[Any], schema: Any, writer: Any, store: Any, settings: Any
+    descriptions: Sequence[Any], schema: Any, writer: Any, store: Any, min_confidence: float, settings: Any
 ) -> tuple[list[Any], Any]:
     """Let a language model write the captions; the template's stay where its own are not usable."""
-    from nextreid.captioning.pipeline import read_rewrite, rewrite_job, run_jobs
+    from nextreid.captioning.pipeline import run_jobs
+    from nextreid.captioning.rewrite import read_rewrite, rewrite_job
 
-    jobs = [rewrite_job(schema, one.modality, one.answers, one.sentences, writer) for one in descriptions]
-    unique = {job.row_head()["key"]: job for job in jobs}
-    done = run_jobs(list(unique.values()), store, **settings)
+    jobs = {
+        place: rewrite_job(schema, one.modality, one.answers, one.sentences, writer, min_confidence=min_confidence)
+        for place, one in enumerate(descriptions)
+        if one.sentences  # of what nothing is known, nothing can be written
+    }
+    done = run_jobs(list({job.row_head()["key"]: job for job in jobs.values()}.values()), store, **settings)
     print(_done_line(done))
-    read = [read_rewrite(job, schema, one.sentences, store) for one, job in zip(descriptions, jobs, strict=True)]
-    if kept := collections.Counter(why for _, why in read if why):
+    written, kept = list(descriptions), collections.Counter[str]()
+    for place, job in jobs.items():
+        sentences, why = read_rewrite(job, schema, written[place].sentences, store)
+        composed_by = "template" if why else writer.model
+        written[place] = dataclasses.replace(written[place], sentences=sentences, composed_by=composed_by)
+        kept.update([why] if why else [])
+    if kept:
         print("template kept: " + ", ".join(f"{why} {count}" for why, count in kept.items()))
-    return [
-        dataclasses.replace(one, sentences=sentences, composed_by="template" if why else writer.model)
-        for one, (sentences, why) in zip(descriptions, read, strict=True)
-    ], done
+    return written, done
 
 
 def _write(folder: Path, descriptions: Sequence[Any], schema: Any, counts: dict[str, int]) -> None:

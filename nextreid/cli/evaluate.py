@@ -31,7 +31,7 @@ def add(command: Any) -> None:
         "      --captions captions/RGBNT201\n\nthermal queries in a gallery of colour images:\n"
         "  nextreid eval runs/rgbnt201/last --dataset rgbnt201 --root data --protocol 'rgbnt201:tir>rgb'",
     )
-    evaluation.add_argument("checkpoint", help="checkpoint folder (config.json and model.safetensors)")
+    evaluation.add_argument("checkpoint", help="checkpoint folder, such as runs/x/last, or a model with weights")
     dataset_arguments(evaluation)
     evaluation.add_argument("--protocol", help="such as camera or camera:tir>rgb (default: the dataset's own)")
     list_argument(evaluation, "--missing", "MODALITY", "modalities to hide at test; 'all': every subset in turn")
@@ -54,7 +54,7 @@ def add(command: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nextreid._files import write_json
+    from nextreid._files import check_out_file, check_out_folder, write_json
     from nextreid.engine import is_main, process_group
 
     if args.bootstrap < 0:
@@ -63,8 +63,11 @@ def run(args: argparse.Namespace) -> None:
     if (matrix and args.missing not in ([], ["all"])) or (not matrix and "all" in args.missing):
         raise ValueError("--missing takes names of modalities or 'all'; with --cross it is 'all' or left out")
     device = pick_device(args.device)
-    for folder in filter(None, (args.json and args.json.parent, args.save_queries)):
-        folder.mkdir(parents=True, exist_ok=True)
+    json_file, queries = (path and path.expanduser() for path in (args.json, args.save_queries))
+    if json_file:
+        check_out_file(json_file)
+    if queries:
+        check_out_folder(queries, ("*.safetensors",))
     with process_group(device):
         dataset = dataset_of(args)
         model = load_model(args.checkpoint)
@@ -74,15 +77,15 @@ def run(args: argparse.Namespace) -> None:
             return
         rows = []
         for cells in reports:
-            rows += [_row(cell, args.bootstrap, args.save_queries) for cell in cells]
+            rows += [_row(cell, args.bootstrap, queries) for cell in cells]
             if args.cross:
                 print(_cross_tables(cells))
             else:
                 print(_table(cells, dataset.modalities) if matrix else _line(rows[-1]))
-        if args.json:
+        if json_file:
             trained_on = model.pretrained_cfg.trained_on
             about = {"checkpoint": args.checkpoint, "dataset": dataset.name, "trained_on": trained_on}
-            write_json(args.json, {**about, "results": rows})
+            write_json(json_file, {**about, "results": rows})
 
 
 def _reports(args: argparse.Namespace, model: Any, dataset: Any, matrix: bool, device: str) -> list[list[Any]]:

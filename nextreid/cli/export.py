@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .arguments import load_model
+from .arguments import load_model, source_arguments, windows
 
 FORMATS = ("onnx", "torch_export")
 
@@ -29,22 +29,27 @@ def add(command: Any) -> None:
         metavar="SOURCE",
         help="compare on these images too: a folder or a manifest",
     )
+    source_arguments(export)
     export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    from nextreid._files import check_out_file
     from nextreid.engine.exporter import MIN_COSINE, export
     from nextreid.engine.extraction import read_samples
 
+    out = args.out.expanduser()
+    check_out_file(out)
+    source = {"pattern": args.pattern, "window": windows(args.window), "captions": args.captions}
     model = load_model(args.checkpoint)
     done = export(
         model,
-        args.out,
+        out,
         args.format,
         text=False if args.no_text else None,
         normalize=not args.raw,
-        check=read_samples(args.check, model.modalities) if args.check else (),
+        check=read_samples(args.check, model.modalities, **source) if args.check else (),
         overwrite=args.overwrite,
     )
     images = f"{done.synthetic} synthetic samples" + (f" and {done.real} of {args.check}" if done.real else "")

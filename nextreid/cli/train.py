@@ -8,6 +8,7 @@ from .arguments import (
     condition_text,
     dataset_arguments,
     dataset_of,
+    device_arguments,
     list_argument,
     metrics_line,
     open_text_cache,
@@ -28,7 +29,7 @@ def add(command: Any) -> None:
         "--captions captions/RGBNT201 \\\n      --out runs/rgbnt201 --set epochs=50 workers=8\n\n"
         "on four GPUs:\n  torchrun --nproc-per-node 4 -m nextreid train ...",
     )
-    train.add_argument("--model", required=True, help="a name that 'nextreid models' lists, or local-dir:FOLDER")
+    train.add_argument("--model", required=True, help="a name that 'nextreid models' lists, or a checkpoint folder")
     train.add_argument("--pretrained", action="store_true", help="start from the model's pretrained weights")
     list_argument(train, "--model-arg", "NAME=VALUE", "arguments of the model")
     dataset_arguments(train)
@@ -41,8 +42,7 @@ def add(command: Any) -> None:
     )
     policy_arguments(train)
     text_cache_argument(train)
-    train.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
-    train.add_argument("--no-progress", action="store_true", help="no progress bar")
+    device_arguments(train)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,8 +50,12 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     import nextreid
+    from nextreid._files import check_out_folder
     from nextreid.engine import get_recipe, is_main, process_group, train, train_seeds
+    from nextreid.engine.checkpoint import check_run
+    from nextreid.engine.distributed import on_main
 
+    out = args.out.expanduser()
     arguments = pairs(args.model_arg, "--model-arg", reserved=("model_name", "pretrained"))
     changes = pairs(args.set, "--set")
     device = pick_device(args.device)
@@ -62,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
         return model
 
     with process_group(device):
+        on_main(lambda: check_run(out, args.resume) if args.seeds is None else check_out_folder(out, ("seed*",)))
         seed = changes.get("seed", 0)
         if isinstance(seed, int):
             torch.manual_seed(seed)  # the first weights are part of the run
@@ -73,14 +78,19 @@ def run(args: argparse.Namespace) -> None:
             "resume": args.resume,
             "on_error": args.on_error,
             "allow_leak": args.allow_leak,
-            "source": {"root": args.root, "captions": args.captions, "options": " ".join(args.dataset_arg) or None},
+            "source": {
+                "root": args.root or args.dataset,
+                "pattern": args.pattern,
+                "captions": args.captions,
+                "options": " ".join((*args.dataset_arg, *args.window)) or None,
+            },
             "device": device,
             "progress": not args.no_progress,
         }
         if args.seeds is None:
-            lines = _run_lines(train(model, dataset, recipe, args.out, **options))
+            lines = _run_lines(train(model, dataset, recipe, out, **options))
         else:
-            lines = _seeds_lines(train_seeds(make_model, dataset, recipe, args.out, args.seeds, **options))
+            lines = _seeds_lines(train_seeds(make_model, dataset, recipe, out, args.seeds, **options))
         if is_main():
             print("\n".join(lines))
 

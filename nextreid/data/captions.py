@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .rng import seeded_rng
-from .sample import Sample
+from .sample import Sample, as_sentences
 
 MODALITY_CODES = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 """How the published files name a modality."""
@@ -55,7 +55,7 @@ def read_captions(path: str | Path) -> dict[str, str]:
         raise FileNotFoundError(f"no caption file {path}")
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
     if not isinstance(entries, list):
         raise ValueError(f'{path} holds a {type(entries).__name__}, expected a list of {{"item", "description"}}')
@@ -67,8 +67,13 @@ def read_captions(path: str | Path) -> dict[str, str]:
             raise ValueError(f'{path}: entry {number} needs strings "item" and "description", it is {shown}')
         if item in captions:
             raise ValueError(f"{path}: entry {number} names {item!r} a second time; keep one caption per image")
-        captions[item] = text
+        captions[item] = text.encode("utf-8", "replace").decode()  # a lone surrogate could not be tokenised
     return captions
+
+
+def portable_name(item: str) -> str:
+    """Return a name that can be encoded: what is no Unicode in it, as in a file name of Latin-1, becomes escapes."""
+    return item.encode("utf-8", "backslashreplace").decode()
 
 
 def split_sentences(caption: str) -> tuple[str, ...]:
@@ -191,7 +196,8 @@ def _read_column(
         captions = {row["item"]: row["description"] for row in rows if (row["split"], row["modality"]) == place}
     else:
         captions = read_captions(path)
-    joined = {name: split_sentences(captions[name]) for name in names if name in captions}
+    stored = {name: name if name in captions else portable_name(name) for name in names}
+    joined = {name: split_sentences(captions[item]) for name, item in stored.items() if item in captions}
     if captions and names and not joined:
         raise ValueError(
             f"{path}: none of its {len(captions)} items names a {modality} image of the {split} split; items "
@@ -213,12 +219,12 @@ def _examples(names: Iterable[str]) -> str:
 
 
 def draw_sentences(
-    sentences: Sequence[str], rng: np.random.Generator, keep_ratio: float | None = None
+    sentences: Sequence[str] | str, rng: np.random.Generator, keep_ratio: float | None = None
 ) -> tuple[str, ...]:
     """Draw a random non-empty subset of the sentences, in their order (NEXT, Eq. 4).
 
     Args:
-        sentences: n sentences.
+        sentences: n sentences; a string is one.
         rng: Source of the draw.
         keep_ratio: None draws the size uniformly from 1 … n, then a subset of this size uniformly; a probability keeps
             each sentence by its own draw, and one uniformly chosen sentence where none was kept.
@@ -231,6 +237,7 @@ def draw_sentences(
     """
     if keep_ratio is not None and not 0 <= keep_ratio <= 1:
         raise ValueError(f"keep_ratio must be a probability in [0, 1] or None, got {keep_ratio}")
+    sentences = as_sentences(sentences)
     if not sentences:
         return ()
     n = len(sentences)
@@ -260,7 +267,7 @@ def keep_quality(sentences: Sequence[str], share: float, rng: np.random.Generato
 
 
 def caption_sampler(
-    captions: Sequence[Sequence[Sequence[str]]],
+    captions: Sequence[Sequence[Sequence[str] | str]],
     keys: Sequence[str],
     draws: Sequence[tuple[int, int]],
     seed: int,
@@ -269,7 +276,7 @@ def caption_sampler(
     """Return the draws of a batch's captions, one for every sample, modality and expert (NEXT, Eq. 4).
 
     Args:
-        captions: ``[B][M]`` sentences, as in `Batch.captions`.
+        captions: ``[B][M]`` sentences, as in `Batch.captions`; a string is one sentence.
         keys: B sample keys.
         draws: B pairs (epoch, slot).
         seed: Seed of the run.

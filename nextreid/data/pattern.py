@@ -73,7 +73,11 @@ def read_pattern(
 
 
 def read_folder(
-    root: str | Path, modalities: Sequence[str] = MODALITIES, window: Mapping[str, Window] | None = None
+    root: str | Path,
+    modalities: Sequence[str] = MODALITIES,
+    window: Mapping[str, Window] | None = None,
+    *,
+    nested: bool = False,
 ) -> list[Sample]:
     """Read unlabelled samples from one folder per modality: ``root/{rgb,nir,tir}/name.jpg``.
 
@@ -85,6 +89,8 @@ def read_folder(
         root: Folder of the folders.
         modalities: Order of the images.
         window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
+        nested: Whether further folders may lie above and below those of the modalities, as in
+            ``root/monday/rgb/gate/name.jpg``; then the key is the path without the modality's folder.
 
     Returns:
         Samples sorted by key (the name of the first image), with pid, camid and sceneid -1.
@@ -97,6 +103,8 @@ def read_folder(
     layout = f"{root}/{{{','.join(modalities)}}}/name.jpg"
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; expected {layout}")
+    if nested:
+        return _read_nested(root, modalities, window, layout)
     entries = sorted(entry for entry in root.iterdir() if not is_sidecar(entry.name))
     names = {modality: _ALIASES.get(modality.lower(), (modality.lower(),)) for modality in modalities}
     folders = {m: [e.name for e in entries if e.is_dir() and e.name.lower() in names[m]] for m in modalities}
@@ -108,6 +116,42 @@ def read_folder(
             raise ValueError(f"{root} has {len(several)} folders for {modality}: {first_few(several)}")
     samples = read_pattern(root, "{modality}/{*}.{ext}", modalities, window=window)
     return sorted((replace(s, key=Path(s.key).name) for s in samples), key=lambda sample: sample.key)
+
+
+def _read_nested(
+    root: Path, modalities: tuple[str, ...], window: Mapping[str, Window] | None, layout: str
+) -> list[Sample]:
+    """Read what `read_folder` does where the first folder named like a modality stands anywhere on the path."""
+    modality_of = {name: m for m in modalities for name in (m.lower(), *_ALIASES.get(m.lower(), ()))}
+    windows = check_windows(window, modalities)
+    found: dict[str, dict[str, str]] = {}
+    others = []
+    for path in sorted(_files(root, None)):
+        *folders, name = path.split("/")
+        place = next((i for i, folder in enumerate(folders) if folder.lower() in modality_of), None)
+        stem, _, ending = name.rpartition(".")
+        if place is None or ending.lower() not in ENDINGS:
+            others.append(path)
+            continue
+        modality = modality_of[folders[place].lower()]
+        moment = normalize("NFC", "/".join((*folders[:place], *folders[place + 1 :], stem)))
+        files = found.setdefault(moment, {})
+        if modality in files:
+            raise ValueError(f"{root}: two files are one {modality} image: {files[modality]}, {path}")
+        files[modality] = path
+    if not found:
+        raise FileNotFoundError(f"no image of the form {layout} in {root} (found {first_few(others) or 'nothing'})")
+    samples = []
+    for moment, files in found.items():
+        first = next(files[m] for m in modalities if m in files)
+        images = tuple(through_window(root / files[m], windows.get(m)) if m in files else None for m in modalities)
+        samples.append(Sample(f"{moment}.{first.rpartition('.')[2]}", -1, -1, -1, images))
+    if others:
+        _logger.warning("%s: %d files left out, no images of %s: %s", root, len(others), modalities, first_few(others))
+    for index, modality in enumerate(modalities):
+        if missing := sum(sample.images[index] is None for sample in samples):
+            _logger.warning("%s: %d of %d samples lack %s", root, missing, len(samples), modality)
+    return sorted(samples, key=lambda sample: sample.key)
 
 
 def pattern_splits(
@@ -209,13 +253,17 @@ def _modalities(found: Set[str], wanted: Sequence[str] | None, where: str) -> tu
     return chosen, modality_of
 
 
-def _files(folder: Path, depth: int, prefix: str = "") -> Iterator[str]:
-    """Yield the files that are this many folders deep, as paths below the first folder."""
+def _files(folder: Path, depth: int | None, prefix: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Yield the files that are this many folders deep, None for any depth, as paths below the first folder."""
+    real = os.path.realpath(folder)
+    if real in above:  # a link back to where we came from
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
             if is_sidecar(entry.name):
                 continue
-            if depth and entry.is_dir():
-                yield from _files(folder / entry.name, depth - 1, f"{prefix}{entry.name}/")
+            if depth != 0 and entry.is_dir():
+                deeper = None if depth is None else depth - 1
+                yield from _files(folder / entry.name, deeper, f"{prefix}{entry.name}/", above | {real})
             elif not depth and entry.is_file():
                 yield prefix + entry.name

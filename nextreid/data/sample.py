@@ -39,6 +39,11 @@ class Sample:
     captions: tuple[tuple[str, ...], ...] = ()
     truth: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.captions, str):
+            raise ValueError(f"sample {self.key!r}: captions must be one entry for each modality, not one string")
+        object.__setattr__(self, "captions", tuple(map(as_sentences, self.captions)))
+
     def __repr__(self) -> str:
         images = f"{sum(image is not None for image in self.images)} of {len(self.images)} images"
         labels = f"pid={self.pid}, camid={self.camid}, sceneid={self.sceneid}"
@@ -61,6 +66,20 @@ def shorten(text: str, length: int = 120) -> str:
     """Return the text, its middle replaced by dots where it is longer than this."""
     half = (length - 3) // 2
     return text if len(text) <= length else f"{text[:half]} … {text[-half:]}"
+
+
+def as_sentences(caption: Iterable[str] | str | None) -> tuple[str, ...]:
+    """Return a caption as a tuple of sentences; a string is one sentence, never its letters; None is no caption.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(caption, str):
+        return (caption,) if caption.strip() else ()
+    sentences = tuple(caption if isinstance(caption, Iterable) else () if caption is None else (caption,))
+    if not all(isinstance(sentence, str) for sentence in sentences):
+        raise ValueError(f"a caption must be a list of sentences, one string, or None; got {repr(caption)[:120]}")
+    return sentences
 
 
 def first_few(names: Iterable[object], count: int = 3) -> str:

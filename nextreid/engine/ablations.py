@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from nextreid._names import unknown
 from nextreid.data import ReIDDataset, Sample, seeded_rng
 from nextreid.data.captions import keep_quality
 
@@ -14,11 +15,15 @@ class Condition:
 
     Attributes:
         text: Whether captions are read, where the model reads captions and there are some.
-        modalities: Those that are shown; None for all. Of the others neither image nor caption is seen.
+        modalities: Those that are shown, one or several; None for all. Of the others neither image nor caption is seen.
     """
 
     text: bool = True
     modalities: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.modalities, str):
+            object.__setattr__(self, "modalities", (self.modalities,))
 
     def shows(self, modalities: Sequence[str]) -> list[bool]:
         """Whether each modality is shown, in their order.
@@ -39,6 +44,7 @@ class Condition:
 
 def hide_modalities(modalities: Sequence[str], missing: Sequence[str], text: bool = True) -> Condition:
     """The condition under which some modalities are missing; ValueError if a name is unknown or nothing is left."""
+    missing = (missing,) if isinstance(missing, str) else missing  # one modality, not its letters
     _check_known(missing, modalities)
     condition = Condition(text, tuple(m for m in modalities if m not in missing) if missing else None)
     condition.shows(modalities)
@@ -46,8 +52,8 @@ def hide_modalities(modalities: Sequence[str], missing: Sequence[str], text: boo
 
 
 def _check_known(names: Sequence[str], modalities: Sequence[str]) -> None:
-    if unknown := sorted(set(names) - set(modalities)):
-        raise ValueError(f"unknown modality {', '.join(map(repr, unknown))}; there are: {', '.join(modalities)}")
+    if wrong := sorted(set(names) - set(modalities)):
+        raise ValueError(unknown("modality", wrong, modalities))
 
 
 def has_captions(samples: Sequence[Sample], shows: Sequence[bool] | None = None) -> bool:

@@ -1,42 +1,67 @@
 """The demo: NEXT and its baseline on synthetic persons, trained or with the bundled weights, evaluated and shown."""
 
+import json
 import logging
 import platform
+import shutil
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image
 
-from nextreid._files import write_folder, write_json
+from nextreid._files import check_out_folder, user_path, write_json
 from nextreid.data import ReIDDataset, collate
 from nextreid.data.loader import SampleDataset
 from nextreid.models import ReIDModel, create_model
-from nextreid.retrieval import get_protocol, top_k
+from nextreid.retrieval import Comparison, compare, get_protocol, rank, top_k
 from nextreid.synthetic import synthetic_persons
 from nextreid.version import __version__
 from nextreid.viz import Table, mask_image, rank_list_image, save_image, write_report
 
 from .ablations import hide_modalities
-from .embedding import embed_samples, eval_transform
+from .embedding import EmbedOptions, embed_samples, eval_transform
 from .evaluation import EvaluationReport, evaluate, evaluate_conditions, identities
 from .recipe import get_recipe
-from .trainer import train
+from .trainer import train as train_model
 
 _logger = logging.getLogger(__name__)
 
 METRICS, REPORT, RANKS, MASKS = "metrics.json", "report.html", "rank_list.png", "masks.png"
 MODELS = ("baseline_tiny", "next_tiny")
-_RANDOM_TEXT = "The text tower is random, since no CLIP weights fit towers this small."
+RUNS, SETTINGS = "runs", "demo.json"
 _RANKS_TITLE = (
-    "Rank lists of next_tiny with captions, from the query with the lowest average precision to the highest. A tick in "
-    "a solid frame is the same identity, a cross in a dashed frame another one."
+    "Rank lists of next_tiny with captions: the worst queries, queries near the mean, and the best, each of another "
+    "person. A tick in a solid frame is the same identity, a cross in a dashed frame another one. Below each sample: "
+    "file name, identity, camera, and the cosine of its embedding and the query's."
 )
-_MASKS_TITLE = "Which patches each semantic expert samples in each modality, and the modulated score (gamma) behind it."
-SHOWN_QUERIES, SHOWN_MASKS, TOP = 6, 4, 10
+_MASKS_TITLE = (
+    "Which patches each semantic expert samples in each modality, the modulated score (gamma) behind it, and the "
+    "caption that it read, from simulated captioners that misread and guess as published captions do."
+)
+_EXPLAINED = (
+    "A query is a person seen in three spectra; the gallery is ranked by how near its embeddings are. mAP (mean "
+    "average precision) is 100 % where all images of the same person come first; a random order, chance, gives "
+    "{chance:.1f} % here. rank-1 is the share of queries whose nearest image is right. The baseline is the same towers "
+    "without NEXT's experts, so that the difference is what they add. The protocol says which gallery images a query "
+    "ignores: those of its own person from its own camera, which its background would give away. Masks are the patches "
+    "that each semantic expert of NEXT keeps. {weights}"
+)
+_NOT_FOR = (
+    "The bundled weights were trained on drawn persons like these: they are for trying the library, not for images of "
+    "real persons, and no number here compares with a benchmark."
+)
+_JUST_TRAINED = (
+    "These weights were trained for minutes on drawn persons, NEXT's text tower is random, since no CLIP weights fit "
+    "towers this small, and no number here compares with a benchmark."
+)
+SHOWN_EACH, SHOWN_MASKS, TOP = 2, 4, 10
 
 
 @dataclass(frozen=True)
@@ -57,41 +82,37 @@ def run_demo(
     *,
     seed: int = 0,
     smoke: bool = False,
-    pretrained: bool = False,
+    train: bool = False,
+    progress: bool = False,
     write_line: Callable[[str], object] = _logger.info,
 ) -> dict[str, Any]:
-    """Build the synthetic set, train ``baseline_tiny`` and ``next_tiny`` alike, evaluate both on unseen identities.
+    """Show what ``baseline_tiny`` and ``next_tiny`` retrieve on synthetic persons that their training did not see.
 
-    Both start from the same random image tower and get the same recipe, batches and epochs. No CLIP weights fit these
-    tiny towers, so NEXT's text tower stays random here: the rows with captions exercise the path and show what random
-    text is worth. With ``pretrained`` nothing is trained: the bundled weights are evaluated, whose training did not see
-    the demo's persons. Everything but the seconds is a function of the seed on one machine.
+    The bundled weights are evaluated. With ``train`` both are trained first: from the same random image tower, with the
+    same recipe, batches and epochs. No CLIP weights fit these tiny towers, so NEXT's text tower stays random then: the
+    rows with captions exercise the path and show what random text is worth. Everything but the seconds is a function
+    of the seed on one machine.
 
     Args:
-        out: Folder to write: ``metrics.json``, ``report.html``, ``rank_list.png``, ``masks.png``, and the folders of
-            the runs, if there were any. A demo's folder there is replaced as a whole; any other is left alone.
+        out: Folder to write: ``metrics.json``, ``report.html``, ``rank_list.png`` and ``masks.png``, and with `train`
+            the folders of the runs, which a later call with the same settings continues. A demo's files there are
+            replaced; a folder that holds something else is left alone.
         seed: Of the data, the weights and the training.
         smoke: The smallest form, which only shows that every step runs.
-        pretrained: Take the bundled weights instead of training.
-        write_line: Called with each line of progress and results.
+        train: Train instead of taking the bundled weights.
+        progress: Whether to show progress of training and evaluation on stderr.
+        write_line: Called with each line of results.
 
     Returns:
         What ``metrics.json`` holds.
 
     Raises:
-        FileExistsError: ``out`` is a folder or file that no demo wrote.
+        OSError: ``out`` cannot be written, or holds what no demo wrote.
     """
-    target = Path(out)
-    if target.exists() and not (target / METRICS).is_file():
-        raise FileExistsError(f"{target} exists and no demo wrote it; name another folder")
-    size = replace(SMOKE if smoke else DemoSize(), **({"num_train": 0, "epochs": 0} if pretrained else {}))
-    with write_folder(target) as fresh:
-        metrics = _build(fresh, seed, size, write_line)
-    write_line(f"\n{target / REPORT} shows the images; {target / METRICS} holds the metrics.")
-    return metrics
-
-
-def _build(folder: Path, seed: int, size: DemoSize, write_line: Callable[[str], object]) -> dict[str, Any]:
+    folder = user_path(out)
+    check_out_folder(folder, (METRICS, f"{RUNS}/{SETTINGS}"))
+    size = SMOKE if smoke else DemoSize()
+    size = size if train else replace(size, num_train=0, epochs=0)
     start = clock = time.perf_counter()
     seconds: dict[str, float] = {}
 
@@ -99,38 +120,42 @@ def _build(folder: Path, seed: int, size: DemoSize, write_line: Callable[[str], 
         nonlocal clock
         seconds[name] = round(time.perf_counter() - clock, 1)
         clock = time.perf_counter()
-        write_line(f"[{clock - start:5.0f} s] {line}")
+        write_line(f"[{clock - start:3.0f} s] {line}")
 
     counts = {k: v for k, v in asdict(size).items() if k.startswith(("num_", "frames"))}
     persons = synthetic_persons("tiny", seed=seed, **counts)
-    dataset = persons.dataset
-    lap("render", f"made {len(dataset.train)} training and {len(dataset.query)} test samples of unseen identities")
-    models, recipe = _models(seed, pretrained=not size.epochs), None
+    dataset, options = persons.dataset, EmbedOptions(progress=progress)
+    train_count = f"{len(dataset.train)} training and " if train else ""
+    lap("render", f"drew {train_count}{len(dataset.query)} test samples of synthetic persons")
+    models, recipe = _models(seed, pretrained=not train), None
     rows = []
-    if size.epochs:
-        for name, model in models.items():
-            rows.append(_row(name, "untrained", evaluate(model, dataset, text=False)))
+    if train:
+        rows = [
+            _row(name, "untrained", evaluate(m, dataset, text=False, options=options)) for name, m in models.items()
+        ]
         recipe = get_recipe("tiny", seed=seed, epochs=size.epochs, eval_every=0, warmup_epochs=min(2, size.epochs - 1))
+        runs = _open_runs(folder, {"seed": seed, "size": asdict(size), "recipe": recipe.to_dict(), **_versions()})
         for name, model in models.items():
-            done = train(model, dataset, recipe, folder / "runs" / name, progress=False)
+            write_line(f"training {name}, {size.epochs} epochs; if it is stopped, the same command continues")
+            done = train_model(model, dataset, recipe, runs / name, resume=True, progress=progress)
             last = done.last or {}
             lap(f"train {name}", f"trained {name}: {size.epochs} epochs, loss {last['loss']['total']:.2f}")
-    for name, model in models.items():  # with every modality and with each one missing, with captions and without
+    full = {}  # with every modality, and with captions where a model reads them
+    for name, model in models.items():
         texts, missing = (True, False)[not model.uses_text :], ((), *((modality,) for modality in dataset.modalities))
         conditions = [hide_modalities(dataset.modalities, names, text) for text in texts for names in missing]
-        rows += [_row(name, "trained", report) for report in evaluate_conditions(model, dataset, conditions)]
+        reports = evaluate_conditions(model, dataset, conditions, options=options)
+        full[name] = reports[0].result
+        rows += [_row(name, "trained", report) for report in reports]
     lap("evaluate", "evaluated both with every modality, with each one missing, with and without captions")
-    note = (
-        f"{size.num_test} identities that training never saw; protocol {dataset.protocol}: a query ignores its own "
-        "identity's images from its own camera. One seed. The metrics hold for this generator only and compare with no "
-        f"benchmark. {'The weights are the bundled ones.' if recipe is None else _RANDOM_TEXT}"
-    )
-    results = _table(rows, dataset.modalities, note)
-    write_line(f"\n{replace(results, note='').text()}\n")
-    ranks = _rank_list(models["next_tiny"], dataset)
-    masks, captions = _masks(models["next_tiny"], dataset)
-    save_image(ranks, folder / RANKS)
-    save_image(masks, folder / MASKS)
+    chance = _chance(dataset, seed)
+    won = compare(full["baseline_tiny"], full["next_tiny"])
+    explained = _EXPLAINED.format(chance=100 * chance, weights=_JUST_TRAINED if train else _NOT_FOR)
+    verdict = _verdict(won, size.num_test)
+    results = _table(rows, dataset.modalities)
+    write_line(f"\n{results.text()}\n\n{verdict}\n\n{textwrap.fill(explained, 110)}\n")
+    ranks = _rank_list(models["next_tiny"], dataset, full["next_tiny"].ap)
+    masks = _masks(models["next_tiny"], dataset)
     lap("images", "drew the rank lists and the experts' masks")
     metrics = {
         "seed": seed,
@@ -140,13 +165,54 @@ def _build(folder: Path, seed: int, size: DemoSize, write_line: Callable[[str], 
         "weights": {name: model.pretrained_cfg.trained_on for name, model in models.items()},
         "protocol": dataset.protocol,
         "results": rows,
-        "versions": {"nextreid": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "chance": chance,
+        "comparison": asdict(won),
+        "versions": _versions(),
         "threads": torch.get_num_threads(),
         "seconds": {**seconds, "total": round(time.perf_counter() - start, 1)},
     }
+    save_image(ranks, folder / RANKS)
+    save_image(masks, folder / MASKS)
+    _report(folder / REPORT, metrics, f"{explained}\n\n{verdict}", results, ranks, masks)
     write_json(folder / METRICS, metrics)
-    _report(folder / REPORT, metrics, results, captions, ranks, masks)
+    write_line(f"\nopen {folder / REPORT} for the images; {folder / METRICS} holds the metrics")
     return metrics
+
+
+def _versions() -> dict[str, str]:
+    return {"nextreid": __version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _open_runs(folder: Path, settings: dict[str, Any]) -> Path:
+    """Return the folder of the runs; those of a demo with other settings are removed."""
+    runs = folder / RUNS
+    file = runs / SETTINGS
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+        shutil.rmtree(runs)
+    write_json(file, settings)
+    return runs
+
+
+def _chance(dataset: ReIDDataset, seed: int) -> float:
+    """Return the mAP of a random order."""
+    generator = torch.Generator().manual_seed(seed)
+    query, gallery = (torch.randn(len(split), 8, generator=generator) for split in (dataset.query, dataset.gallery))
+    ids = (identities(dataset.query), identities(dataset.gallery))
+    query_keys, gallery_keys = ([sample.key for sample in split] for split in (dataset.query, dataset.gallery))
+    return rank(query, gallery, *ids, dataset.protocol, query_keys=query_keys, gallery_keys=gallery_keys).mAP
+
+
+def _verdict(won: Comparison, identities: int) -> str:
+    """Say which model is ahead, and whether other persons of the same kind could turn it round."""
+    d = won.difference
+    ahead, behind = ("next_tiny", "baseline_tiny") if d.value > 0 else ("baseline_tiny", "next_tiny")
+    facts = (
+        f"{100 * abs(d.value):.1f} points of mAP (NEXT less baseline: {100 * d.low:+.1f} to {100 * d.high:+.1f} in 95 %"
+    )
+    facts += f" of draws of the {identities} identities, p = {won.p_value:.3f})"
+    if won.p_value > 0.05:
+        return f"No winner: {ahead} is ahead of {behind} by {facts}, which other persons could turn round."
+    return f"{ahead} wins over {behind} by {facts}; another seed of training may say otherwise."
 
 
 def _models(seed: int, pretrained: bool) -> dict[str, ReIDModel]:
@@ -165,7 +231,7 @@ def _row(name: str, stage: str, report: EvaluationReport) -> dict[str, Any]:
     return {"model": name, "stage": stage, **values}
 
 
-def _table(rows: Sequence[dict[str, Any]], modalities: Sequence[str], note: str) -> Table:
+def _table(rows: Sequence[dict[str, Any]], modalities: Sequence[str]) -> Table:
     """One line for each model and text setting, one column for each condition: mAP / rank-1 in percent."""
     columns = ["model", "captions at test", "all modalities", *(f"without {m}" for m in modalities)]
     lines: dict[tuple[str, str, bool], dict[tuple[str, ...], str]] = {}
@@ -176,27 +242,53 @@ def _table(rows: Sequence[dict[str, Any]], modalities: Sequence[str], note: str)
     for (model, stage, text), cells in lines.items():
         title = model if stage == "trained" else f"{model}, {stage}"
         table.append([title, "yes" if text else "no", *(cells.get(c, "") for c in ((), *((m,) for m in modalities)))])
-    return Table("Results, mAP / rank-1 in percent", columns, table, note)
+    return Table("Results, mAP / rank-1 in percent", columns, table)
 
 
-def _rank_list(model: ReIDModel, dataset: ReIDDataset) -> Image:
-    """Queries from the worst average precision to the best, evenly spread, so that failures show."""
-    protocol = get_protocol(dataset.protocol)
+def _rank_list(model: ReIDModel, dataset: ReIDDataset, ap: np.ndarray) -> Image:
+    """Draw the worst queries, those nearest to the mean, and the best, so that failures show."""
     embeddings, keys = embed_samples(model, dataset.query), [sample.key for sample in dataset.query]
-    ap = evaluate(model, dataset).result.ap
-    order = [int(i) for i in ap.argsort(kind="stable") if ap[i] == ap[i]]
-    count = min(SHOWN_QUERIES, len(order))
-    chosen = [order[round(i * (len(order) - 1) / max(1, count - 1))] for i in range(count)]
+    worst_first = [int(i) for i in ap.argsort(kind="stable") if ap[i] == ap[i]]
+    orders = {"worst": worst_first, "best": worst_first[::-1]}
+    orders["typical"] = sorted(worst_first, key=lambda i: abs(ap[i] - np.nanmean(ap)))
+    chosen, seen = dict[int, str](), set[int]()
+    for word in ("worst", "typical", "best"):
+        for _ in range(SHOWN_EACH):
+            if place := next(((i,) for i in orders[word] if dataset.query[i].pid not in seen), None):
+                seen.add(dataset.query[place[0]].pid)
+                chosen[place[0]] = f"{word} query: average precision {100 * ap[place[0]]:.1f} %"
     queries = [dataset.query[i] for i in chosen]
     ids, chosen_keys = (identities(queries), identities(dataset.query)), [keys[i] for i in chosen]
     indices, matches = top_k(
-        embeddings[chosen], embeddings, *ids, protocol, TOP, query_keys=chosen_keys, gallery_keys=keys
+        embeddings[list(chosen)],
+        embeddings,
+        *ids,
+        get_protocol(dataset.protocol),
+        TOP,
+        query_keys=chosen_keys,
+        gallery_keys=keys,
     )
-    return rank_list_image(queries, list(dataset.gallery), indices, matches, dataset.modalities)
+    unit = F.normalize(embeddings, dim=1)
+    scores = (unit[list(chosen)] @ unit.T).gather(1, torch.from_numpy(indices).clamp(min=0)).numpy()
+    return rank_list_image(
+        queries,
+        list(dataset.gallery),
+        indices,
+        matches,
+        dataset.modalities,
+        scores=scores,
+        titles=list(chosen.values()),
+        label_names=_label_names(dataset),
+    )
 
 
-def _masks(model: ReIDModel, dataset: ReIDDataset) -> tuple[Image, list[list[str]]]:
-    """What each semantic expert samples, for the first sample of some identities, and the captions it read."""
+def _label_names(dataset: ReIDDataset) -> dict[str, dict[int, str]]:
+    """What the file names of the synthetic persons call their cameras."""
+    return {"camid": {sample.camid: str(sample.camid + 1) for sample in dataset.query}}
+
+
+def _masks(model: ReIDModel, dataset: ReIDDataset) -> Image:
+    """Draw what each semantic expert samples for the first sample of some identities, and the captions it read."""
     firsts = {sample.pid: sample for sample in reversed(dataset.query)}
     samples = [firsts[pid] for pid in dict.fromkeys(sample.pid for sample in dataset.query)][:SHOWN_MASKS]
     source = SampleDataset(samples, eval_transform(model), model.modalities)
@@ -205,31 +297,26 @@ def _masks(model: ReIDModel, dataset: ReIDDataset) -> tuple[Image, list[list[str
     with torch.no_grad():
         features = model.forward_features(batch.images, batch.captions, batch.present)
     mask, gamma = (features[name].unflatten(-1, model.image_tower.grid_size).numpy() for name in ("mask", "gamma"))
-    captions = [[sample.key, *map(" ".join, sample.captions)] for sample in samples if sample.captions]
-    return mask_image(samples, mask, model.modalities, gamma), captions
+    return mask_image(samples, mask, model.modalities, gamma, label_names=_label_names(dataset))
 
 
-def _report(
-    path: Path, metrics: dict[str, Any], results: Table, captions: list[list[str]], ranks: Image, masks: Image
-) -> None:
+def _report(path: Path, metrics: dict[str, Any], intro: str, results: Table, ranks: Image, masks: Image) -> None:
     size, generator, recipe = metrics["size"], metrics["generator"], metrics["recipe"]
     height, width = generator["img_size"]
-    captioners = "From simulated captioners that misread and guess as published captions do."
-    shown = Table("Captions of the samples below", ["sample", "RGB", "NIR", "TIR"], captions, captioners)
     facts = {
         "seed": metrics["seed"],
         "generator": f"synthetic-persons, version {generator['version']}, {height}x{width} pixels",
         "identities": f"{size['num_train']} training, {size['num_test']} test",
-        "recipe": f"{recipe['name']}, {recipe['epochs']} epochs for each model" if recipe else "none: bundled weights",
+        "weights": f"{recipe['epochs']} epochs of the recipe {recipe['name']} for each model" if recipe else "bundled",
+        "protocol": metrics["protocol"],
         **metrics["versions"],
         "seconds": metrics["seconds"]["total"],
     }
     write_report(
         path,
         title="nextreid demo",
-        intro=f"NEXT and its baseline, {'trained alike' if recipe else 'with bundled weights,'} on procedural persons "
-        "seen in three spectra.",
-        tables=[results, shown],
+        intro=intro,
+        tables=[results],
         images=[(_RANKS_TITLE, ranks), (_MASKS_TITLE, masks)],
         facts=facts,
     )

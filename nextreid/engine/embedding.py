@@ -1,8 +1,10 @@
 """Samples to embeddings, the one way: the towers run once for each batch, the rest once for each condition."""
 
+import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from .ablations import Condition, has_captions
 from .distributed import all_gather_objects, is_main, rank, world_size
 from .progress import progress_bar
 
+_logger = logging.getLogger(__name__)
 _TEXT_LOCK = threading.Lock()  # a text tower keeps what it encoded in a table that two threads must not fill at once
 
 
@@ -76,7 +79,7 @@ def embed_samples(
         Embeddings ``(n, F)``, float32, on the CPU, not normalised.
 
     Raises:
-        ValueError: There is no sample, a sample has no image, or an image cannot be read.
+        ValueError: There is no sample, a sample has no image, an image cannot be read, or an embedding is not finite.
     """
     if not samples:
         raise ValueError("there is no sample to embed")
@@ -137,8 +140,11 @@ def embed_conditions(
 def embed_batch(
     model: ReIDModel, batch: Batch, conditions: Sequence[Condition], options: EmbedOptions = EmbedOptions()
 ) -> list[Tensor]:
-    """Embed one batch on the model's device: the image tower runs once, the rest once for each condition."""
-    encoded = model.encode_images(batch.images, batch.present, batch.camid)
+    """Embed one batch on the model's device: the image tower runs once, the rest once for each condition.
+
+    Cameras beyond those that the model has learned are unknown to it. ValueError if an embedding is not finite.
+    """
+    encoded = model.encode_images(batch.images, batch.present, _known_cameras(model, batch.camid))
     vectors = []
     for condition in conditions:
         shows = condition.shows(model.modalities)
@@ -149,8 +155,34 @@ def embed_batch(
                 text = model.prepare_text(captions)
         present = batch.present & torch.tensor(shows, device=batch.present.device)
         features = model.forward_tokens(encoded, text, present)
-        vectors.append(model.vector(features, options.embedding, options.after_neck).float().cpu())
+        rows = model.vector(features, options.embedding, options.after_neck).float().cpu()
+        _reject_not_finite(rows, batch.keys, present.any(1).cpu(), next(model.parameters()).dtype)
+        vectors.append(rows)
     return vectors
+
+
+def _known_cameras(model: ReIDModel, camid: Tensor) -> Tensor:
+    """The cameras ``(B,)``, -1 for those that the model has no embedding of."""
+    count = getattr(getattr(model, "image_tower", None), "num_cameras", 0)
+    if not count or not (beyond := camid >= count).any():
+        return camid
+    _warn_cameras(count)
+    return camid.masked_fill(beyond, -1)
+
+
+@cache
+def _warn_cameras(count: int) -> None:
+    _logger.warning("images of cameras beyond the %d that the model was trained on: they count as unknown", count)
+
+
+def _reject_not_finite(rows: Tensor, keys: Sequence[str], shown: Tensor, dtype: torch.dtype) -> None:
+    bad = (~rows.isfinite().all(1) & shown).nonzero()[:, 0].tolist()
+    if bad:
+        raise ValueError(
+            f"the embeddings of {len(bad)} of {len(rows)} samples of a batch are not finite, first that of "
+            f"{keys[bad[0]]!r}, in {dtype}: half precision may have overflowed, take bfloat16 or float32; else the "
+            "weights are damaged"
+        )
 
 
 def reads_text(model: ReIDModel, samples: Sequence[Sample], condition: Condition) -> bool:

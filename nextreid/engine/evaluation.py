@@ -19,7 +19,7 @@ from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, ge
 from . import distributed
 from .ablations import Condition, hide_modalities
 from .embedding import EmbedOptions, check_visible, embed_conditions, is_visible, reads_text
-from .provenance import trained_sets
+from .provenance import trained_sets, warn_domain
 
 _logger = logging.getLogger(__name__)
 
@@ -349,6 +349,8 @@ def _of_query_and_gallery(rule: Protocol, modalities: Sequence[str], condition: 
 def _checked(model: ReIDModel, dataset: ReIDDataset, on_error: OnError, allow_leak: bool) -> ReIDDataset:
     reject_leak(trained_sets(model), dataset.name, allow_leak)
     check_modalities(model, dataset)
+    if distributed.is_main():
+        warn_domain(model, dataset)
     return dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
 
 

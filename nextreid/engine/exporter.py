@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextreid._files import check_out_file, write_whole
+from nextreid._files import check_out_file, user_path, write_whole
 from nextreid.data import Sample
 from nextreid.data.loader import make_loader
 from nextreid.models import ReIDModel, as_reid_model
@@ -100,7 +100,7 @@ def export(
         raise ValueError(f"unknown format {format!r}; allowed: {', '.join(FORMATS)}")
     if text and not model.uses_text:
         raise ValueError(f"{model.pretrained_cfg.architecture} reads no captions as it was built: export without text")
-    path = Path(out)
+    path = user_path(out)
     check_out_file(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; name another file, or replace it (overwrite=True, --overwrite)")

@@ -1,7 +1,7 @@
 """Images to a file of embeddings and a table of what they belong to."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,19 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from nextreid._files import check_out_folder, write_csv, write_tensors
+from nextreid._files import check_out_folder, user_path, write_csv, write_tensors
 from nextreid.data import Sample, drop_unreadable
-from nextreid.data.image import OnError
+from nextreid.data.captions import add_captions, caption_home
+from nextreid.data.image import OnError, Window
 from nextreid.data.manifest import read_manifest
-from nextreid.data.pattern import read_folder
+from nextreid.data.pattern import read_folder, read_pattern
 from nextreid.data.sample import repeated_keys
 from nextreid.models import as_reid_model
 
 from .ablations import Condition
-from .distributed import on_main
+from .distributed import is_main, on_main
 from .embedding import EmbedOptions, embed_samples, reads_text
+from .provenance import warn_domain
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ def extract(
 
     Args:
         model: A model of the zoo, or a module that `nextreid.adapt` takes.
-        source: Samples, a manifest (CSV), or a folder with one folder of images for each modality.
+        source: Samples, or a manifest or folder as `read_samples` takes them.
         out: Folder to write ``embeddings.safetensors`` and ``index.csv`` into; new, empty, or one of embeddings.
         text: Whether captions are read, where there are some and the model reads them.
         normalize: Whether each embedding has length 1; the header says so.
@@ -78,8 +80,10 @@ def extract(
         FileExistsError: `out` has embeddings already and `overwrite` is False, or other files.
         ValueError: There is no sample, a sample has no image, an image cannot be read, or two samples share a key.
     """
-    model, folder = as_reid_model(model), Path(out)
+    model, folder = as_reid_model(model), user_path(out)
     on_main(lambda: check_extraction(folder, overwrite))
+    if is_main():
+        warn_domain(model)
     samples = read_samples(source, tuple(model.modalities)) if isinstance(source, str | Path) else list(source)
     if on_error != "raise":
         kept, notes = drop_unreadable({"samples": samples}, model.modalities, on_error)
@@ -115,14 +119,45 @@ def check_extraction(folder: Path, overwrite: bool) -> None:
         )
 
 
-def read_samples(source: str | Path, modalities: tuple[str, ...]) -> Sequence[Sample]:
-    """Read a folder or a manifest; raise FileNotFoundError if there is neither."""
-    path = Path(source)
-    if path.is_dir():
-        return read_folder(path, modalities)
-    if not path.is_file():
+def read_samples(
+    source: str | Path,
+    modalities: Sequence[str],
+    *,
+    pattern: str | None = None,
+    window: Mapping[str, Window] | None = None,
+    captions: str | Path | None = None,
+) -> list[Sample]:
+    """Read images to embed, with labels and captions where there are some.
+
+    Args:
+        source: A manifest (see `read_manifest`); or a folder with a folder of images for each modality, at any depth;
+            or any folder, with a `pattern`.
+        modalities: Order of the images.
+        pattern: How the files of the folder are named; see `read_pattern`.
+        window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
+        captions: What ``nextreid captions run`` wrote for these images; takes the place of a manifest's own captions.
+
+    Raises:
+        FileNotFoundError: If there is neither a folder nor a file, or no image or no caption file where it should be.
+        ValueError: If a pattern is given for a file, nothing fits it, or the manifest or the captions are wrong.
+    """
+    path = user_path(source)
+    if not path.exists():
         raise FileNotFoundError(f"no folder and no manifest at {path}")
-    return read_manifest(path, modalities)
+    if pattern is not None and not path.is_dir():
+        raise ValueError(f"a pattern is for a folder, and {path} is a file")
+    home = caption_home(captions, (), modalities, splits=("all",))
+    if not path.is_dir():
+        samples = read_manifest(path, modalities, window=window)
+    elif pattern is not None:
+        samples = read_pattern(path, pattern, modalities, window=window)
+    else:
+        samples = read_folder(path, modalities, window, nested=True)
+    notes: list[str] = []
+    samples = add_captions(samples, home, "all", modalities, notes)
+    for note in notes:
+        _logger.warning("%s: %s", path, note)
+    return samples
 
 
 def _index_rows(samples: Sequence[Sample], modalities: Sequence[str]) -> Iterator[tuple[Any, ...]]:

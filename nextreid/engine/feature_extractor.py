@@ -4,7 +4,6 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,12 +13,14 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 from torch import Tensor, nn
 
+from nextreid._files import user_path
 from nextreid.data import Image, ImageFile, Sample, SampleDataset, collate, open_image, split_sentences
 from nextreid.data.image import Window, check_windows, through_window
 from nextreid.models import as_reid_model, create_model
 
 from .ablations import Condition
 from .embedding import EmbedOptions, embed_batch, embedding_width, eval_transform
+from .provenance import warn_domain
 
 ImageInput: TypeAlias = str | os.PathLike[str] | ImageFile | PILImage.Image | np.ndarray | Tensor
 Caption: TypeAlias = str | Sequence[str] | None
@@ -50,7 +51,7 @@ class FeatureExtractor:
     another could see, so that threads may share an extractor; give a model to one extractor only.
 
     Args:
-        model: A name or source that `create_model` takes, such as ``"local-dir:run/best"``, a model, or a module that
+        model: A name or folder that `create_model` takes, such as ``"runs/x/best"``, a model, or a module that
             `nextreid.adapt` takes. A model is not copied: it is put into evaluation mode, and moved and cast on demand.
         device: Where to compute, such as ``"cuda"``; None stays where the model is, for a name the CPU.
         pretrained: Whether a name's weights are loaded; a model has its own.
@@ -72,7 +73,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        model: str | nn.Module,
+        model: str | os.PathLike[str] | nn.Module,
         device: torch.device | str | None = None,
         *,
         pretrained: bool = True,
@@ -86,16 +87,17 @@ class FeatureExtractor:
         torch_dtype = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if dtype is not None and torch_dtype not in _DTYPES.values():
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-        if isinstance(model, str):
+        if isinstance(model, str | os.PathLike):
             model = create_model(model, pretrained=pretrained)
             weights = model.pretrained_cfg
             if pretrained and not (weights.file or weights.hf_hub_id):
                 _logger.warning(
                     "%s has pretrained towers and was not trained to tell identities apart: load a trained checkpoint, "
-                    "such as 'local-dir:run/best'",
+                    "such as 'runs/x/best'",
                     weights.architecture,
                 )
         self.model = as_reid_model(model).to(device=device, dtype=torch_dtype).eval()
+        warn_domain(self.model)
         self.modalities = self.model.modalities
         if "captions" in self.modalities:
             raise ValueError(f"a modality cannot be named 'captions' here; the modalities are {self.modalities}")
@@ -242,12 +244,6 @@ class FeatureExtractor:
             batch = collate([dataset[i] for i in range(len(some))]).to(device)
             parts += embed_batch(model, batch, [Condition(text)], self._options)
         vectors = torch.cat(parts)
-        if bad := (~vectors.isfinite().all(dim=1)).nonzero()[:, 0].tolist():
-            raise ValueError(
-                f"{len(bad)} of {len(vectors)} vectors are not finite, first that of number {bad[0]}, in "
-                f"{next(model.parameters()).dtype}: half precision may have overflowed, take bfloat16 or float32; else "
-                "the weights are damaged"
-            )
         return F.normalize(vectors, dim=1) if self.normalize else vectors
 
     def _images(self, sources: tuple[Any, ...], owner: str) -> Iterator[Image | None]:
@@ -259,7 +255,7 @@ class FeatureExtractor:
         if isinstance(source, ImageFile):
             return source
         if isinstance(source, str | os.PathLike):
-            return through_window(Path(source), self._windows.get(modality))
+            return through_window(user_path(source), self._windows.get(modality))
         if isinstance(source, PILImage.Image):
             return _from_pillow(source, what)
         if isinstance(source, np.ndarray | Tensor):

@@ -1,10 +1,15 @@
-"""What a model's weights were trained on, and whether a test set's identities were among it."""
+"""What a model's weights were trained on, and what that says about other data."""
 
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+from nextreid.data import ReIDDataset, data_card, list_cards
 from nextreid.models import ReIDModel
 from nextreid.retrieval import METRICS
+
+_logger = logging.getLogger(__name__)
 
 
 def trained_sets(model: ReIDModel) -> list[str]:
@@ -14,6 +19,26 @@ def trained_sets(model: ReIDModel) -> list[str]:
         names.append(record["dataset"])
         record = record.get("start")
     return names
+
+
+def warn_domain(model: ReIDModel, dataset: ReIDDataset | None = None) -> None:
+    """Warn, once, about weights that were trained on something else than these data; None for images of any origin."""
+    trained = next(iter(trained_sets(model)), None)
+    if trained is None or trained not in list_cards():
+        return
+    kind, synthetic = data_card(trained).object_type, trained.startswith("synthetic-")
+    if synthetic and not (dataset and dataset.name.startswith("synthetic-")):
+        on = "drawn images: for photographs take weights that were trained on some"
+    elif dataset and dataset.object_type in ("person", "vehicle") and dataset.object_type != kind:
+        on = f"images of {kind}s, and {dataset.name} shows {dataset.object_type}s: expect little"
+    else:
+        return
+    _warn_once(f"the weights of {model.pretrained_cfg.architecture} were trained on {trained}, {on}")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    _logger.warning("%s", message)
 
 
 def record_training(model: ReIDModel, record: dict[str, Any], start: dict[str, Any] | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nextreid._files import check_out_folder, write_json
+from nextreid._files import check_out_folder, user_path, write_json
 from nextreid.data import ReIDDataset
 from nextreid.retrieval import METRICS
 
@@ -79,7 +79,7 @@ def train_seeds(
     """
     if seeds < 1:
         raise ValueError(f"the number of seeds must be at least 1, got {seeds}")
-    folder, numbers = Path(out), range(recipe.seed, recipe.seed + seeds)
+    folder, numbers = user_path(out), range(recipe.seed, recipe.seed + seeds)
     on_main(lambda: check_out_folder(folder, ("seed*",)))
     present = [n for n in numbers if (folder / f"seed{n}" / RECIPE).exists()]
     if present and not resume:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 
-from nextreid._files import write_jsonl
+from nextreid._files import user_path, write_jsonl
 from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, caption_sampler, seeded_rng
 from nextreid.data.card import reject_leak
 from nextreid.data.image import OnError
@@ -106,7 +106,7 @@ def train(
             something else.
         FloatingPointError: A loss or gradient is not finite; the files of the epoch before stay.
     """
-    model, folder = as_reid_model(model), Path(out)
+    model, folder = as_reid_model(model), user_path(out)
     _train_pids(dataset)
     check_modalities(model, dataset)
     if recipe.eval_every and not (dataset.query and dataset.gallery):
@@ -136,8 +136,17 @@ def train(
     history = load_state(folder / STATE, model, optimizer) if (folder / STATE).exists() else []
     if len(history) != broadcast(len(history)):
         raise ValueError(f"process {rank()} does not see the run of the first one in {folder}: put it on a shared disk")
-    if history and is_main():
-        _logger.info("continuing %s after epoch %d", folder, len(history))
+
+    def record_epoch(epoch: int) -> None:
+        record = {"dataset": dataset.name, **{name: described["dataset"][name] for name in ("digest", "protocol")}}
+        record |= {"recipe": recipe.name, "seed": recipe.seed, "epoch": epoch, "epochs": recipe.epochs}
+        record_training(model, record, described["start"]["trained_on"])
+
+    if history:
+        if is_main():
+            _logger.info("continuing %s after epoch %d", folder, len(history))
+        record_epoch(len(history))  # there may be no further one
+        record_metrics(model, history[-1].get("evaluation"), "last")
     cache = _open_cache(model, dataset, recipe)
     options = EmbedOptions(recipe.eval_batch_size, recipe.workers, None, progress, cache, recipe.augment)
     config = model.pretrained_cfg
@@ -167,9 +176,7 @@ def train(
         row["train_seconds"] = round(time.perf_counter() - start, 3)
         row |= _evaluations(model, dataset, recipe, epoch, text, options)
         history.append(broadcast(row))
-        record = {"dataset": dataset.name, **{name: described["dataset"][name] for name in ("digest", "protocol")}}
-        record |= {"recipe": recipe.name, "seed": recipe.seed, "epoch": epoch, "epochs": recipe.epochs}
-        record_training(model, record, described["start"]["trained_on"])
+        record_epoch(epoch)
         on_main(lambda: _save(folder, model, optimizer, history))
         if progress and is_main():
             seconds += time.perf_counter() - start

@@ -32,11 +32,14 @@ class NEXTHead(nn.Module):
         sampling_threshold: Threshold of ``"fixed"``.
         sampling_keep_ratio: Share that ``"topk"`` and ``"random"`` keep.
         modulation_scope: ``"position"`` or ``"map"``; see `TextModulation` (Eq. 6).
+        modulation_contrast: Whether captions compare patches instead of shifting thresholds; see `TextModulation`.
         text_modulation: Build the modulation. Without captions in training its weights do not learn: False then.
         masked_tokens: Sampled-out tokens stay in the attention as ``"zero"`` tokens (Eq. 7) or ``"drop"`` out of it.
         structure_routing: ``"shared"`` or ``"specific"`` (Table 4).
         structure_granularity: Routing weights per ``"token"`` or per ``"sample"`` (Eq. 8).
-        structure_output: ``"sum"`` (Eq. 9), or ``"each"`` structure expert as a token set of its own.
+        structure_output: ``"sum"`` (Eq. 9), or ``"each"`` structure expert as a token set of its own. Without any
+            expert: ``"sum"`` aggregates the tokens of all modalities as one set, ``"each"`` those of each modality as
+            a set of their own ("each backbone feature as an independent expert", Appendix B.1).
         aggregation: ``"attention"`` (Eq. 11), ``"mean"``, or ``"concat"`` of the class tokens, without experts.
         num_heads: Heads of the aggregation.
         ffn_ratio: Hidden width of the aggregation's feed-forward network as a multiple of D.
@@ -75,6 +78,7 @@ class NEXTHead(nn.Module):
         num_heads: int = 8,
         ffn_ratio: float = 4.0,
         mmfa_residual: bool = False,
+        modulation_contrast: bool = False,
     ) -> None:
         super().__init__()
         if aggregation not in (*AGGREGATIONS, "concat"):
@@ -109,6 +113,7 @@ class NEXTHead(nn.Module):
                 masked_tokens=masked_tokens,
                 modulation_scope=modulation_scope,
                 num_tokens=num_tokens,
+                modulation_contrast=modulation_contrast,
             )
         if num_structure_experts:
             self.structure_experts = StructureExperts(
@@ -122,7 +127,12 @@ class NEXTHead(nn.Module):
                 output=structure_output,
             )
         # Without any expert the backbone's own tokens are the one token set (Table 3, row B).
-        structure_sets = self.structure_experts.num_sets if self.structure_experts else int(not num_semantic_experts)
+        no_expert = not (num_semantic_experts or num_structure_experts)
+        self.each_backbone = no_expert and structure_output == "each" and aggregation != "concat"
+        if self.structure_experts is not None:
+            structure_sets = self.structure_experts.num_sets
+        else:
+            structure_sets = 0 if num_semantic_experts else num_modalities if self.each_backbone else 1
         if aggregation != "concat":
             self.mmfa = MMFA(
                 dim, num_heads, ffn_ratio, mmfa_residual, aggregation, num_semantic_experts > 0, structure_sets > 0
@@ -139,6 +149,7 @@ class NEXTHead(nn.Module):
         text: Tensor | None = None,
         present: Tensor | None = None,
         return_parts: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Embed samples.
 
@@ -151,6 +162,7 @@ class NEXTHead(nn.Module):
             present: Which modalities exist, bool ``(B, M)``; None for all. Whatever an absent one's tokens hold, NaN
                 included, its parts of the embedding are zero and no other part sees it.
             return_parts: Give the parts by name instead of the embedding.
+            mask: What all semantic experts sample, zeros and ones ``(B, M, N)``; None leaves it to ``sampling``.
 
         Returns:
             The embedding ``(B, G*M*D)``, not normalised: token sets outermost, then modalities, then channels. With
@@ -166,17 +178,27 @@ class NEXTHead(nn.Module):
         semantic = structure = None
         if self.semantic_experts is not None:
             given = self._text(text, tokens) if self.uses_text else None
-            sampled = self.semantic_experts(cls, tokens, given, present)
+            sampled = self.semantic_experts(cls, tokens, given, present, mask)
             semantic = sampled.sets
             found = {name: getattr(sampled, name) for name in ("mask", "gamma", "beta", "sigma")}
             parts |= {name: part for name, part in found.items() if part is not None}
         if self.structure_experts is not None:
             structure, parts["weights"] = self.structure_experts(tokens, present)
         elif self.semantic_experts is None:
-            keys = None if present is None else present.repeat_interleave(tokens.shape[2], dim=1)
-            structure = TokenSets(tokens.flatten(1, 2)[:, None], keys)
+            structure = self._backbone_sets(tokens, present)
         parts["groups"] = cls[:, None] if self.mmfa is None else self.mmfa(cls, semantic, structure, present)
         return parts if return_parts else parts["groups"].flatten(1)
+
+    def _backbone_sets(self, tokens: Tensor, present: Tensor | None) -> TokenSets:
+        """The tower's own tokens: one set of all modalities, or one for each."""
+        batch, modalities, positions = tokens.shape[:3]
+        keys = None if present is None else present.repeat_interleave(positions, dim=1)  # (B, M*N)
+        sets = tokens.flatten(1, 2)[:, None]  # (B, 1, M*N, D)
+        if self.each_backbone:
+            own = torch.eye(modalities, dtype=torch.bool, device=tokens.device).repeat_interleave(positions, dim=1)
+            keys = own.expand(batch, -1, -1) if keys is None else own & keys[:, None]  # (B, M, M*N)
+            sets = sets.expand(-1, modalities, -1, -1)
+        return TokenSets(sets, keys)
 
     def _text(self, text: Tensor | None, tokens: Tensor) -> Tensor | None:
         if text is not None and text.shape[0] != tokens.shape[0]:

@@ -58,6 +58,7 @@ class SemanticSamplingExperts(nn.Module):
         router_hidden: Hidden width of the routers; by default ``dim // 4``.
         modulation_scope: See `TextModulation`.
         modulation_hidden: See `TextModulation`.
+        modulation_contrast: See `TextModulation`.
         num_tokens: Patch tokens per modality, needed by ``modulation_scope="map"`` and ``sampling="random"`` only.
 
     Raises:
@@ -85,6 +86,7 @@ class SemanticSamplingExperts(nn.Module):
         modulation_scope: str = "position",
         modulation_hidden: int | None = None,
         num_tokens: int | None = None,
+        modulation_contrast: bool = False,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
@@ -107,7 +109,7 @@ class SemanticSamplingExperts(nn.Module):
             self.score_router = Router(dim, num_experts, num_modalities, router_hidden, routing)
             if text:
                 self.modulation = TextModulation(
-                    num_modalities, num_experts, modulation_hidden, modulation_scope, num_tokens
+                    num_modalities, num_experts, modulation_hidden, modulation_scope, num_tokens, modulation_contrast
                 )
         if sampling == "dynamic":
             self.threshold_router = Router(dim, num_experts, num_modalities, router_hidden, routing)
@@ -115,7 +117,12 @@ class SemanticSamplingExperts(nn.Module):
             self.register_buffer("pattern", _random_order(num_experts, num_modalities, num_tokens or 0))
 
     def forward(
-        self, cls: Tensor, tokens: Tensor, text: Tensor | None = None, present: Tensor | None = None
+        self,
+        cls: Tensor,
+        tokens: Tensor,
+        text: Tensor | None = None,
+        present: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> SampledTokens:
         """Sample and transform the patch tokens of all modalities.
 
@@ -125,12 +132,13 @@ class SemanticSamplingExperts(nn.Module):
             text: Caption features for each expert ``(B, E_t, M, D)`` (Eq. 4), or ``(B, M, D)`` for all of them; None
                 for no captions; see `TextModulation`.
             present: Which modalities exist, bool ``(B, M)``; None for all. Absent ones are never sampled.
+            mask: What to sample, zeros and ones ``(B, M, N)``, in the place of what ``sampling`` would choose.
 
         Returns:
             Token sets, mask, scores, thresholds and similarities.
 
         Raises:
-            ValueError: If ``text`` has another shape.
+            ValueError: If ``text`` or ``mask`` has another shape.
         """
         batch, modalities, _, dim = tokens.shape
         expected = (batch, len(self.experts), modalities, dim)
@@ -138,7 +146,13 @@ class SemanticSamplingExperts(nn.Module):
             text = text[:, None].expand(-1, len(self.experts), -1, -1)
         if text is not None and text.shape != expected:
             raise ValueError(f"caption features have shape {tuple(text.shape)}, expected (B, E_t, M, D) = {expected}")
-        mask, gamma, sigma, beta = self._sample(cls, tokens, text, present)
+        gamma = sigma = beta = None
+        if mask is None:
+            mask, gamma, sigma, beta = self._sample(cls, tokens, text, present)
+        elif mask.shape != tokens.shape[:3]:
+            raise ValueError(f"the mask has shape {tuple(mask.shape)}, expected (B, M, N) = {tuple(tokens.shape[:3])}")
+        else:
+            mask = _of_present(mask[:, None].to(tokens.dtype).expand(-1, len(self.experts), -1, -1), present)
         gate = mask.flatten(2).transpose(0, 1)  # (E, B, M*N)
         stays = gate.detach() > 0 if self.masked_tokens == "drop" else None
         exists = None if present is None else present.repeat_interleave(tokens.shape[2], dim=1)  # (B, M*N)
@@ -162,17 +176,17 @@ class SemanticSamplingExperts(nn.Module):
             text = None
         elif text is not None:
             captioned = has_caption(text, present)
-            mix = modulation.mix if modulation.scope == "position" else None
+            mix = modulation.mix if modulation.fused else None
         routed = route(
             self.score_router(tokens), *self.score_router.second_layer(), sigma,
             tokens, text, captioned, mix, present, self.temperature,
         )  # fmt: skip
         mask, gamma, beta = routed
-        mapped = modulation is not None and modulation.scope == "map"
-        if mapped and modulation is not None and beta is not None and captioned is not None:
-            gamma = gamma + modulation.shift(beta, captioned)
+        shifted = False
+        if modulation is not None and not modulation.fused and beta is not None and captioned is not None:
+            gamma, shifted = gamma + modulation.shift(beta, captioned), True
         sigma = topk_threshold(gamma, self.keep_ratio) if self.sampling == "topk" else sigma[..., None]
-        if mapped or self.sampling == "topk":
+        if shifted or self.sampling == "topk":
             mask = _of_present(straight_through_mask(gamma, sigma, self.temperature), present)
         return mask, gamma, sigma, beta
 

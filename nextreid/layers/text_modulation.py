@@ -7,6 +7,7 @@ from ._registry import register_layer
 from .experts import uniform_parameter
 
 SCOPES = ("position", "map")
+_FLAT = 1e-8  # variance of cosines below which patches count as alike
 
 
 @register_layer
@@ -27,6 +28,9 @@ class TextModulation(nn.Module):
         scope: ``"position"`` mixes the M betas at each grid position with the same weights, so that any grid size
             works; ``"map"`` reads the flattened maps, ``M * N`` to ``M * N``, for one fixed grid.
         num_tokens: Number N of patch tokens per modality; needed by ``scope="map"`` only.
+        contrast: Compare the patches with each other (not in the paper): each beta map is standardised over its
+            patches before the network reads it, and what the network adds has mean zero over the patches. A caption
+            then says where to look, and never how much to keep.
 
     Raises:
         ValueError: If ``scope`` is unknown or ``num_tokens`` is missing with ``"map"``.
@@ -39,19 +43,25 @@ class TextModulation(nn.Module):
         hidden: int | None = None,
         scope: str = "position",
         num_tokens: int | None = None,
+        contrast: bool = False,
     ) -> None:
         super().__init__()
         if scope not in SCOPES:
             raise ValueError(f"unknown modulation scope {scope!r}; allowed: {', '.join(SCOPES)}")
         if scope == "map" and num_tokens is None:
             raise ValueError("modulation scope 'map' needs num_tokens, the number of patch tokens of one modality")
-        self.scope, self.num_tokens = scope, num_tokens
+        self.scope, self.num_tokens, self.contrast = scope, num_tokens, contrast
         width = num_modalities if scope == "position" else num_modalities * (num_tokens or 0)
         hidden = hidden or (8 * num_modalities if scope == "position" else num_tokens) or width
         self.fc1_weight = uniform_parameter(num_experts, hidden, width, fan_in=width)
         self.fc1_bias = uniform_parameter(num_experts, hidden, fan_in=width)
         self.fc2_weight = uniform_parameter(num_experts, width, hidden, fan_in=hidden)
         self.fc2_bias = uniform_parameter(num_experts, width, fan_in=hidden)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the routing operation can add the shift by itself: it reads one position at a time."""
+        return self.scope == "position" and not self.contrast
 
     @property
     def mix(self) -> Mix:
@@ -90,6 +100,9 @@ class TextModulation(nn.Module):
         Raises:
             ValueError: If the modulation reads maps of another size.
         """
+        if self.contrast:
+            spread = beta.var(-1, keepdim=True, unbiased=False)
+            beta = (beta - beta.mean(-1, keepdim=True)) * (spread + _FLAT).rsqrt()
         if self.scope == "position":
             shift = modulation_shift(beta, self.mix)
         elif beta.shape[-1] == self.num_tokens:
@@ -99,6 +112,8 @@ class TextModulation(nn.Module):
                 f"modulation over the map was built for {self.num_tokens} tokens, got {beta.shape[-1]}; "
                 "use scope='position' for other grids"
             )
+        if self.contrast:
+            shift = shift - shift.mean(-1, keepdim=True)
         return shift * captioned.any(2)[..., None, None]
 
 

@@ -9,11 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+from .._schema import listed, number
+from ..towers.image import img_size_kind
 from ._base import Captions, Features, ReIDModel, SampleCaption
 from ._pretrained import PretrainedCfg
 
 _logger = logging.getLogger(__name__)
+_THREE = listed(number(-1e3, 1e3), 3, 3, "one number, or one for each of three channels")
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 
 class AdaptedModel(ReIDModel):
@@ -22,8 +27,7 @@ class AdaptedModel(ReIDModel):
     def __init__(self, module: nn.Module, modalities: Sequence[str], img_size: Sequence[int]) -> None:
         super().__init__(modalities)
         self.module = module
-        height, width = img_size
-        self.img_size = (height, width)
+        self.img_size = img_size_kind("img_size", img_size)
         parameters = inspect.signature(module.forward).parameters.values()
         takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
         names = {parameter.name for parameter in parameters}
@@ -96,6 +100,7 @@ def adapt(
         >>> model = adapt(MyModule(), modalities=("rgb", "tir"), img_size=(256, 128))
         >>> train(model, dataset, recipe, "runs/mine")
     """
+    module = unwrap(module)
     name = type(module).__name__
     reference = next(module.parameters(), None)
     if reference is None:
@@ -117,12 +122,26 @@ def adapt(
     return model.train(module.training)
 
 
+def unwrap(model: Any) -> Any:
+    """The module inside of ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and averages of weights."""
+    while isinstance(model, nn.Module) and not isinstance(model, ReIDModel):
+        parts = dict(model.named_children())
+        inner = parts.get("_orig_mod")  # of torch.compile
+        if isinstance(model, _WRAPPERS) or isinstance(parts.get("module"), ReIDModel):  # such as timm's ModelEma
+            inner = parts["module"]
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
 def as_reid_model(model: Any) -> ReIDModel:
-    """Take a model as it is, and adapt a module that has ``modalities`` and ``img_size``.
+    """Take a model as it is, out of what wraps it, and adapt a module that has ``modalities`` and ``img_size``.
 
     Raises:
         ValueError: If it is neither; the message names `adapt`.
     """
+    model = unwrap(model)
     if isinstance(model, ReIDModel):
         if not hasattr(model, "pretrained_cfg"):  # built by its class, not by `create_model`
             model.pretrained_cfg = _cfg(model, type(model).__name__)
@@ -155,10 +174,8 @@ def _cfg(model: ReIDModel, architecture: str, **fields: Any) -> PretrainedCfg:
 
 
 def _channels(value: float | Sequence[float]) -> tuple[float, ...]:
-    values = (float(value),) * 3 if isinstance(value, int | float) else tuple(map(float, value))
-    if len(values) != 3:
-        raise ValueError(f"mean and std take one value or one for each of three channels, got {value!r}")
-    return values
+    values = (value,) * 3 if isinstance(value, int | float) else value
+    return tuple(map(float, _THREE("mean and std", values)))
 
 
 @cache

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..layers.neck import BNNeck
 from ..towers import ImageTower, ImageTowers, TextTower
+from ..towers.image import modalities_kind
 from ._pretrained import PretrainedCfg
 
 Captions = Sequence[Sequence[Sequence[str] | str | None]]
@@ -58,7 +59,7 @@ class ReIDModel(nn.Module):
     ``after_step(epoch, step)``, where there is one, is called after every training step.
 
     Args:
-        modalities: Names of the modalities, in the order of the images' axis M.
+        modalities: Names of the modalities, in the order of the images' axis M; a string is one of them.
 
     Attributes:
         img_size: Height and width of the images in pixels.
@@ -84,14 +85,13 @@ class ReIDModel(nn.Module):
     model_args: dict[str, Any]
     pretrained_cfg: PretrainedCfg
     modality_width: int | None = None
+    modalities: tuple[str, ...]
     uses_text: bool = False
 
     def __init__(self, modalities: Sequence[str] = ("rgb", "nir", "tir")) -> None:
         super().__init__()
         self.text_tower = None
-        self.modalities = tuple(modalities)
-        if not self.modalities or len(set(self.modalities)) != len(self.modalities):
-            raise ValueError(f"modalities must be one or more distinct names, got {list(self.modalities)}")
+        self.modalities = modalities_kind("modalities", modalities)
 
     def prepare_text(self, captions: Captions, sample: SampleCaption | None = None) -> Tensor | None:
         """Bring the captions of a batch into the form that ``forward`` takes as ``text``.

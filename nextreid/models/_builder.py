@@ -1,17 +1,20 @@
 """Where a configuration meets a class: build it, then fill it with weights."""
 
 import logging
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
+from .._files import user_path
 from ..towers import load_pretrained_clip
 from ._adapter import as_reid_model
 from ._base import ReIDModel
-from ._hub import CONFIG, download, load_config, load_strictly, read_weights
+from ._config import check_arguments, resolve_arguments
+from ._hub import CONFIG, activations, download, load_config, load_strictly, read_weights
 from ._pretrained import OF_WEIGHTS, PretrainedCfg
 from ._registry import get_pretrained_cfg
 
@@ -40,17 +43,19 @@ def build_model_with_cfg(
         **kwargs: Arguments of the class.
 
     Returns:
-        The model, with ``pretrained_cfg`` and ``model_args`` attached.
+        The model, with ``pretrained_cfg`` and ``model_args``, all of the class's arguments, attached.
 
     Raises:
-        ValueError: If ``pretrained`` is asked for and there are no weights.
+        ValueError: If an argument is unknown or not what it must be, or ``pretrained`` is asked for and there are no
+            weights.
     """
     tag = f".{pretrained_cfg}" if isinstance(pretrained_cfg, str) else ""
     cfg = pretrained_cfg if isinstance(pretrained_cfg, PretrainedCfg) else get_pretrained_cfg(variant + tag)
     changes = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
     cfg = cfg.replace(**{**changes, **(pretrained_cfg_overlay or {})})
-    model = model_class(**kwargs)
-    model.model_args = dict(kwargs)
+    arguments = resolve_arguments(model_class, variant, kwargs)
+    model = model_class(**arguments)
+    model.model_args = arguments
     model.pretrained_cfg = cfg.replace(
         architecture=variant,
         tag=cfg.tag if pretrained else "",
@@ -87,14 +92,19 @@ def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None 
         )
 
 
+# What a model may have otherwise than its checkpoint: what is made to fit, and what counts in training alone.
+_FREE = re.compile(r"num_classes|classifier|img_size|drop_path|head\.drop|.*drop_rate")
+
+
 def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], path: str) -> None:
     """Check that a checkpoint fits the model in what shapes do not tell, and bring its position tables to its size."""
-    saved, theirs, ours = config["pretrained_cfg"], config["model_args"], getattr(model, "model_args", {})
-    # Routers belong to a modality, activations to a tower's name.
-    facts = {"modalities": (list(saved.get("modalities", model.modalities)), list(model.modalities))}
-    facts |= {k: (theirs[k], ours[k]) for k in ("image_tower", "text_tower") if k in theirs and k in ours}
-    facts["num_cameras"] = theirs.get("num_cameras", 0), ours.get("num_cameras", 0)
-    for name, (trained, built) in facts.items():
+    saved = config["pretrained_cfg"]
+    theirs, ours = _flatten(check_arguments(config["model_args"])), _flatten(getattr(model, "model_args", {}))
+    facts = {k: (theirs[k], ours[k]) for k in theirs.keys() & ours.keys() if not _FREE.fullmatch(k)}
+    facts["modalities"] = tuple(saved.get("modalities", model.modalities)), model.modalities
+    parts = activations(model)
+    facts |= {f"activations of {k}": (v, parts[k]) for k, v in config.get("activations", {}).items() if k in parts}
+    for name, (trained, built) in sorted(facts.items()):
         if trained != built:
             raise ValueError(f"the weights of {path} were trained with {name}={trained}, the model has {name}={built}")
     size = tuple(saved.get("input_size", (3, *model.img_size))[1:])
@@ -108,22 +118,39 @@ def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], p
         state[key] = resample_abs_pos_embed(state[key], list(grid), old, num_prefix_tokens=prefix)
 
 
-def load_checkpoint(model: ReIDModel, path: str | Path) -> None:
+def _flatten(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        flat |= (
+            _flatten(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else {prefix + name: tuple(value) if isinstance(value, list) else value}
+        )
+    return flat
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Load a checkpoint folder, or the ``.safetensors`` file of one, strictly but for two things that it names.
 
     Identities differ from one dataset to the next: where the checkpoint's classifier has another number of them than
     the model, the model keeps its new one. Where the image sizes differ, the position tables are resampled from
-    the checkpoint's grid. Both are logged; all else must fit.
+    the checkpoint's grid. Both are logged; all else must fit: every argument but those that count in training alone,
+    and the activations.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If the checkpoint is damaged or of another model; the message names what differs.
     """
-    model, path = as_reid_model(model), str(path)
-    state = read_weights(path)
+    model, path = as_reid_model(model), str(user_path(path))
+    state, size = read_weights(path), None
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if (folder / CONFIG).is_file():
         config = load_config(folder)
         _adapt(model, config, state, path)
         cfg = config["pretrained_cfg"]
         recorded = {name: cfg.get(name) for name in OF_WEIGHTS}
-        if tuple(cfg.get("input_size", ())[1:]) != model.img_size:
+        size = tuple(cfg.get("input_size", (3, *model.img_size))[1:])
+        if size != model.img_size:
             recorded |= {"metrics": None, "protocol": None}  # measured at the other size
         model.pretrained_cfg = model.pretrained_cfg.replace(**recorded)
     else:
@@ -134,4 +161,13 @@ def load_checkpoint(model: ReIDModel, path: str | Path) -> None:
             message = "%s: its identity classifier does not fit %d classes; a new one is started"
             _logger.warning(message, path, model.num_classes)
         state = {k: v for k, v in state.items() if k not in saved} | wanted
-    load_strictly(model, state, path)
+    try:
+        load_strictly(model, state, path)
+    except ValueError as error:
+        if size is None or size == model.img_size:
+            raise
+        raise ValueError(
+            f"{error}. The weights are of img_size={size}, the model has img_size={model.img_size}: what is "
+            "learned for each position (sampling='random', modulation_scope='map') has one size; build it with "
+            f"img_size={size}"
+        ) from error

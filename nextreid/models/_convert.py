@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
+from .._files import user_path
 from ..towers.clip_weights import ClipMapping, load_clip_weights
 from ._factory import create_model
 from ._hub import read_weights, sha256
@@ -18,7 +19,8 @@ from ._registry import model_entrypoint
 
 _SAFE_TORCH = "2.10"  # crafted files got past weights_only before: CVE-2025-32434, CVE-2026-24747
 PICKLES = (".pth", ".pt", ".bin")
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
+_COUNTERS = ("n_averaged",)  # of AveragedModel, beside the weights
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, torch.compile and a wrapping module
 
 
@@ -65,7 +67,7 @@ def convert_clip(
         ValueError: If the file holds more than tensors, is damaged, or does not fit; if torch is older than 2.10 and
             the file a pickle; the message says which and what to do.
     """
-    source, folder = Path(source), Path(folder)
+    source, folder = user_path(source), user_path(folder)
     if folder.exists() and not overwrite:
         raise FileExistsError(f"{folder} exists; take another folder, or replace it (overwrite=True, --overwrite)")
     model_entrypoint(model_name)  # an architecture: a trained model has no use for other towers
@@ -99,7 +101,7 @@ def convert_clip(
 
 def read_third_party(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     """Read a file of tensors by name; return them, and in words what training tools had wrapped around them."""
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     if path.suffix not in (".safetensors", *PICKLES):
@@ -122,7 +124,7 @@ def read_third_party(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
     ]
     if wrong:
         raise ValueError(f"{path} holds {len(wrong)} entries that are no tensors by name: {', '.join(wrong[:5])}")
-    state = dict(value)
+    state = {key: tensor for key, tensor in value.items() if key not in _COUNTERS}
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
         notes.append(f"took {prefix!r} off every name")
         state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .._files import user_path
 from ..version import __version__
 from ._base import ReIDModel
 from ._factory import create_model
@@ -113,7 +114,7 @@ def verify_checkpoint(source: str | Path, cache_dir: str | None = None) -> list[
     """
     place = str(source)
     repo = place.removeprefix("hf-hub:")
-    folder = download(repo, cache_dir) if repo != place else Path(place.removeprefix("local-dir:"))
+    folder = download(repo, cache_dir) if repo != place else user_path(place.removeprefix("local-dir:"))
     if not (folder / CONFIG).is_file():
         load_config(folder)  # says what a folder needs
     findings = _compare_hashes(folder)

@@ -5,22 +5,19 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .._files import write_folder
+from .._download import MOST_BYTES, hub_answers, hub_errors, reject_large
+from .._files import read_json, user_path, write_folder
 from ..version import __version__
+from ._adapter import unwrap
 from ._base import ReIDModel
+from ._config import check_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -28,8 +25,9 @@ GOLDEN = "golden.safetensors"
 CARD = "README.md"
 SUMS = "SHA256SUMS"
 CODE_LICENSE = "Apache-2.0"
-# The HTTP library's errors are among the bases; which library that is depends on the client's version.
-_TRANSFER_ERRORS = cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, OSError))
+# The files that are fetched, and the most bytes of each.
+_LIMITS = {CONFIG: 2**20, WEIGHTS: MOST_BYTES, GOLDEN: 2**26, SUMS: 2**16}
+_ACTIVATION = re.compile(r"(?:[RGS]E?LU|SiLU|Swish|Mish|Tanh|Sigmoid)")
 
 
 def save_model(model: ReIDModel, folder: str | Path) -> Path:
@@ -54,7 +52,7 @@ def save_model(model: ReIDModel, folder: str | Path) -> Path:
 
 def write_checkpoint(model: ReIDModel, folder: str | Path, complete: Callable[[Path], None] | None = None) -> Path:
     """Write a model as `save_model` does; `complete` adds files to the new folder before it takes its place."""
-    target = Path(folder)
+    target, model = user_path(folder), unwrap(model)
     config = config_of(model)
     if target.exists() and not (target / CONFIG).is_file():
         raise ValueError(f"{target} exists and is not a checkpoint folder (no {CONFIG}); name another folder")
@@ -78,6 +76,7 @@ def config_of(model: ReIDModel) -> dict[str, Any]:
         **({"built_by": "code of its user"} if args is None else {}),
         "num_classes": model.num_classes,
         "num_features": model.num_features,
+        "activations": activations(model),
         "model_args": {**(args or {}), "num_classes": model.num_classes},
         "pretrained_cfg": {**cfg.to_dict(remove_source=True), "num_classes": model.num_classes},
         "licenses": {"code": CODE_LICENSE, "weights": cfg.license, "data": cfg.data_license},
@@ -85,34 +84,41 @@ def config_of(model: ReIDModel) -> dict[str, Any]:
     }
 
 
+def activations(model: nn.Module) -> dict[str, list[str]]:
+    """Names of the activations in each part of a model that has some: no shape of a weight tells them."""
+    parts = {
+        name: sorted({t for m in part.modules() if _ACTIVATION.search(t := type(m).__name__)})
+        for name, part in model.named_children()
+    }
+    return {name: found for name, found in parts.items() if found}
+
+
 def load_config(folder: str | Path) -> dict[str, Any]:
     """Read and check a checkpoint folder's config.json.
 
     Raises:
         FileNotFoundError: If the folder or the file is missing; the message says what a checkpoint folder holds.
-        ValueError: If the file is not JSON, names no architecture, or is not the one that SHA256SUMS lists.
+        ValueError: If the file is not JSON, holds a name or a value that it must not (see `check_config`), or is not
+            the one that SHA256SUMS lists.
     """
-    path = Path(folder) / CONFIG
+    path = user_path(folder) / CONFIG
     if not path.is_file():
+        inside = [name for name in ("last", "best") if (path.parent / name / CONFIG).is_file()]
+        hint = f": {folder} is the folder of a run, take {' or '.join(f'{folder}/{name}' for name in inside)}"
         raise FileNotFoundError(
-            f"{folder} is no checkpoint folder: it needs {CONFIG} and {WEIGHTS}, {CONFIG} is missing"
+            f"{folder} is no checkpoint folder"
+            + (hint if inside else f": it needs {CONFIG} and {WEIGHTS}, {CONFIG} is missing")
         )
     reject_altered(path)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise ValueError(f"{path} names no architecture; it was not written by nextreid")
-    for key in ("model_args", "pretrained_cfg"):
-        if not isinstance(config.setdefault(key, {}), dict):
-            raise ValueError(f"{path}: {key!r} must be a mapping from names to values, not {config[key]!r}")
-    return config
+    config = read_json(path, limit=_LIMITS[CONFIG])
+    check_config(config, str(path))
+    return {"model_args": {}, "pretrained_cfg": {}, **config}
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a ``.safetensors`` file, or the one in a checkpoint folder; it must be the one that SHA256SUMS lists."""
-    path = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    path = user_path(path)
+    path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     if path.suffix != ".safetensors":
@@ -193,36 +199,23 @@ def download(repo: str, cache_dir: str | None = None) -> Path:
     Raises:
         FileNotFoundError: If the repository, the revision or a file that loading needs does not exist.
         ConnectionError: If the hub cannot be reached, or broke off, and the cache does not have the files.
-        ValueError: If ``repo`` is no repository's name.
+        ValueError: If ``repo`` is no repository's name, or a file of it is larger than is fetched.
     """
     name, _, revision = repo.partition("@")
-    try:
+    offline = not hub_answers()
+    with hub_errors(repo):
+        if not offline:
+            reject_large(name, _LIMITS, revision or None)
         folder = snapshot_download(
             name,
             revision=revision or None,
             cache_dir=cache_dir,
-            allow_patterns=[CONFIG, WEIGHTS, GOLDEN, SUMS],
+            allow_patterns=list(_LIMITS),
+            local_files_only=offline,
             library_name="nextreid",
             library_version=__version__,
         )
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"hf-hub:{name} has no revision {revision or 'main'!r}") from error
-    except RepositoryNotFoundError as error:
-        message = f"there is no hub repository {name!r}, or it is private and no token is set ('hf auth login')"
-        raise FileNotFoundError(message) from error
-    except LocalEntryNotFoundError as error:
-        hint = "HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 keeps from asking, cache_dir= names the cache"
-        message = f"hf-hub:{repo} is not in the cache and the hub cannot be asked: {_first_line(error)} ({hint})"
-        raise ConnectionError(message) from error
-    except _TRANSFER_ERRORS as error:
-        if getattr(error, "errno", None):  # of the disk
-            raise
-        raise ConnectionError(f"the download of hf-hub:{repo} broke off, ask again: {_first_line(error)}") from error
     for file in (CONFIG, WEIGHTS):
         if not (Path(folder) / file).is_file():
             raise FileNotFoundError(f"hf-hub:{repo} needs {CONFIG} and {WEIGHTS} to be a checkpoint; {file} is missing")
     return Path(folder)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,7 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
+from .._schema import defaults_of, kinds_of, number, table, whole
 from ..layers import NEXTHead
 from ..towers import ImageTowers, TextTower
 from ._base import Captions, Features, ReIDModel, SampleCaption
@@ -15,6 +16,18 @@ from ._registry import register_model
 from ._tiny import TINY_IMAGE, TINY_TEXT
 
 CLASSIFIERS = ("joint", "expert")
+_OF_TOWERS = ("dim", "num_modalities", "num_tokens", "in_dim")  # what the head gets from the towers
+_count, _ratio = whole(0, 256), number(0.01, 64)
+HEAD = table(
+    {
+        **kinds_of(NEXTHead, skip=_OF_TOWERS),
+        **dict.fromkeys(("num_semantic_experts", "num_structure_experts"), _count),
+        **dict.fromkeys(("mlp_ratio", "ffn_ratio"), _ratio),
+        "num_heads": whole(1, 256),
+        "drop": number(0, 1),
+    },
+    "setting of the head",
+)
 
 
 class NEXT(ReIDModel):
@@ -49,6 +62,13 @@ class NEXT(ReIDModel):
         ValueError: If a setting is unknown or two contradict each other.
     """
 
+    @classmethod
+    def resolve(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Complete the settings of the head."""
+        given = HEAD("head", arguments["head"] or {})
+        defaults = {**defaults_of(NEXTHead, skip=_OF_TOWERS), "text_modulation": arguments["text_tower"] is not None}
+        return {**arguments, "head": {**defaults, **given}}
+
     def __init__(
         self,
         image_tower: str = "vit_base_patch16_clip_quickgelu_224",
@@ -76,7 +96,7 @@ class NEXT(ReIDModel):
             self.embed_dim,
             len(self.modalities),
             self.image_tower.num_tokens,
-            **{"text_modulation": text_tower is not None, **(head or {})},
+            **{"text_modulation": text_tower is not None, **HEAD("head", head or {})},
         )
         self.uses_text = self.head.uses_text
         if text_tower is not None and self.uses_text:

@@ -72,6 +72,19 @@ def blur(image: np.ndarray, tall: float, wide: float) -> np.ndarray:
     return image
 
 
+def scatter(place: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a copy of a window ``(H, W, 5)`` with things in it that have the sizes and materials of garments."""
+    place = place.copy()
+    height, width = place.shape[:2]
+    for _ in range(count):
+        tall, wide = int(height * rng.uniform(0.08, 0.3)), int(height * rng.uniform(0.06, 0.2))
+        top, left = int(rng.integers(-tall // 2, height - tall // 2)), int(rng.integers(-wide // 2, width - wide // 2))
+        color = rng.uniform(0.04, 0.9, 3) ** 2.2
+        row = [*color, rng.uniform(0.08, 0.85) ** 1.6, rng.uniform(0.1, 0.5)]
+        place[max(0, top) : top + tall, max(0, left) : left + wide] = row
+    return place
+
+
 def window(seed: int, camid: int, img_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Cut a random window ``(H, W, 5)`` of the size of a crop out of a camera's panorama."""
     place = panorama(seed, camid, img_size)

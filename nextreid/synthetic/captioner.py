@@ -112,7 +112,7 @@ def ask_captioners(
 def merge_answers(answers: Mapping[str, Mapping[str, Answers]], over_modalities: bool) -> dict[str, Answers]:
     """Keep the more confident captioner's answers; then, if requested, modalities complement each other in `MERGED`."""
     best = {modality: best_of(by_captioner) for modality, by_captioner in answers.items()}
-    merged = complement(best, "person", fields=MERGED if over_modalities else ())
+    merged = complement(best, "person", fields=MERGED if over_modalities else (), absence="counts")
     return {modality: result.answers for modality, result in merged.items()}
 
 

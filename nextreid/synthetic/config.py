@@ -4,13 +4,19 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.sample import MODALITIES
+
+EVIDENCE_PARTS = ("upper", "lower", "footwear", "backpack", "handbag", "suitcase")
 VERSION = "1"
+EVIDENCE = ("all", *(f"{part}:{modality}" for part in EVIDENCE_PARTS for modality in MODALITIES))
 CAPTION_SOURCES = ("noisy", "exact", "shuffled", "constant", "empty")
 MAX_IDENTITIES = 100_000  # per pool: the file names hold six digits and the pools must not meet
 MAX_CAMERAS = 9  # the published file names hold one digit
 MAX_FRAMES = 100  # and two digits
 
-_FRACTIONS = "night occlusion flare twins view_persistence nir_corr caption_noise caption_floor".split()
+_FRACTIONS = (
+    "night occlusion flare clutter bystander view_gap twins view_persistence nir_corr caption_noise caption_floor"
+).split()
 # the least and the most of each setting; those with whole limits are integers
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_pretrain", "num_train", "num_test"), (0, MAX_IDENTITIES)),
@@ -40,8 +46,15 @@ class PersonsConfig:
         occlusion: Fraction of frames in which something stands in front of the person.
         flare: Fraction of frames with a lamp shining into the RGB and NIR cameras.
         blur: Strength of defocus and motion blur; 0 for none, 1 is realistic.
+        clutter: Density of things behind the person, new ones in each frame, that look like garments to the three
+            sensors; 0 for none, 1 for twelve of them.
+        bystander: Fraction of frames in which somebody of a pool of their own stands beside the person, as near; who
+            stands on which side is chance, so that only a caption tells whom the sample is of.
+        view_gap: 0: cameras see people from all sides, 1: the first, third, … see backs alone and the others fronts.
         view_persistence: Probability that a frame keeps the visit's main view; 0 draws each frame's view independently.
         twins: Fraction of identities that have all described attributes in common with exactly one other.
+        evidence: ``"all"``, or the one place in which identities differ, such as ``"upper:nir"``: all have the same
+            attributes, body, colours and temperatures, but for what one modality sees of one part's materials.
         structure: Spread of body build between identities; 0 gives everybody the same build.
         nir_corr: 0: a garment's NIR reflectance is independent of its colour, 1: it follows the grey level.
         heat_sep: How far clothes and bags differ in temperature; 0 gives all of them one temperature.
@@ -66,9 +79,13 @@ class PersonsConfig:
     night: float = 0.7
     occlusion: float = 0.2
     flare: float = 0.1
+    clutter: float = 0.0
+    bystander: float = 0.0
+    view_gap: float = 0.0
     blur: float = 1.0
     view_persistence: float = 0.9
     twins: float = 0.4
+    evidence: str = "all"
     structure: float = 1.0
     nir_corr: float = 0.0
     heat_sep: float = 1.0
@@ -91,6 +108,8 @@ class PersonsConfig:
                 raise ValueError(f"{name} must be {what} from {low} to {high}, got {value!r}")
         if self.caption_source not in CAPTION_SOURCES:
             raise ValueError(f"caption_source must be one of {CAPTION_SOURCES}, got {self.caption_source!r}")
+        if self.evidence not in EVIDENCE:
+            raise ValueError(f"evidence must be one of {EVIDENCE}, got {self.evidence!r}")
         if not isinstance(self.caption_merge, bool):
             raise ValueError(f"caption_merge must be True or False, got {self.caption_merge!r}")
         if self.version != VERSION:

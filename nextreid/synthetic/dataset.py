@@ -114,7 +114,13 @@ def render_sample(
     config: PersonsConfig, identity: Identity, visit: Visit, frame: Frame, camid: int, number: int
 ) -> Sample:
     """Draw, photograph and caption frame `number` of a visit to camera `camid`, counted from 0."""
-    labels = draw_person(identity, frame, make_camera(config.seed, camid).scale, config.img_size)
+    scale = make_camera(config.seed, camid).scale
+    labels = draw_person(identity, frame, scale, config.img_size)
+    beside = None
+    if (other := frame.bystander) is not None:
+        who, moment = make_identity(config, other.pid), {"yaw": other.yaw, "phase": other.phase, "held": "none"}
+        seen = dataclasses.replace(frame, **moment, dx=other.dx, zoom=other.zoom)
+        beside = who.body, draw_person(who, seen, scale, config.img_size)
     unoccluded = _count(part_map(labels))
     if frame.occluder is not None:
         labels = draw_occluder(labels, frame.occluder)
@@ -129,7 +135,7 @@ def render_sample(
         pid=identity.pid,
         camid=camid,
         sceneid=-1,
-        images=photograph(config, identity.body, labels, visit, frame, key),
+        images=photograph(config, identity.body, labels, visit, frame, key, beside),
         captions=_captions(config, true_answers(identity, visit, frame), merged),
         truth={
             "attributes": dict(identity.attributes),

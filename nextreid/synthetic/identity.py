@@ -1,12 +1,13 @@
 """An identity: the attributes that captions can name, as often as in published ones, and the body that they cannot."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..data.rng import seeded_rng
 from .config import PersonsConfig
+from .figure import REGIONS
 
 Choices = Mapping[str, float]
 """Values with their relative frequencies."""
@@ -85,7 +86,7 @@ def draw_attributes(rng: np.random.Generator) -> dict[str, str]:
     }
 
 
-FIRST_PID = {"train": 1, "test": 200_001, "pretrain": 500_001}
+FIRST_PID = {"train": 1, "test": 200_001, "pretrain": 500_001, "bystander": 800_001}
 
 COLORS: Mapping[str, tuple[float, float, float]] = {
     "black": (30, 30, 33),
@@ -171,11 +172,28 @@ def twin_of(config: PersonsConfig, pid: int) -> int:
 
 def make_identity(config: PersonsConfig, pid: int) -> Identity:
     """Build one identity, as a function of the seed and `pid` alone; body and attributes have separate streams."""
+    if config.evidence != "all":
+        return _alike(config, pid)
     twin = twin_of(config, pid)
     owner = min(pid, twin) if twin >= 0 else pid
     attributes = draw_attributes(seeded_rng("persons", config.seed, "attributes", owner))
     body = _make_body(seeded_rng("persons", config.seed, "body", pid), attributes, config)
     return Identity(pid=pid, attributes=attributes, body=body, twin=twin)
+
+
+def _alike(config: PersonsConfig, pid: int) -> Identity:
+    """Build one of the identities that differ in what one modality sees of one part."""
+    part, modality = config.evidence.split(":")
+    attributes = draw_attributes(seeded_rng("persons", config.seed, "attributes of all"))
+    if part in attributes:  # a bag
+        attributes[part] = "yes"
+    common = _make_body(seeded_rng("persons", config.seed, "body of all"), attributes, config)
+    own = _make_body(seeded_rng("persons", config.seed, "body", pid), attributes, config)
+    field = {"rgb": "color", "nir": "nir", "tir": "heat"}[modality]
+    values = getattr(common, field).copy()
+    rows = [row for row, material in enumerate(MATERIALS) if REGIONS[material] == part]
+    values[rows] = getattr(own, field)[rows]
+    return Identity(pid=pid, attributes=attributes, body=replace(common, **{field: values}), twin=-1)
 
 
 def _make_body(rng: np.random.Generator, attributes: Mapping[str, str], config: PersonsConfig) -> Body:

@@ -7,9 +7,11 @@ import numpy as np
 
 from ..data.rng import seeded_rng
 from .config import PersonsConfig
-from .identity import MARGINALS, choose
+from .identity import FIRST_PID, MARGINALS, choose
 
 VIEWS = ("front", "back", "side")
+_NUM_BYSTANDERS = 1000
+_ASIDE = 0.2  # displacement of two people side by side, as a fraction of the image's width
 _VIEW_PROBABILITIES = np.array([0.16, 0.44, 0.40])  # as in the published RGB captions
 
 
@@ -52,6 +54,17 @@ class Occluder:
 
 
 @dataclass(frozen=True, slots=True)
+class Bystander:
+    """Somebody who stands beside the person for a moment."""
+
+    pid: int
+    yaw: float
+    phase: float
+    dx: float
+    zoom: float
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One moment of a visit."""
 
@@ -67,6 +80,7 @@ class Frame:
     motion: float  # additional horizontal blur in pixels at height 128
     occluder: Occluder | None
     flare: tuple[float, float, float, float] | None  # centre, radius and strength of a lamp's flare
+    bystander: Bystander | None = None
 
     @property
     def view(self) -> str:
@@ -107,7 +121,6 @@ def visited_cameras(config: PersonsConfig, pid: int) -> tuple[int, ...]:
 def make_visit(config: PersonsConfig, pid: int, camid: int) -> Visit:
     """Draw what the frames of identity `pid` at camera `camid` have in common."""
     rng = seeded_rng("persons", config.seed, "visit", pid, camid)
-    camera = make_camera(config.seed, camid)
     night = bool(rng.random() < config.night)
     lamp = rng.random()
     cast = np.array([1.12, 1.0, 0.72]) if lamp < 0.5 else np.array([0.92, 1.0, 1.06])
@@ -117,7 +130,7 @@ def make_visit(config: PersonsConfig, pid: int, camid: int) -> Visit:
         light=float(np.exp(rng.uniform(low, high)) if night else rng.uniform(0.45, 1.15)),
         cast=cast if night else np.array([1.0, 1.0, 1.0]) + 0.04 * (lamp - 0.5) * np.array([1.0, 0.0, -1.0]),
         ambient=float(rng.uniform(0.08, 0.22) if night else rng.uniform(0.16, 0.36)),
-        yaw=_draw_yaw(rng, camera.views),
+        yaw=_draw_yaw(rng, _views(config, camid)),
         held=choose(rng, MARGINALS["holding"]),
         zoom=float(rng.uniform(0.95, 1.03)),
     )
@@ -126,19 +139,21 @@ def make_visit(config: PersonsConfig, pid: int, camid: int) -> Visit:
 def make_frame(config: PersonsConfig, visit: Visit, pid: int, camid: int, number: int) -> Frame:
     """Draw frame `number` of a visit: pose and crop from one stream, disturbances from another."""
     rng = seeded_rng("persons", config.seed, "frame", pid, camid, number)
-    other = _draw_yaw(rng, make_camera(config.seed, camid).views)
+    other = _draw_yaw(rng, _views(config, camid))
     kept = visit.yaw + float(rng.normal(0, 0.14))
     yaw = kept if rng.random() < config.view_persistence else other
     held = visit.held if rng.random() < 0.85 else "none"
     clutter = seeded_rng("persons", config.seed, "clutter", pid, camid, number)
     occluded, flared, kind = clutter.random(3)
     x, y, size, where, strength = clutter.random(5)
+    company = seeded_rng("persons", config.seed, "bystander", pid, camid, number)
+    aside = _ASIDE * float(company.choice((-1, 1))) if company.random() < config.bystander else 0.0
     return Frame(
         yaw=yaw,
         phase=float(rng.uniform(0, 2 * np.pi)),
         held=held,
         zoom=visit.zoom * float(rng.uniform(0.97, 1.03)),
-        dx=float(rng.normal(0, 0.025)),
+        dx=float(rng.normal(0, 0.025)) + aside,
         dy=float(rng.normal(0, 0.010)),
         light=visit.light * float(rng.uniform(0.88, 1.14)),
         shade=float(rng.uniform(-1, 1)),
@@ -146,7 +161,27 @@ def make_frame(config: PersonsConfig, visit: Visit, pid: int, camid: int, number
         motion=config.blur * float(rng.exponential(0.35)),
         occluder=_occluder(kind, x, y, size) if occluded < config.occlusion else None,
         flare=(0.1 + 0.8 * x, 0.8 * where, 0.10 + 0.12 * size, 0.5 + strength) if flared < config.flare else None,
+        bystander=_bystander(config, camid, -aside, company) if aside else None,
     )
+
+
+def _bystander(config: PersonsConfig, camid: int, aside: float, rng: np.random.Generator) -> Bystander:
+    return Bystander(
+        pid=FIRST_PID["bystander"] + int(rng.integers(_NUM_BYSTANDERS)),
+        yaw=_draw_yaw(rng, _views(config, camid)),
+        phase=float(rng.uniform(0, 2 * np.pi)),
+        dx=aside + float(rng.normal(0, 0.025)),
+        zoom=float(rng.uniform(0.93, 1.05)),
+    )
+
+
+def _views(config: PersonsConfig, camid: int) -> np.ndarray:
+    """Probabilities of `VIEWS` at a camera; the gap moves them to one side that neighbouring cameras do not share."""
+    views = make_camera(config.seed, camid).views
+    if not config.view_gap:
+        return views
+    only = np.eye(len(VIEWS))[VIEWS.index("front" if camid % 2 else "back")]
+    return (1 - config.view_gap) * views + config.view_gap * only
 
 
 def _occluder(kind: float, x: float, y: float, size: float) -> Occluder:

@@ -6,38 +6,54 @@ import numpy as np
 from PIL import Image
 
 from ..data.rng import seeded_rng
-from .backdrop import blur, window
+from .backdrop import blur, scatter, window
 from .config import PersonsConfig
 from .figure import REGION, REGION_BITS, SHADES, SUPERSAMPLING
 from .identity import MATERIALS, Body
 from .scene import Camera, Frame, Visit, make_camera
 
 _DISPLAY_GAMMA = 2.2
+_MOST_THINGS = 12
 _SKIN_HEAT, _HAIR_HEAT = 0.92, 0.66
 # what belongs to the scene, not to the identity: display grey, NIR, temperature above the surroundings
 _SCENE_MATERIALS = {"umbrella": (0.22, 0.40, 0.06), "held": (0.14, 0.35, 0.22), "occluder": (0.30, 0.36, 0.02)}
 
 
 def photograph(
-    config: PersonsConfig, body: Body, labels: np.ndarray, visit: Visit, frame: Frame, key: tuple[int, int, int]
+    config: PersonsConfig,
+    body: Body,
+    labels: np.ndarray,
+    visit: Visit,
+    frame: Frame,
+    key: tuple[int, int, int],
+    bystander: tuple[Body, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Take the RGB, NIR and TIR image of one moment, each ``(H, W, 3)`` uint8, from the labels of `draw_person`.
 
     What lies outside the silhouette depends on the camera, the visit and the frame alone: exposure and the thermal
     window are set by the light and the surroundings, never by what the crop holds. The noise streams are keyed by
-    pid, camid and frame number (`key`).
+    pid, camid and frame number (`key`). A `bystander`, body and labels, stands behind the person.
     """
     pid, camid, number = key
     camera = make_camera(config.seed, camid)
     person, cover = _develop(labels, material_table(body, visit.ambient))
     rng = seeded_rng("persons", config.seed, "background", pid, camid, number)
     place = window(config.seed, camid, config.img_size, rng)
+    if config.clutter:
+        things = seeded_rng("persons", config.seed, "things", pid, camid, number)
+        place = scatter(place, round(_MOST_THINGS * config.clutter), things)
     person[..., :4] *= _relief(cover, frame.shade, rng)[..., None]
     person[..., 4] *= _warm_core(cover, rng)
     scene = place * (1 - cover[..., None])
     if visit.night:  # the camera's own NIR lamp reaches the person, not what lies behind
         scene[..., 3] *= 0.45
     scene[..., 4] += visit.ambient * (1 - cover)
+    if bystander is not None:
+        other, veil = _develop(bystander[1], material_table(bystander[0], visit.ambient))
+        folds = seeded_rng("persons", config.seed, "bystander's folds", pid, camid, number)
+        other[..., :4] *= _relief(veil, frame.shade, folds)[..., None]
+        other[..., 4] *= _warm_core(veil, folds)
+        scene = scene * (1 - veil[..., None]) + other * (1 - cover[..., None])
     scene += person
     unit = config.img_size[0] / 128
     tall, wide = math.hypot(camera.blur, frame.defocus), math.hypot(camera.blur, frame.defocus, frame.motion)

@@ -10,6 +10,8 @@ import open_clip
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from .._download import fetch_file, hub_answers
+from .._names import unknown
 from .image import ImageTower, Size
 from .text import TextTower
 
@@ -112,8 +114,27 @@ def load_pretrained_clip(
         image: Towers to fill; None to leave out.
         text: Tower to fill; None to leave out.
         cache_dir: Where downloads are kept; None for the hub's default.
+
+    Raises:
+        ValueError: If open_clip has no such weights, or they do not fit.
+        ConnectionError: If the hub cannot be reached and the cache has not got them.
     """
-    clip = open_clip.create_model(name, pretrained=tag, cache_dir=cache_dir)
+    known = open_clip.get_pretrained_cfg(name, tag)
+    if not known:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise ValueError(f"open_clip has no weights for {name!r}: {unknown('tag', tag, tags)}")
+    repo, _, file = known.get("hf_hub", "").rpartition("/")
+    source = tag
+    if repo and (not file or file.endswith(".safetensors")):  # by our own hands, which ask once
+        source = str(fetch_file(repo, file or "open_clip_model.safetensors", cache_dir))
+    elif not hub_answers():
+        raise ConnectionError(
+            f"the weights of CLIP {name}, {tag} are not fetched: there is no network, or none allowed"
+        )
+    try:
+        clip = open_clip.create_model(name, pretrained=source, cache_dir=cache_dir)
+    except Exception as error:  # what downloads, files and layers raise
+        raise ValueError(f"open_clip did not load CLIP {name}, {tag}: {error}") from error
     load_clip_weights(clip.state_dict(), image, text)
 
 

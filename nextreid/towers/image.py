@@ -1,13 +1,44 @@
 """Pixels to tokens: any timm vision transformer, one that the modalities share or one each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .._download import fetch_file
+from .._schema import Kind, distinct, flag, listed, number, optional, table, whole, word
+
 Size = tuple[int, int]
+
+img_size_kind = listed(whole(1, 4096), 2, 2, "(height, width) in pixels, two whole numbers of 1 to 4096")
+modalities_kind = distinct(listed(word, 1, 16, "one or more distinct names of modalities, at most 16"))
+width_kind = whole(1, 8192)
+cameras_kind = whole(0, 100_000)
+_rate = number(0, 0.999)
+TOWER_ARGS: dict[str, Kind] = {
+    name: kind
+    for kind, names in {
+        whole(1, 256): "patch_size depth num_heads num_kv_heads",
+        width_kind: "embed_dim",
+        whole(0, 1024): "reg_tokens num_reg_tokens",
+        number(0.01, 64): "mlp_ratio",
+        optional(number(0, 1e6)): "init_values",
+        number(0, 1e6): "rope_temperature",
+        flag: "qkv_bias qk_norm proj_bias class_token no_embed_class pre_norm final_norm swiglu_mlp scale_mlp "
+        "scale_attn_norm scale_mlp_norm scale_attn_inner use_abs_pos_emb use_rot_pos_emb use_post_norm "
+        "use_pre_transformer_norm rope_rotate_half",
+        optional(flag): "fc_norm use_fc_norm use_post_transformer_norm",
+        _rate: "drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate",
+        word: "act_layer norm_layer pos_embed weight_init attn_type rope_type rope_grid_indexing",
+        optional(img_size_kind): "ref_feat_shape",
+    }.items()
+    for name in names.split()
+}
+"""What `tower_args` may hold, all plain: of timm's arguments those that shape a vision transformer, and no other."""
+tower_args_kind = table(TOWER_ARGS, "argument of a timm vision transformer")
 
 
 class ImageTower(nn.Module):
@@ -23,10 +54,11 @@ class ImageTower(nn.Module):
         embed_dim: Width D after the projection; None leaves the tower's width, without a projection.
         num_cameras: Number of cameras to learn an embedding for; 0 for none. It is added to the class token.
         drop_path: Stochastic depth rate.
-        tower_args: Further arguments of the timm model, such as ``{"depth": 4}``.
+        tower_args: Further arguments of the timm model, such as ``{"depth": 4}``: those of `TOWER_ARGS`.
 
     Raises:
-        ValueError: If timm has no such model, it is not a vision transformer, or the size does not fit its patches.
+        ValueError: If timm has no such model, it is not a vision transformer, an argument is not one of those that are
+            allowed, or the size does not fit its patches.
     """
 
     def __init__(
@@ -36,44 +68,54 @@ class ImageTower(nn.Module):
         embed_dim: int | None = 512,
         num_cameras: int = 0,
         drop_path: float = 0.0,
-        tower_args: dict[str, object] | None = None,
+        tower_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        self.name = word("image_tower", name)
+        self.img_size: Size = img_size_kind("img_size", img_size)
+        self.num_cameras = cameras_kind("num_cameras", num_cameras)
+        embed_dim = optional(width_kind)("embed_dim", embed_dim)
+        drop_path = _rate("drop_path", drop_path)
+        given = tower_args_kind("image_tower_args", tower_args or {})
         if not timm.is_model(name):
             raise ValueError(f"timm has no model named {name!r}; see timm.list_models('vit_*')")
-        self.name = name
-        self._settings = {"img_size": tuple(img_size), **(tower_args or {})}
+        self._settings = {"img_size": self.img_size, **given}
         try:
             self.trunk = timm.create_model(
                 name, num_classes=0, global_pool="", drop_path_rate=drop_path or None, **self._settings
             )
-        except TypeError as error:
+            self.grid_size: Size = tuple(self.trunk.patch_embed.grid_size)
+            self.patch_size: Size = tuple(self.trunk.patch_embed.patch_size)
+            width, blocks = int(self.trunk.num_features), len(self.trunk.blocks)
+        except (
+            Exception
+        ) as error:  # timm's families fail in ways of their own, by assertions and missing attributes too
             raise ValueError(
-                f"{name!r} does not build as a vision transformer with img_size, global_pool and {tower_args or {}} "
-                f"({error}); name one of timm.list_models('vit_*') and arguments that it knows"
+                f"{name!r} does not build as a vision transformer with img_size={self.img_size} and "
+                f"image_tower_args={given} ({type(error).__name__}: {error}); name one of "
+                "timm.list_models('vit_*') and arguments that fit it"
             ) from error
-        if not hasattr(self.trunk, "num_prefix_tokens"):
+        if (
+            not blocks
+            or not hasattr(self.trunk, "num_prefix_tokens")
+            or not hasattr(self.trunk, "set_grad_checkpointing")
+        ):
             raise ValueError(f"{name!r} is not a vision transformer: it gives no class and patch tokens")
-        self.grid_size: Size = tuple(self.trunk.patch_embed.grid_size)
-        self.patch_size: Size = tuple(self.trunk.patch_embed.patch_size)
-        self.img_size: Size = (int(img_size[0]), int(img_size[1]))
         if any(size % patch for size, patch in zip(self.img_size, self.patch_size, strict=True)):
             near = tuple(max(1, round(s / p)) * p for s, p in zip(self.img_size, self.patch_size, strict=True))
             raise ValueError(
                 f"img_size {self.img_size} is not a multiple of {name!r}'s patch size {self.patch_size}: "
                 f"pixels at the edge would be lost; try {near}"
             )
-        width: int = self.trunk.num_features
         self.embed_dim = embed_dim or width
         self.proj: nn.Module = nn.Identity()
         if embed_dim:
             self.proj = linear = nn.Linear(width, embed_dim, bias=False)
             nn.init.normal_(linear.weight, std=width**-0.5)
-        self.num_cameras = num_cameras
-        if num_cameras:
+        if self.num_cameras:
             if getattr(self.trunk, "cls_token", None) is None:
                 raise ValueError(f"a camera embedding is added to the class token, and {name!r} has none")
-            self.camera = nn.Parameter(torch.empty(num_cameras, width))
+            self.camera = nn.Parameter(torch.empty(self.num_cameras, width))
             nn.init.trunc_normal_(self.camera, std=0.02)
 
     def load_timm(self, cache_dir: str | None = None) -> str:
@@ -84,12 +126,19 @@ class ImageTower(nn.Module):
 
         Raises:
             ValueError: If timm knows no weights, or they do not fit the tower's arguments.
+            ConnectionError: If the hub cannot be reached and the cache has not got them.
         """
         known = timm.get_pretrained_cfg(self.name)
         if not known.has_weights:
             raise ValueError(f"timm has no weights for {self.name!r}; see timm.list_pretrained()")
+        repo, overlay = known.hf_hub_id, None
+        if repo:  # by our own hands, which ask once and read no pickle
+            repo += f"{known.architecture}.{known.tag}" if repo.endswith("/") else ""
+            overlay = {"file": str(fetch_file(repo, "model.safetensors", cache_dir)), "custom_load": False}
         try:  # with its classifier: without one, timm loads what fits and keeps silent on the rest
-            source = timm.create_model(self.name, pretrained=True, cache_dir=cache_dir, **self._settings).state_dict()
+            source = timm.create_model(
+                self.name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **self._settings
+            ).state_dict()
         except RuntimeError as error:
             raise ValueError(f"timm's weights for {self.name!r} do not fit {self._settings}: {error}") from error
         own = self.trunk.state_dict()
@@ -155,7 +204,7 @@ class ImageTowers(nn.ModuleList):
         shared: One tower for all modalities, or one each.
 
     Raises:
-        ValueError: If the size is no pair of numbers, or as `ImageTower`.
+        ValueError: As `ImageTower`, or if ``modalities`` are no names.
     """
 
     def __init__(
@@ -167,17 +216,15 @@ class ImageTowers(nn.ModuleList):
         shared: bool = True,
         num_cameras: int = 0,
         drop_path: float = 0.0,
-        tower_args: dict[str, object] | None = None,
+        tower_args: Mapping[str, Any] | None = None,
     ) -> None:
-        if not isinstance(img_size, Sequence) or isinstance(img_size, str) or len(img_size) != 2:
-            raise ValueError(f"img_size is (height, width) in pixels, got {img_size!r}")
-        size = (int(img_size[0]), int(img_size[1]))
-        count = 1 if shared else len(modalities)
+        self.modalities: tuple[str, ...] = modalities_kind("modalities", modalities)
+        size: Size = img_size_kind("img_size", img_size)
+        count = 1 if flag("share_image_tower", shared) else len(self.modalities)
         super().__init__(ImageTower(name, size, embed_dim, num_cameras, drop_path, tower_args) for _ in range(count))
-        self.modalities = tuple(modalities)
         first = self.towers()[0]
         self.img_size, self.grid_size, self.patch_size = first.img_size, first.grid_size, first.patch_size
-        self.embed_dim, self.num_tokens = first.embed_dim, first.num_tokens
+        self.embed_dim, self.num_tokens, self.num_cameras = first.embed_dim, first.num_tokens, first.num_cameras
 
     def forward(
         self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None

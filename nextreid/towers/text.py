@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import chain, islice
 from typing import Any
@@ -16,7 +16,9 @@ from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
 from .._files import tensors_digest
+from .._schema import either, flag, number, optional, table, whole, word
 from ..version import __version__
+from .image import width_kind
 from .packing import pack_sentences
 from .text_cache import TextFeatureCache
 
@@ -24,6 +26,24 @@ CONTEXT = 77
 VOCABULARY = 49_408
 _SMALLEST = 2 * 256 + 2  # a byte inside and at the end of a word, the start and the end of a text
 Caption = Sequence[str] | str | None
+TEXT_DEFAULTS = {"mlp_ratio": 4.0, "ls_init_value": None, "vocab_size": VOCABULARY, "quick_gelu": True}
+text_tower_kind = either(
+    word,
+    table(
+        {
+            "width": width_kind,
+            "heads": whole(1, 256),
+            "layers": whole(1, 256),
+            "mlp_ratio": number(0.01, 64),
+            "ls_init_value": optional(number(0, 1e6)),
+            "vocab_size": whole(_SMALLEST, VOCABULARY),
+            "quick_gelu": flag,
+            "context_length": whole(CONTEXT, CONTEXT),
+        },
+        "setting of a text tower",
+    ),
+)
+"""An open_clip name or the settings of a text tower, which are plain; those that are missing are `TEXT_DEFAULTS`."""
 # The last bits of a product depend on the shapes of its factors, so that a text is always computed in one shape: of so
 # many texts and a multiple of so many tokens. On a CPU that is the text alone, and no token behind its end; another
 # device would spend its time on starting kernels, so that texts of about one length go together, and copies with them.
@@ -38,8 +58,12 @@ _logger = logging.getLogger(__name__)
 
 @cache
 def _tokenizer(vocab_size: int) -> open_clip.SimpleTokenizer:
-    """CLIP's tokenizer; a smaller vocabulary is the bytes, the merges that were learned first, and the two ends."""
+    """CLIP's tokenizer; a smaller vocabulary is the bytes, the merges that were learned first, and the two ends.
+
+    The marks of start and end are letters like others in a text: as tokens they would cut off what follows.
+    """
     tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
+    tokenizer.cache = {}
     if vocab_size < VOCABULARY:
         pieces = list(tokenizer.encoder)
         tokenizer.encoder = {piece: i for i, piece in enumerate(pieces[: vocab_size - 2] + pieces[-2:])}
@@ -75,19 +99,20 @@ class TextTower(nn.Module):
 
     def __init__(
         self,
-        name: str | dict[str, Any] = "ViT-B-16-quickgelu",
+        name: str | Mapping[str, Any] = "ViT-B-16-quickgelu",
         embed_dim: int | None = None,
         cache_bytes: int = 512 * 2**20,
     ) -> None:
         super().__init__()
+        name, embed_dim = text_tower_kind("text_tower", name), optional(width_kind)("embed_dim", embed_dim)
         if isinstance(name, str):
             config = open_clip.get_model_config(name)
             if config is None:
                 raise ValueError(f"open_clip has no model named {name!r}; see open_clip.list_models()")
             settings, quick, width = dict(config["text_cfg"]), config.get("quick_gelu", False), config["embed_dim"]
         else:
-            settings = dict(name)
-            quick, width = settings.pop("quick_gelu", True), embed_dim
+            settings = {**TEXT_DEFAULTS, **name}
+            quick, width = settings.pop("quick_gelu"), embed_dim
         if embed_dim is not None and embed_dim != width:
             raise ValueError(
                 f"the text tower {name!r} gives {width} features but embed_dim={embed_dim}; captions and patches are "
@@ -104,7 +129,7 @@ class TextTower(nn.Module):
             self.transformer = TextTransformer(
                 output_dim=width, act_layer=QuickGELU if quick else nn.GELU, **{"context_length": CONTEXT, **settings}
             )
-        except TypeError as error:
+        except Exception as error:  # open_clip's layers assert
             raise ValueError(f"open_clip's text transformer rejects the settings {settings}: {error}") from error
         if self.transformer.pool_type != "argmax" or self.transformer.attn_mask is None:
             raise ValueError(f"the text tower of {name!r} does not read its feature at the end token as CLIP does")

@@ -1,6 +1,7 @@
 """What every figure is drawn with: a canvas, images of samples, marks of right and wrong, and saving."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,8 @@ from nextreid.data.sample import Sample
 
 Size: TypeAlias = tuple[int, int]
 Colour: TypeAlias = tuple[int, int, int]
+LabelNames: TypeAlias = Mapping[str, Mapping[int, str]]
+"""What files call a label, by field (``"pid"``, ``"camid"``, ``"sceneid"``) and number; numbers without a name stay."""
 
 WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (32, 36, 43)
@@ -43,6 +46,15 @@ class Canvas:
         shown = fit_text(text, size, width)
         self.draw.text(at, shown, colour, font(size), anchor=anchor)
         return round(font(size).getlength(shown))
+
+    def paragraph(
+        self, at: Size, text: str, anchor: str, width: int, lines: int, colour: Colour = BLACK, size: int = TEXT
+    ) -> int:
+        """Write a text in at most so many lines of `width` pixels, the first at a point; return how many it took."""
+        shown = wrap_text(text, size, width, lines)
+        for number, line in enumerate(shown):
+            self.text((at[0], at[1] + number * (size + 3)), line, anchor, colour, size=size)
+        return len(shown)
 
     def frame(self, box: tuple[int, int, int, int], colour: Colour, width: int, dashed: bool = False) -> None:
         """Draw a frame inside `box` (left, top, right, bottom), solid or dashed, `width` pixels thick."""
@@ -80,6 +92,41 @@ def fit_text(text: str, size: int, width: int) -> str:
         text = text[:-1]
         shown = text + "..."
     return shown
+
+
+def wrap_text(text: str, size: int, width: int, lines: int) -> list[str]:
+    """Break a text at blanks and at the marks of file names into lines of `width` pixels; dots end what is too long."""
+    shown, line = list[str](), ""
+    parts = [part for part in re.findall(r"\.?[^\s_/.-]*[\s_/-]?", text) if part]
+    while parts:
+        part = parts.pop(0)
+        if font(size).getlength((line + part).rstrip()) <= width:
+            line += part
+        elif len(shown) == lines - 1:
+            return [*shown, fit_text(line + part + "".join(parts), size, width)]
+        elif line:
+            shown.append(line.rstrip())
+            line, parts = "", [part, *parts]
+        else:  # one part that is wider than a line
+            cut = next((n for n in range(len(part), 1, -1) if font(size).getlength(part[:n]) <= width), 1)
+            shown.append(part[:cut])
+            parts = [part[cut:], *parts] if part[cut:] else parts
+    return [*shown, line.rstrip()] if line.strip() else shown
+
+
+def describe_labels(sample: Sample, names: LabelNames | None = None) -> tuple[str, str]:
+    """Return identity and place of a sample, as its files name them; the place is empty where nothing is known."""
+    names = names or {}
+
+    def named(field: str, value: int) -> str:
+        return names.get(field, {}).get(value, str(value))
+
+    place = [
+        f"{word} {named(field, value)}"
+        for word, field, value in (("cam", "camid", sample.camid), ("scene", "sceneid", sample.sceneid))
+        if value >= 0
+    ]
+    return f"id {named('pid', sample.pid)}" if sample.pid >= 0 else "id unknown", ", ".join(place)
 
 
 def size_to_draw(samples: Sequence[Sample], longest: int) -> Size:

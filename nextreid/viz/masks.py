@@ -8,14 +8,17 @@ from PIL import Image, ImageDraw
 from nextreid.data.sample import Sample
 
 from .drawing import (
+    BLACK,
     CORRECT,
     GREY,
     LIGHT,
     MARGIN,
     TEXT,
     Canvas,
+    LabelNames,
     Size,
     check_modalities,
+    describe_labels,
     draw_image,
     hatched,
     size_to_draw,
@@ -24,6 +27,7 @@ from .drawing import (
 _GAP = 10
 _BELOW = 22  # below an image: the fraction kept
 _LABELS = 44  # left of the images: names of the modalities
+_CAPTION = 400  # right of the images: the caption of the modality
 _VEIL = np.array([236, 239, 243], np.float32)
 # dark violet to yellow through blue-green, evenly lighter
 _SCALE = np.array([[60, 20, 90], [52, 78, 145], [32, 138, 140], [110, 196, 92], [250, 228, 60]], np.float32)
@@ -35,9 +39,10 @@ def mask_image(
     modalities: Sequence[str],
     gamma: np.ndarray | None = None,
     *,
+    label_names: LabelNames | None = None,
     image_size: int = 160,
 ) -> Image.Image:
-    """Draw, for each sample and modality, the image and what each expert keeps of it.
+    """Draw, for each sample and modality, the image, what each expert keeps of it, and the caption if there are any.
 
     Args:
         samples: S samples.
@@ -45,6 +50,7 @@ def mask_image(
         modalities: M names, in the order of the samples' images.
         gamma: ``(S, E_t, M, h, w)`` scores from which the masks were cut (NEXT, equation 6); a second image per
             expert then shows them, all on one colour scale.
+        label_names: What the files call identities, cameras and scenes; see `ReIDDataset`.
         image_size: Longer side of one drawn image, in pixels.
 
     Returns:
@@ -71,16 +77,19 @@ def mask_image(
     row_height, column = size[1] + _BELOW, size[0] + _GAP
     block = 24 + len(modalities) * row_height + 14
     top, left = MARGIN + 56, MARGIN + _LABELS
-    width = max(left + len(titles) * column - _GAP + MARGIN, 420 if scores is None else 560)
+    text, captioned = left + len(titles) * column + _GAP, any(sample.captions for sample in samples)
+    width = max(text + _CAPTION if captioned else text - 2 * _GAP + MARGIN, 420 if scores is None else 560)
     canvas = Canvas(width, top + len(samples) * block - 14 + MARGIN)
     _draw_legend(canvas, None if scores is None else scores[1:])
     for c, title in enumerate(titles):
         canvas.text((left + c * column + size[0] // 2, top - 16), title, "mm", width=column)
+    if captioned:
+        canvas.text((text, top - 16), "caption", "lm")
 
     for s, sample in enumerate(samples):
         y = top + s * block
         canvas.draw.line([(MARGIN, y), (width - MARGIN, y)], fill=LIGHT, width=1)
-        name = f"{sample.key}   id {sample.pid}" + (f", cam {sample.camid}" if sample.camid >= 0 else "")
+        name = ", ".join(filter(None, (sample.key, *describe_labels(sample, label_names))))
         canvas.text((MARGIN, y + 12), name, "lm", GREY, width - 2 * MARGIN)
         for m, (modality, source) in enumerate(zip(modalities, sample.images, strict=True)):
             row = y + 24 + m * row_height
@@ -94,6 +103,10 @@ def mask_image(
                 drawn.append(image if source is None else _dim(image, mask))
                 if scores is not None:
                     drawn.append(image if source is None else _heat(image, scores[0][s, e, m]))
+            if captioned:
+                caption = " ".join(sample.captions[m]) if sample.captions else ""
+                shade, lines = BLACK if caption else GREY, size[1] // (TEXT + 3)
+                canvas.paragraph((text, row + 2), caption or "none", "lt", _CAPTION - MARGIN, lines, shade)
             for c, tile in enumerate(drawn):
                 canvas.image.paste(tile, (left + c * column, row))
     return canvas.image

@@ -1,4 +1,4 @@
-"""Rank lists: each query beside its nearest gallery entries, correct and wrong told apart by colour and by shape."""
+"""Rank lists: each query beside its nearest gallery entries, right and wrong told apart by colour and by shape."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,10 @@ from .drawing import (
     TEXT,
     WRONG,
     Canvas,
+    LabelNames,
     Size,
     check_modalities,
+    describe_labels,
     draw_image,
     font,
     hatched,
@@ -28,8 +30,11 @@ from .drawing import (
 _FRAME = 4
 _INSET = _FRAME + 2  # from the outer edge of a frame to the images
 _GAP = 12  # between neighbouring entries
+_COLUMN = 100  # pixels at least, so that names below the images can be read
+_TITLE = 24  # above a query: what is to be said of it
 _HEAD = 26  # above an entry: its rank and mark
-_CAPTION = 36  # below an entry: identity and camera
+_NAME = 11  # text height of file names
+_LINES = 3  # of a file name
 _LABELS = 40  # left of the queries: names of the modalities
 _LEGEND_WIDTH = 500
 
@@ -41,11 +46,15 @@ def rank_list_image(
     matches: np.ndarray,
     modalities: Sequence[str],
     *,
+    scores: np.ndarray | None = None,
+    titles: Sequence[str] = (),
+    label_names: LabelNames | None = None,
     image_size: int = 144,
 ) -> Image.Image:
-    """Draw one row per query: its modalities stacked, then its k nearest gallery entries.
+    """Draw one row per query: its modalities stacked, then its k nearest gallery entries, names and labels below.
 
-    A correct entry has a solid frame and a tick in a disc; a wrong one a dashed frame and a cross in a square.
+    A correct entry has a solid frame and a tick in a disc; a wrong one a dashed frame and a cross in a square. Where
+    the identity of query or entry is unknown there is nothing to judge: a thin grey frame, and no mark.
 
     Args:
         queries: Q samples.
@@ -53,6 +62,9 @@ def rank_list_image(
         indices: ``(Q, k)`` gallery indices, nearest first; -1 where there is no entry (see `nextreid.retrieval.top_k`).
         matches: ``(Q, k)`` bool, whether an entry shows the query's identity.
         modalities: M names, in the order of the samples' images.
+        scores: ``(Q, k)`` similarities to write below the entries; None leaves them out.
+        titles: A line above each query; none at all by default.
+        label_names: What the files call identities, cameras and scenes; see `ReIDDataset`.
         image_size: Longer side of one drawn image, in pixels.
 
     Returns:
@@ -72,55 +84,93 @@ def rank_list_image(
             f"indices must lie in [-1, {len(gallery)}) for {len(gallery)} gallery samples; "
             f"got values from {indices.min()} to {indices.max()}"
         )
+    if scores is not None and np.shape(scores) != indices.shape:
+        raise ValueError(f"scores must have the shape of indices, {indices.shape}; got {np.shape(scores)}")
+    if titles and len(titles) != len(queries):
+        raise ValueError(f"{len(titles)} titles for {len(queries)} queries: give one each, or none")
     check_modalities([*queries, *(gallery[i] for i in np.unique(indices) if i >= 0)], modalities)
     size = size_to_draw(queries, image_size)
     width, height = size[0] + 2 * _INSET, len(modalities) * (size[1] + 2) - 2 + 2 * _INSET
-    step = width + _GAP
-    top, row = MARGIN + 40, _HEAD + height + _CAPTION + 20
+    column, title = max(width, _COLUMN), _TITLE if titles else 0
+    step, caption = column + _GAP, _LINES * (_NAME + 3) + (2 if scores is None else 3) * (TEXT + 3) + 6
+    top, row = MARGIN + 40, title + _HEAD + height + caption + 20
     total = MARGIN + _LABELS + step + _GAP + indices.shape[1] * step - _GAP + MARGIN
     canvas = Canvas(max(total, _LEGEND_WIDTH), top + len(queries) * row - 20 + MARGIN)
-    canvas.legend(
-        [(_symbol(True), "same identity"), (_symbol(False), "other identity"), (hatched((30, 20)), "no image")]
-    )
+    judged = [
+        [query.pid >= 0 and i >= 0 and gallery[i].pid >= 0 for i in indices[q]] for q, query in enumerate(queries)
+    ]
+    entries = [(_symbol(True), "same identity"), (_symbol(False), "other identity"), (hatched((30, 20)), "no image")]
+    if any(i >= 0 and not known for q, line in enumerate(judged) for i, known in zip(indices[q], line, strict=True)):
+        entries.append((_symbol(None), "identity unknown"))
+    canvas.legend(entries)
     for q, query in enumerate(queries):
         x, y = MARGIN + _LABELS, top + q * row
+        if titles:
+            canvas.text((MARGIN, y + _TITLE // 2), titles[q], "lm", width=total - 2 * MARGIN, size=TEXT + 1)
+        y += title
         head, foot = y + _HEAD, y + _HEAD + height
         for m, name in enumerate(modalities):
             middle = head + _INSET + m * (size[1] + 2) + size[1] // 2
             canvas.text((MARGIN, middle), name.upper(), "lm", width=_LABELS - 4)
-        canvas.text((x + width // 2, y + _HEAD // 2), "query", "mm", size=TEXT + 1)
-        _draw_sample(canvas, (x, head, x + width, foot), query, size)
-        canvas.frame((x, head, x + width, foot), BLACK, 2)
+        canvas.text((x + column // 2, y + _HEAD // 2), "query", "mm", size=TEXT + 1)
+        box = _draw_sample(canvas, (x, head, x + column, foot), query, size, label_names)
+        canvas.frame(box, BLACK, 2)
         x += step
-        canvas.draw.line([(x - 1, y), (x - 1, foot + _CAPTION)], fill=LIGHT, width=2)
+        canvas.draw.line([(x - 1, y), (x - 1, foot + caption)], fill=LIGHT, width=2)
         x += _GAP
-        for place, (index, correct) in enumerate(zip(indices[q], matches[q].astype(bool).tolist(), strict=True), 1):
-            box, middle = (x, head, x + width, foot), x + width // 2
+        for place, (index, known) in enumerate(zip(indices[q].tolist(), judged[q], strict=True)):
+            outer, middle = (x, head, x + column, foot), x + column // 2
             if index < 0:
-                canvas.text((middle, y + _HEAD // 2), str(place), "mm", GREY, size=TEXT + 1)
-                canvas.frame(box, LIGHT, 1)
+                canvas.text((middle, y + _HEAD // 2), str(place + 1), "mm", GREY, size=TEXT + 1)
+                canvas.frame((middle - width // 2, head, middle - width // 2 + width, foot), LIGHT, 1)
                 canvas.text((middle, head + height // 2), "no entry", "mm", GREY)
             else:
-                _draw_rank(canvas, middle, y + _HEAD // 2, str(place), correct)
-                _draw_sample(canvas, box, gallery[index], size)
-                canvas.frame(box, CORRECT if correct else WRONG, _FRAME, dashed=not correct)
+                correct = bool(matches[q, place]) if known else None
+                _draw_rank(canvas, middle, y + _HEAD // 2, str(place + 1), correct)
+                score = None if scores is None else float(scores[q, place])
+                box = _draw_sample(canvas, outer, gallery[index], size, label_names, score)
+                _draw_frame(canvas, box, correct)
             x += step
     return canvas.image
 
 
-def _draw_sample(canvas: Canvas, box: tuple[int, int, int, int], sample: Sample, size: Size) -> None:
-    """Stack the images of a sample in a box, identity and place below."""
-    x, y, right, bottom = box
+def _draw_sample(
+    canvas: Canvas,
+    outer: tuple[int, int, int, int],
+    sample: Sample,
+    size: Size,
+    names: LabelNames | None,
+    score: float | None = None,
+) -> tuple[int, int, int, int]:
+    """Stack the images of a sample in the middle of a column, its name, labels and score below; return their box."""
+    x, y, right, bottom = outer
+    middle, width = (x + right) // 2, size[0] + 2 * _INSET
+    left = middle - width // 2
     for m, source in enumerate(sample.images):
-        canvas.image.paste(draw_image(source, size), (x + _INSET, y + _INSET + m * (size[1] + 2)))
-    place = [f"{label} {value}" for label, value in (("cam", sample.camid), ("scene", sample.sceneid)) if value >= 0]
-    for line, (text, colour) in enumerate([(f"id {sample.pid}", BLACK), (", ".join(place), GREY)]):
-        at = ((x + right) // 2, bottom + 6 + line * (TEXT + 3))
-        canvas.text(at, text, "mt", colour, right - x + _GAP - 2)
+        canvas.image.paste(draw_image(source, size), (left + _INSET, y + _INSET + m * (size[1] + 2)))
+    identity, place = describe_labels(sample, names)
+    at, widest = bottom + 6, right - x + _GAP - 4
+    at += (_NAME + 3) * canvas.paragraph((middle, at), sample.key, "mt", widest, _LINES, GREY, _NAME)
+    for text, colour in ((identity, BLACK), (place, GREY), ("" if score is None else f"{score:.3f}", BLACK)):
+        if text:
+            canvas.text((middle, at), text, "mt", colour, widest)
+            at += TEXT + 3
+    return left, y, left + width, bottom
 
 
-def _draw_rank(canvas: Canvas, x: int, y: int, rank: str, correct: bool) -> None:
-    """Centre a rank and its mark at (x, y)."""
+def _draw_frame(canvas: Canvas, box: tuple[int, int, int, int], correct: bool | None) -> None:
+    """Frame an entry: right, wrong, or not to be judged."""
+    if correct is None:
+        canvas.frame(box, GREY, 1)
+    else:
+        canvas.frame(box, CORRECT if correct else WRONG, _FRAME, dashed=not correct)
+
+
+def _draw_rank(canvas: Canvas, x: int, y: int, rank: str, correct: bool | None) -> None:
+    """Centre a rank and its mark, if it has one, at (x, y)."""
+    if correct is None:
+        canvas.text((x, y), rank, "mm", size=TEXT + 1)
+        return
     badge = mark(correct, 17)
     length = font(TEXT + 1).getlength(rank) + 6 + badge.width
     left = round(x - length / 2)
@@ -128,10 +178,11 @@ def _draw_rank(canvas: Canvas, x: int, y: int, rank: str, correct: bool) -> None
     canvas.image.paste(badge, (round(left + length - badge.width), y - badge.height // 2), badge)
 
 
-def _symbol(correct: bool) -> Image.Image:
+def _symbol(correct: bool | None) -> Image.Image:
     """Return the frame and the mark of an entry, for the legend."""
-    canvas = Canvas(55, 20)
-    canvas.frame((0, 0, 30, 20), CORRECT if correct else WRONG, 3, dashed=not correct)
-    badge = mark(correct, 17)
-    canvas.image.paste(badge, (38, 2), badge)
+    canvas = Canvas(30 if correct is None else 55, 20)
+    _draw_frame(canvas, (0, 0, 30, 20), correct)
+    if correct is not None:
+        badge = mark(correct, 17)
+        canvas.image.paste(badge, (38, 2), badge)
     return canvas.image

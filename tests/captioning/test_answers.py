@@ -2,14 +2,16 @@
 
 import json
 import math
+import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.speed.caption_server import REPLIES, spoiled
-from nextreid.captioning import Answer, get_schema
+from nextreid.captioning import Answer, Field, Schema, get_schema
 from nextreid.captioning.answers import parse_reply, read_confidence
+from nextreid.captioning.text import is_refusal
 
 SCHEMA = get_schema("person")
 SAID = {f.name: (f.values[0], 0.4 + 0.02 * i) for i, f in enumerate(SCHEMA.for_modality("rgb"))}
@@ -134,12 +136,86 @@ def test_confidences(raw, value, flag):
     assert read_value == (value if value is None else pytest.approx(value)) and flags == ((flag,) if flag else ())
 
 
-@given(st.text(max_size=60) | st.text("{}[]\",:'\\ age01", max_size=80))
-def test_nothing_a_model_writes_is_an_error(text):
-    reading = read(text)
+PYTHON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.binary(max_size=4) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(
+            st.sampled_from(["age", "value", "confidence", "name", "x"]) | st.integers(), inner, max_size=4
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.text(max_size=60) | st.text("{}[]\",:'\\ age01", max_size=80) | PYTHON.map(repr), st.booleans())
+def test_nothing_a_model_writes_is_an_error(text, reasoned):
+    reading = read(text, reasoned=reasoned)
     assert reading.status in ("ok", "refused", "unusable") and (reading.status == "ok") == bool(reading.answers)
 
 
-@pytest.mark.parametrize("text", ["{" * 60_000, "[" * 60_000, '{"a":' * 20_000, '"' * 60_000])
-def test_hostile_text_ends_soon(text):
-    assert read(text).status == "unusable"
+@settings(derandomize=True, deadline=None)
+@given(PYTHON, PYTHON)
+def test_an_answer_of_any_type_is_one_answer(value, confidence):
+    for form in ({"age": {"value": value, "confidence": confidence}}, {"age": value}, {"age": (value, confidence)}):
+        for answer in read(repr(form)).answers.values():
+            assert answer.confidence is None or 0 <= answer.confidence <= 1
+
+
+HOSTILE = ["{", "[", '{"a":', '"', '\\"', "/*", "//", "[]", "{[", ",[]", "<think>", "</think>", "`", '{"a":[', ", "]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+@pytest.mark.parametrize("around", ["%s", "[%s", '{"x":%s', "{%s}"])
+def test_hostile_text_costs_time_in_proportion(piece, around):
+    """Counted in steps of the interpreter, which no other process changes: eight times the text, not 64 times."""
+
+    def steps(length):
+        count = 0
+
+        def trace(frame, event, argument):
+            nonlocal count
+            count += 1
+            return trace
+
+        text = around % (piece * (length // len(piece)))
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            assert read(text).status == "unusable"
+        finally:
+            sys.settrace(before)
+        return count
+
+    assert steps(48_000) <= 12 * steps(6_000) + 5_000
+
+
+@pytest.mark.parametrize("depth", [20, 900, 3000, 100_000])
+def test_deep_answers_are_no_answers(depth):
+    for opened, closed in (('{"a":', "}"), ("[", "]")):
+        assert read(opened * depth + '{"age": "adult"}' + closed * depth).status in ("unusable", "ok")
+    assert read("[" * depth + "]" * depth).status == "unusable"
+
+
+def test_an_answer_among_thoughts_is_a_draft_and_the_whole_of_them_is_one():
+    said = '{"age": {"value": "adult", "confidence": 0.9}}'
+    assert values(read(said, reasoned=True)) == {"age": "adult"} and "thinking" in read(said, reasoned=True).flags
+    assert read(f"Perhaps {said}? Or rather", reasoned=True).status == "unusable"
+    assert read(said, reasoned=True, finish="length").status == "unusable"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I\u2019m sorry, but I can\u2019t help with that.", "I can`t identify people.", "Sorry, that is not possible.",
+        "I apologize, but this is against our guidelines.", "I\u02bcm unable to assist.", "Unfortunately I cannot.",
+        "I must decline.", "I won\u2018t describe this person.", "\u5bf9\u4e0d\u8d77\uff0c\u65e0\u6cd5\u63cf\u8ff0",
+    ],
+)  # fmt: skip
+def test_refusals_in_any_quotes(text):
+    assert is_refusal(text) and read(text).status == "refused"
+    assert not is_refusal("An adult male seen from the back. He is not carrying anything; the face cannot be seen.")
+    free = Schema("free", "1", (Field("note"),))
+    assert free.normalise("note", "I can\u2019t help") == (None, "out-of-vocabulary")

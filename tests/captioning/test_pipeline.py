@@ -24,10 +24,7 @@ from nextreid.captioning.pipeline import (
     estimate,
     index_images,
     merge_sample,
-    read_rewrite,
-    rewrite_job,
     run_captions,
-    run_jobs,
 )
 from nextreid.captioning.store import Store
 from nextreid.captioning.throttle import RateLimits
@@ -85,6 +82,35 @@ def test_nothing_but_pixels_and_prompt_is_sent(server, tmp_path):
     sent = str(server.bodies) + str(server.headers)
     assert "secret" not in sent and "0042" not in sent
     assert (server.bodies[0]["messages"]) == [get_schema("person").instructions("rgb")]
+
+
+def test_the_published_prompt_is_sent_alone_and_its_answers_are_read(server, tmp_path):
+    requests, schema = images(1), get_schema("person", prompt="paper")
+    assert go(requests, server, tmp_path / "c", schema=schema).calls == 3
+    assert {body["messages"][0] for body in server.bodies} == {schema.prompt}
+    assert not any("response_format" in body for body in server.bodies)
+    found = answered(requests, tmp_path / "c", schema=schema)
+    assert found.counts["ok"] == 3 and not found.counts["out-of-vocabulary"]
+    assert "upper_clothing_color" not in found.answers["all", "0000.jpg"]["tir"]["m"]  # asked for, and not believed
+    assert go(requests, server, tmp_path / "c").calls == 3  # another prompt is another call
+
+
+def test_a_server_that_counts_nothing_is_paid_what_a_call_may_cost(server, tmp_path, monkeypatch):
+    from benchmarks.speed import caption_server
+
+    completion = caption_server._completion
+    monkeypatch.setattr(
+        caption_server, "_completion", lambda *a: {**completion(*a), "usage": {"prompt_tokens": "many"}}
+    )
+    done = go(images(3, ("rgb",)), server, tmp_path / "c", price=(0.0, 1000.0), budget=3.0)
+    assert done.stopped == "budget" and done.calls == 2 and done.spent == pytest.approx(2 * 1.5)
+
+
+@pytest.mark.parametrize("amount", [float("nan"), -1, float("inf")])
+def test_amounts_that_are_none_are_named(server, tmp_path, amount):
+    for name in ("budget", "max_calls"):
+        with pytest.raises(ValueError, match=f"{name} must be a number from 0 on"):
+            go(images(1), server, tmp_path / "c", price=(1.0, 1.0), **{name: amount})
 
 
 def test_equal_images_are_paid_for_once_and_changes_are_new_calls(server, tmp_path):
@@ -317,7 +343,7 @@ def test_ten_kills_repeat_and_lose_nothing_but_what_was_in_flight(server, tmp_pa
             assert parent.stdout.readline() == "ended\n"
             with Store(path) as store:
                 keys = {row["key"] for row in store.rows()}
-                assert kept <= keys and store.damaged == 0
+                assert kept <= keys and store.damaged == []
                 assert sum(server.paid.values()) - len(keys) <= in_flight * (kill + 1)
                 kept = keys
     finally:
@@ -325,30 +351,6 @@ def test_ten_kills_repeat_and_lose_nothing_but_what_was_in_flight(server, tmp_pa
         parent.wait(20)
     assert len(kept) == len(requests) == len(server.paid)
     assert sum(server.paid.values()) - len(requests) <= 10 * in_flight
-
-
-def test_a_language_model_writes_captions_that_are_checked(server, tmp_path):
-    schema, draft = get_schema("person"), ("An adult male seen from the side.", "He is wearing a black jacket.")
-    answers = {
-        n: schema.answer(n, v, 0.9) for n, v in {"age": "adult", "gender": "male", "upper_clothing": "jacket"}.items()
-    }
-    job = rewrite_job(schema, "rgb", answers, draft, Server(server.url, "writer"))
-    with Store(tmp_path / "c", write=True) as store:
-        assert read_rewrite(job, schema, draft, store) == (draft, "missing")
-        run_jobs([job], store, limits=QUICK)
-        assert read_rewrite(job, schema, draft, store) == (draft, "")
-        assert "image_url" not in str(server.bodies)
-    cases = {
-        "": "empty", "I'm sorry, I can't help with that.": "refused", "A male [age]": "cut off",
-        "A [age] male.": "debris",
-        "An adult male of unknown view.": "debris", "A man. " * 40: "too long",
-        "He is wearing a red jacket.": "invented",
-        "A man. He is in a black jacket.": "",
-    }  # fmt: skip
-    for number, (text, why) in enumerate(cases.items()):
-        with Store(tmp_path / f"d{number}", write=True) as store:
-            store.append({**job.row_head(), "text": text, "finish": "stop", "refusal": None})
-            assert read_rewrite(job, schema, draft, store)[1] == why, text
 
 
 def test_the_server_knows_the_images_it_is_given(server, tmp_path):

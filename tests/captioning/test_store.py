@@ -6,9 +6,10 @@ import resource
 import subprocess
 import sys
 import textwrap
+import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nextreid.captioning.store import Store, call_key
@@ -63,7 +64,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines(tmp_path_factory, data):
         assert len(store) == lines
     assert path.stat().st_size == cut
     with Store(path, write=True) as store:
-        assert len(store) == lines and store.damaged == 0
+        assert len(store) == lines and store.damaged == []
         store.append(row(7))
     with Store(path) as store:
         assert len(store) == lines + 1 and store.get("k7") == {"v": 1, **row(7)}
@@ -75,7 +76,7 @@ def test_a_damaged_line_is_skipped_counted_and_kept(tmp_path):
     lines[1] = lines[1].replace(b"answer 1", b"answer 2")
     path.write_bytes(b"".join(lines))
     with Store(path, write=True) as store:
-        assert store.damaged == 1 and len(store) == 2 and "k1" not in store
+        assert store.damaged == [2] and len(store) == 2 and "k1" not in store
         store.append(row(1))
     assert path.read_bytes().startswith(b"".join(lines))
 
@@ -109,7 +110,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(tmp_path):
         assert path.read_bytes() == before
         store.append(row(2))
     with Store(path) as store:
-        assert len(store) == 3 and store.damaged == 0
+        assert len(store) == 3 and store.damaged == []
 
 
 def test_what_was_appended_survives_a_kill(tmp_path):
@@ -135,3 +136,77 @@ def test_the_disk_is_synced_once_a_second(tmp_path, monkeypatch):
             now[0] = n * 0.4
             store.append(row(n))
     assert synced == [1.2000000000000002, 2.4000000000000004, 3.6, 3.6]
+
+
+def test_a_store_needs_neither_pread_nor_flock(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "pread")  # as on Windows
+    path = filled(tmp_path / "c", 3)
+    with Store(path, write=True) as store:
+        store.append(row(3))
+        assert store.get("k1") == {"v": 1, **row(1)} and [r["key"] for r in store.rows()] == ["k0", "k1", "k2", "k3"]
+        store.append(row(4))
+    assert len(Store(path)) == 5
+
+
+def summed(body: bytes) -> bytes:
+    """A line whose checksum is right, whatever it holds."""
+    return body + f',"sum":"{zlib.crc32(body):08x}"}}\n'.encode()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["key", "text", "finish", "refusal", "schema", "model", "modality", "cost", "prompt_tokens"]),
+    value=JSON,
+)
+def test_a_row_of_any_values_is_typed_or_damaged(tmp_path, name, value):
+    path = tmp_path / "c"
+    path.write_bytes(summed(json.dumps({"v": 1, **row(1), name: value})[:-1].encode()))
+    with Store(path) as store:
+        for found in store.rows():
+            assert isinstance(found["key"], str) and isinstance(found["text"], str | None)
+            assert found["cost"] is None or 0 <= found["cost"] < float("inf")
+        assert len(store) + len(store.damaged) == 1 and 0 <= store.spent < float("inf")
+
+
+@settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60).map(lambda data: data.replace(b"\n", b"")) | st.binary(max_size=20).map(summed))
+def test_any_bytes_are_a_damaged_line_and_the_others_stay(tmp_path, junk):
+    path = filled(tmp_path / "d", 1) if not (tmp_path / "d").exists() else tmp_path / "d"
+    good = path.read_bytes()
+    (tmp_path / "e").write_bytes(good + junk.rstrip(b"\n") + b"\n" + good)
+    with Store(tmp_path / "e", write=True) as store:
+        assert len(store) == 1 and 2 in store.damaged
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000, b'{"v":' * 50_000, b'{"key":"k"' + b" " * 10, b"5", b'{"v":1'])
+def test_nested_and_foreign_lines_are_damaged(tmp_path, line):
+    path = tmp_path / "c"
+    path.write_bytes(summed(line))
+    assert Store(path).damaged == [1]
+
+
+def test_a_line_longer_than_any_row_is_skipped_and_one_without_end_is_no_store(tmp_path, monkeypatch):
+    monkeypatch.setattr("nextreid.captioning.store.MAX_LINE", 400)
+    path = filled(tmp_path / "c", 2)
+    path.write_bytes(b"x" * 5000 + b"\n" + path.read_bytes())
+    with Store(path, write=True) as store:
+        assert store.damaged == [1] and len(store) == 2
+        with pytest.raises(ValueError, match="not a row of at most 400 bytes"):
+            store.append(row(9, text="y" * 400))
+    (tmp_path / "movie").write_bytes(b"x" * 5000)
+    with pytest.raises(ValueError, match="no store of answers: line 1 is longer than any"):
+        Store(tmp_path / "movie", write=True)
+    assert (tmp_path / "movie").stat().st_size == 5000
+
+
+def test_texts_with_lone_surrogates_come_back(tmp_path):
+    with Store(tmp_path / "c", write=True) as store:
+        store.append(row(1, text="\ud800 \U0001f600 ü"))
+        assert store.get("k1")["text"] == "\ud800 \U0001f600 ü"

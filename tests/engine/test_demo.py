@@ -5,14 +5,17 @@ import json
 import pytest
 from PIL import Image
 
+from nextreid.engine import demo as demo_module
 from nextreid.engine.demo import run_demo
+from nextreid.retrieval import Comparison
+from nextreid.retrieval.significance import Interval
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     lines = []
-    return out, run_demo(out, seed=3, smoke=True, write_line=lines.append), lines
+    return out, run_demo(out, seed=3, smoke=True, train=True, write_line=lines.append), lines
 
 
 def test_everything_is_written(demo):
@@ -26,7 +29,7 @@ def test_everything_is_written(demo):
     assert (out / "runs" / "next_tiny" / "last" / "model.safetensors").is_file()
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     table = next(line for line in lines if "captions at test" in line)
-    assert "without tir" in table and table.count("baseline_tiny") == 2
+    assert "without tir" in table and table.strip().partition("\n\n")[0].count("baseline_tiny") == 2
 
 
 def test_every_condition_is_measured_on_unseen_identities(demo):
@@ -42,14 +45,56 @@ def test_every_condition_is_measured_on_unseen_identities(demo):
 
 def test_the_same_seed_gives_the_same_numbers(demo, tmp_path):
     _, metrics, _ = demo
-    again = run_demo(tmp_path / "again", seed=3, smoke=True)
+    again = run_demo(tmp_path / "again", seed=3, smoke=True, train=True)
     assert again["results"] == metrics["results"]
+
+
+def test_a_stopped_training_is_continued(demo, tmp_path, monkeypatch):
+    _, metrics, _ = demo
+    train = demo_module.train_model
+
+    def stop_at_next(model, *args, **options):
+        if model.pretrained_cfg.architecture == "next_tiny":
+            raise KeyboardInterrupt
+        return train(model, *args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(demo_module, "train_model", stop_at_next)
+        run_demo(tmp_path / "out", seed=3, smoke=True, train=True)
+    first = tmp_path / "out" / "runs" / "baseline_tiny" / "last" / "model.safetensors"
+    before = first.stat().st_mtime_ns
+    done = run_demo(tmp_path / "out", seed=3, smoke=True, train=True)
+    assert done["results"] == metrics["results"] and first.stat().st_mtime_ns == before
+    run_demo(tmp_path / "out", seed=4, smoke=True, train=True)  # with other settings it begins anew
+    assert first.stat().st_mtime_ns != before
+
+
+def test_the_verdict_knows_how_sure_it_is(demo):
+    _, metrics, lines = demo
+    comparison = metrics["comparison"]
+    assert 0 < comparison["p_value"] <= 1 and comparison["difference"]["identities"] == 4
+    (told,) = [line for line in lines if "No winner" in line or "wins over" in line]
+    assert ("wins over" in told) == (comparison["p_value"] <= 0.05)
+    assert 0 < metrics["chance"] < 1 and f"gives {100 * metrics['chance']:.1f} %" in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("p", "difference", "said"),
+    [
+        (0.04, 0.1, "next_tiny wins over baseline_tiny by 10.0 points"),
+        (0.04, -0.1, "baseline_tiny wins over next_tiny by 10.0 points"),
+        (0.06, -0.1, "No winner: baseline_tiny is ahead of next_tiny by 10.0 points"),
+    ],
+)
+def test_who_won(p, difference, said):
+    interval = Interval(difference, difference - 0.05, difference + 0.05, 0.95, 10, 32)
+    assert demo_module._verdict(Comparison("mAP", 0.5, 0.5 + difference, interval, p), 32).startswith(said)
 
 
 def test_shipped_weights_are_shown_without_training(demo, tmp_path):
     _, metrics, _ = demo
     lines = []
-    shown = run_demo(tmp_path / "out", seed=3, smoke=True, pretrained=True, write_line=lines.append)
+    shown = run_demo(tmp_path / "out", seed=3, smoke=True, write_line=lines.append)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "metrics.json",
         "report.html",
@@ -63,8 +108,8 @@ def test_shipped_weights_are_shown_without_training(demo, tmp_path):
     assert asked == [(row["model"], row["text"], row["missing"]) for row in trained]
     assert all(row["dataset"] == "synthetic-persons" for row in shown["results"])
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "bundled weights" in page and "text tower is random" not in page
-    other = run_demo(tmp_path / "out", seed=4, smoke=True, pretrained=True)  # replaces the folder as a whole
+    assert "bundled weights" in page and "not for images of real persons" in page
+    other = run_demo(tmp_path / "out", seed=4, smoke=True)  # replaces its files
     assert other["results"] != shown["results"]
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["seed"] == 4
 
@@ -72,6 +117,6 @@ def test_shipped_weights_are_shown_without_training(demo, tmp_path):
 def test_a_folder_that_no_demo_wrote_is_left_alone(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").touch()
-    with pytest.raises(FileExistsError, match="no demo wrote it"):
+    with pytest.raises(FileExistsError, match="holds other things"):
         run_demo(tmp_path / "photos", smoke=True)
     assert (tmp_path / "photos" / "a.jpg").exists()

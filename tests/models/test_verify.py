@@ -221,8 +221,11 @@ def test_saving_again_forgets_the_proof_of_other_weights(folder):
 
 
 def test_keys_that_do_not_fit_are_named_and_grouped(folder):
+    model = small("next_tiny", head={"num_structure_experts": 0})
+    (folder / "config.json").unlink()
+    (folder / "SHA256SUMS").unlink()
     with pytest.raises(ValueError) as rejected:
-        nextreid.create_model(f"local-dir:{folder}", head={"num_structure_experts": 0})
+        nextreid.models.load_checkpoint(model, folder)
     assert "unexpected head.structure_experts.* (" in str(rejected.value) and len(str(rejected.value)) < 1000
 
 
@@ -234,7 +237,7 @@ def test_unknown_architectures_and_cameras_are_named(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     odd = {**config, "model_args": {**config["model_args"], "cache_dir": "elsewhere"}}
     (folder / "config.json").write_text(json.dumps(odd))
-    with pytest.raises(ValueError, match=r"does not take these arguments: .*cache_dir"):
+    with pytest.raises(ValueError, match="model_args names cache_dir, which is no argument of a model"):
         nextreid.create_model(f"local-dir:{folder}")
     (folder / "config.json").write_text(json.dumps({**config, "architecture": "baseline_tyni"}))
     with pytest.raises(ValueError, match="Did you mean 'baseline_tiny'"):

@@ -269,5 +269,5 @@ def test_another_image_size_resamples_the_position_table(size, tmp_path, caplog)
 
 def test_modalities_in_another_order_are_rejected(tmp_path):
     nextreid.save_model(small("next_tiny"), tmp_path / "m")
-    with pytest.raises(ValueError, match=r"trained with modalities=\['rgb', 'nir', 'tir'\]"):
+    with pytest.raises(ValueError, match=r"trained with modalities=\('rgb', 'nir', 'tir'\)"):
         nextreid.create_model(f"local-dir:{tmp_path / 'm'}", modalities=("nir", "rgb", "tir"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -9,7 +10,15 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from nextreid.towers import CONTEXT, ImageTower, TextTower, load_clip_weights, load_pretrained_clip, pack_sentences
+from nextreid.towers import (
+    CONTEXT,
+    ImageTower,
+    TextTower,
+    clip_weights,
+    load_clip_weights,
+    load_pretrained_clip,
+    pack_sentences,
+)
 
 TINY_VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 TINY_CLIP = {
@@ -83,8 +92,10 @@ def test_pretrained_clip_fills_both_towers_at_another_size(tiny_clip_config, mon
     image = ImageTower("vit_base_patch16_clip_quickgelu_224", (64, 32), 32, num_cameras=3, tower_args={"depth": 2})
     text = TextTower({"width": 64, "heads": 2, "layers": 2}, 32)
     cameras = image.camera.clone()
-    load_pretrained_clip("x", "openai", image, text, "somewhere")
-    assert asked == {"name": "x", "tag": "openai", "cache_dir": "somewhere"}
+    monkeypatch.setattr(clip_weights, "fetch_file", lambda repo, file, cache: Path(cache, repo, file))
+    load_pretrained_clip("ViT-B-16-quickgelu", "openai", image, text, "somewhere")
+    file = Path("somewhere/timm/vit_base_patch16_clip_224.openai/open_clip_model.safetensors")
+    assert asked == {"name": "ViT-B-16-quickgelu", "tag": str(file), "cache_dir": "somewhere"}
     assert torch.equal(image.camera, cameras)
     assert torch.equal(image.proj.weight, source.visual.proj.T)
     assert torch.equal(text.transformer.token_embedding.weight, source.token_embedding.weight)
@@ -241,10 +252,10 @@ def test_a_text_over_the_window_is_never_cut_silently(text_tower):
         ("ViT-Q-99", None, "open_clip has no model"),
         ("ViT-B-16-quickgelu", 64, "gives 512 features but embed_dim=64"),
         ("xlm-roberta-base-ViT-B-32", None, "not a CLIP transformer"),
-        ({"width": 32, "heads": 2, "layers": 1, "context_length": 12}, 16, "window of 77"),
+        ({"width": 32, "heads": 2, "layers": 1, "context_length": 12}, 16, "context_length must be 77; got 12"),
         ({"width": 32, "headz": 2}, 16, "headz"),
-        ({"width": 32, "heads": 2, "layers": 1, "vocab_size": 513}, 16, "vocab_size=513 .* 514 to 49408"),
-        ({"width": 32, "heads": 2, "layers": 1, "vocab_size": 50_000}, 16, "vocab_size=50000"),
+        ({"width": 32, "heads": 2, "layers": 1, "vocab_size": 513}, 16, "vocab_size must be .* 514 to 49408; got 513"),
+        ({"width": 32, "heads": 2, "layers": 1, "vocab_size": 50_000}, 16, "vocab_size must be .*; got 50000"),
     ],
 )
 def test_bad_text_towers_are_named(name, dim, named):

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from nextreid.data import ImageFile, Sample
@@ -10,12 +12,14 @@ from nextreid.viz.drawing import (
     CORRECT,
     WRONG,
     Canvas,
+    describe_labels,
     draw_image,
     fit_text,
     font,
     hatched,
     mark,
     size_to_draw,
+    wrap_text,
 )
 
 
@@ -112,3 +116,31 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_image(Image.new("RGB", (4, 3)), path)
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@given(st.text("ab c_/.-", max_size=60), st.integers(8, 120), st.integers(1, 4))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_wrapped_text_fits_and_loses_nothing_but_blanks(text, width, lines):
+    shown = wrap_text(text, 10, width, lines)
+    assert len(shown) <= lines
+    assert all(font(10).getlength(line) <= width or len(line) <= 3 for line in shown)
+    if not (shown and shown[-1].endswith("...")):
+        assert "".join("".join(shown).split()) == "".join(text.split())
+
+
+def test_file_names_break_at_their_marks():
+    assert wrap_text("200001_cam1_1_00.jpg", 10, 80, 3) == ["200001_cam1_", "1_00.jpg"]
+    assert wrap_text("no break", 10, 1000, 1) == ["no break"] and wrap_text("", 10, 50, 2) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        ((5, 0, -1), ("id 5", "cam 0")),
+        ((-1, -1, -1), ("id unknown", "")),
+        ((7, 1, 3), ("id anna", "cam 0002, scene 3")),
+    ],
+)
+def test_labels_are_shown_as_files_name_them(labels, shown):
+    names = {"pid": {7: "anna"}, "camid": {1: "0002"}}
+    assert describe_labels(Sample("a", *labels, (None,)), names) == shown

@@ -1,5 +1,7 @@
 """Mask images: kept patches untouched, the others veiled, shares printed, rejected input."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -79,3 +81,18 @@ def test_bad_shapes_are_rejected(make_sample):
         mask_image([make_sample()], masks, MODALITIES, masks[:, :1])
     with pytest.raises(ValueError, match="has 3 images but modalities are rgb"):
         mask_image([make_sample()], masks[:, :, :1], MODALITIES[:1])
+
+
+def test_captions_stand_beside_their_modality(make_sample):
+    """Another caption of the second modality changes pixels right of the images, in that row alone."""
+    masks = np.ones((1, 1, 3, 4, 2))
+    captions = (("A man.",), ("A woman in a long coat. " * 9,), ())
+    plain, long = (
+        replace(make_sample(), captions=(captions[0], (text,), captions[2])) for text in ("A woman.", captions[1][0])
+    )
+    images = [np.asarray(mask_image([sample], masks, MODALITIES)) for sample in (plain, long)]
+    rows, columns = np.nonzero((images[0] != images[1]).any(axis=2))
+    top, row = 24 + 56 + 24, 160 + 22
+    assert rows.min() >= top + row and rows.max() < top + 2 * row
+    assert columns.min() >= 24 + 44 + 2 * (80 + 10) and columns.max() < images[1].shape[1] - 20
+    assert images[0].shape[1] > mask_image([make_sample()], masks, MODALITIES).width

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nextreid.viz import rank_list_image
-from nextreid.viz.drawing import CORRECT, WRONG
+from nextreid.viz.drawing import CORRECT, GREY, WRONG
 
 MODALITIES = ("rgb", "nir", "tir")
 
@@ -27,7 +27,7 @@ def test_size_grows_with_queries_entries_and_images(make_sample):
     assert narrow.mode == "RGB"
     assert wide.height == narrow.height and wide.width - narrow.width > 72
     assert tall.width == narrow.width and tall.height - narrow.height > 3 * 144
-    assert large.width - narrow.width == 6 * 72 and large.height - narrow.height == 3 * 144
+    assert large.width - narrow.width == 6 * (144 + 12 - 100) and large.height - narrow.height == 3 * 144
 
 
 def test_correct_and_wrong_differ_without_colour(make_sample):
@@ -37,7 +37,7 @@ def test_correct_and_wrong_differ_without_colour(make_sample):
     )
     rows, columns = np.nonzero(correct != wrong)
     assert len(rows) > 400
-    left, width, top = 24 + 40 + (72 + 12 + 12) + 12, 72 + 12, 24 + 40
+    left, width, top = 24 + 40 + (100 + 12) + 12 + (100 - 84) // 2, 72 + 12, 24 + 40
     assert columns.min() >= left and columns.max() < left + width
     in_head = rows < top + 26
     assert in_head.sum() > 25
@@ -90,3 +90,36 @@ def test_bad_indices_are_rejected(make_sample, indices, matches, message):
 def test_modalities_must_fit(make_sample):
     with pytest.raises(ValueError, match=r"'000001_cam1.jpg' has 3 images but modalities are rgb, nir"):
         rank_list_image([make_sample()], [make_sample()], np.zeros((1, 1), int), np.ones((1, 1), bool), MODALITIES[:2])
+
+
+@pytest.mark.parametrize(("query", "entry"), [(-1, 5), (5, -1), (-1, -1)])
+def test_what_has_no_identity_is_drawn_neutrally(make_sample, query, entry):
+    """Neither right nor wrong, whatever `matches` says, and the legend explains the grey frame."""
+    images = [
+        rank_list_image([make_sample(query)], [make_sample(entry)], np.zeros((1, 1), int), matches, MODALITIES)
+        for matches in (np.ones((1, 1), bool), np.zeros((1, 1), bool))
+    ]
+    np.testing.assert_array_equal(*map(np.asarray, images))
+    known = rank_list_image([make_sample(5)], [make_sample(5)], np.zeros((1, 1), int), np.ones((1, 1)), MODALITIES)
+    body = [np.asarray(image)[64:] for image in (images[0], known)]
+    assert not (body[0] == CORRECT).all(axis=2).any() and (body[1] == CORRECT).all(axis=2).any()
+    assert count(images[0], GREY) > count(known, GREY)
+
+
+def test_scores_titles_and_names_of_the_files_are_written(make_sample):
+    one = ([make_sample(5)], [make_sample(5)], np.zeros((1, 1), int), np.ones((1, 1), bool), MODALITIES)
+    plain = rank_list_image(*one)
+    scored = [rank_list_image(*one, scores=np.array([[value]])) for value in (0.5, 0.75)]
+    assert scored[0].height > plain.height and scored[0].size == scored[1].size
+    assert (np.asarray(scored[0]) != np.asarray(scored[1])).any()
+    assert rank_list_image(*one, titles=["worst query"]).height == plain.height + 24
+    named = rank_list_image(*one, label_names={"camid": {0: "c0023"}})
+    assert named.size == plain.size and (np.asarray(named) != np.asarray(plain)).any()
+    with pytest.raises(ValueError, match=r"scores must have the shape of indices, \(1, 1\)"):
+        rank_list_image(*one, scores=np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="2 titles for 1 queries"):
+        rank_list_image(*one, titles=["a", "b"])
+
+
+def test_ten_entries_fit_a_page_of_1400_pixels(make_sample):
+    assert draw(make_sample, [[0] * 10], [[True] * 10]).width <= 1400 - 2 * 40
