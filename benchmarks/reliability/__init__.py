@@ -46,7 +46,9 @@ def write_page(rows: Sequence[Mapping[str, Any]], page: Path = PAGE) -> None:
     table = Table("", _COLUMNS, [[row[column] for column in _COLUMNS] for row in rows]).markdown()
     text = page.read_text(encoding="utf-8")
     mark = "<!-- results/reliability.csv -->"
-    written, count = re.subn(rf"{re.escape(mark)}\n\n.*?\n\n", lambda _: f"{mark}\n\n{table}\n\n", text, flags=re.DOTALL)
+    written, count = re.subn(
+        rf"{re.escape(mark)}\n\n.*?\n\n", lambda _: f"{mark}\n\n{table}\n\n", text, flags=re.DOTALL
+    )
     if count != 1:
         raise ValueError(f"{page} needs one table below {mark}")
     page.write_text(written, encoding="utf-8")

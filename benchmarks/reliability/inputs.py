@@ -17,8 +17,35 @@ ODD: tuple[Any, ...] = (
 """Values that stand where none of their type or size is meant."""
 
 _PIECES = st.sampled_from(
-    ["\x00", "\n", "\r\n", ",", ";", "\t", '"', "'", "{", "}", "[", "]", "[" * 3000, ":", "=", "\\", "/", "..", "-1", "1e999",
-     "nan", "²", "é", "\ufeff", "\u202e", "<end_of_text>", "x" * 3000]  # fmt: skip
+    [
+        "\x00",
+        "\n",
+        "\r\n",
+        ",",
+        ";",
+        "\t",
+        '"',
+        "'",
+        "{",
+        "}",
+        "[",
+        "]",
+        "[" * 3000,
+        ":",
+        "=",
+        "\\",
+        "/",
+        "..",
+        "-1",
+        "1e999",
+        "nan",
+        "²",
+        "é",
+        "\ufeff",
+        "\u202e",
+        "<end_of_text>",
+        "x" * 3000,
+    ]  # fmt: skip
 )
 
 
@@ -73,7 +100,9 @@ def json_near(draw: st.DrawFn, valid: Any, most: int = 2) -> str:
         elif edit == "remove":
             del holder[last]
         elif isinstance(holder, dict):
-            holder[draw(st.sampled_from(("x", "", "file", "pretrained", "checkpoint_path", "weights", "__class__")))] = odd
+            holder[
+                draw(st.sampled_from(("x", "", "file", "pretrained", "checkpoint_path", "weights", "__class__")))
+            ] = odd
     return json.dumps(value)
 
 

@@ -108,12 +108,16 @@ def _model_name(folder: Path) -> Reader:
         if not name.startswith(("hf-hub:", "hf_hub:")):  # no server is asked here
             nextreid.create_model(name)
 
-    return Reader(_names(nextreid.list_models("*_tiny"), ("hf-hub:a/b@main", "local-dir:x", "next_tiny.synthetic_persons")), read)
+    return Reader(
+        _names(nextreid.list_models("*_tiny"), ("hf-hub:a/b@main", "local-dir:x", "next_tiny.synthetic_persons")), read
+    )
 
 
 @_parser("recipe")
 def _recipe(folder: Path) -> Reader:
-    return Reader(json_near(get_recipe("tiny").to_dict()), lambda text: Recipe.from_dict(parse_json(text, "the recipe")))
+    return Reader(
+        json_near(get_recipe("tiny").to_dict()), lambda text: Recipe.from_dict(parse_json(text, "the recipe"))
+    )
 
 
 @_parser("manifest")
@@ -205,7 +209,21 @@ def _name_value(folder: Path) -> Reader:
 def _command_line(folder: Path) -> Reader:
     from nextreid.cli import _parser as command_line
 
-    words = ("train", "eval", "data", "check", "list", "models", "captions", "--model", "--out", "--set", "-v", "--x", "1")
+    words = (
+        "train",
+        "eval",
+        "data",
+        "check",
+        "list",
+        "models",
+        "captions",
+        "--model",
+        "--out",
+        "--set",
+        "-v",
+        "--x",
+        "1",
+    )
     word = st.one_of(st.sampled_from(words), st.sampled_from([str(value) for value in ODD]), st.text(max_size=6))
 
     def read(words: list[str]) -> None:

@@ -1,7 +1,6 @@
 """A server's answer, read through one schema: whatever it holds, the result is typed, bounded and clean text."""
 
 import json
-import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,6 +149,5 @@ def _finish(value: Any, redact: Callable[[str], str]) -> str | None:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return 0
-    return int(value) if 0 <= value <= _MAX_TOKENS else 0
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if number and 0 <= value <= _MAX_TOKENS else 0
