@@ -9,43 +9,26 @@ from typing import Any
 from hypothesis import strategies as st
 
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 7, 10**9, -(10**12), 10**400, 0.5, 1e308, math.nan, math.inf, "", " ", "x", "=1+1", "nan",
-    "1e999", "-1", "²", "\x00", "\ud800", "..", "../../x", "/etc/passwd", "~/x", "C:\\x", "http://127.0.0.1:9/x", "hf-hub:a/b",
-    "x" * 5000, [], [None], [[[[]]]], ["x", 1], [0] * 5000, {}, {"x": None}, {"": {"": {}}}, {"file": "x"},
-    {"checkpoint_path": "x.pth"}, {"pretrained": True},
-)  # fmt: skip
+    *(None, True, False, 0, -1, 1, 7, 10**9, -(10**12), 10**400, 0.5, 1e308, math.nan, math.inf),
+    *("", " ", "x", "=1+1", "nan", "1e999", "-1", "²", "\x00", "\ud800", "x" * 5000),
+    *("..", "../../x", "/etc/passwd", "~/x", "C:\\x", "http://127.0.0.1:9/x", "hf-hub:a/b"),
+    *([], [None], [[[[]]]], ["x", 1], [0] * 5000, {}, {"x": None}, {"": {"": {}}}),
+    *({"file": "x"}, {"checkpoint_path": "x.pth"}, {"pretrained": True}),
+)
 """Values that stand where none of their type or size is meant."""
 
 _PIECES = st.sampled_from(
     [
-        "\x00",
-        "\n",
+        *"\x00\n,;\t\"'{}[]:=\\/²é\ufeff\u202e",
         "\r\n",
-        ",",
-        ";",
-        "\t",
-        '"',
-        "'",
-        "{",
-        "}",
-        "[",
-        "]",
-        "[" * 3000,
-        ":",
-        "=",
-        "\\",
-        "/",
         "..",
         "-1",
         "1e999",
         "nan",
-        "²",
-        "é",
-        "\ufeff",
-        "\u202e",
         "<end_of_text>",
+        "[" * 3000,
         "x" * 3000,
-    ]  # fmt: skip
+    ]
 )
 
 

@@ -76,13 +76,13 @@ def _run(folder: Path, number: int, rng: random.Random) -> tuple[int, str]:
         train(nextreid.create_model("baseline_tiny"), dataset, recipe, out, resume=True, progress=False)
 
     start = time.perf_counter()
-    assert _wait(_fork(lambda: attempt(folder / "whole"))) == 0, "the undisturbed run failed"
+    assert _wait(_fork(attempt, folder / "whole")) == 0, "the undisturbed run failed"
     seconds = time.perf_counter() - start
     expected, right, runs = _content(folder / "whole"), 0, 0
     while number:
         out, struck = folder / f"run{runs}", 0
         while True:
-            child = _fork(lambda: attempt(out))
+            child = _fork(attempt, out)
             if struck < 5 and number > struck:
                 time.sleep(rng.uniform(0.02, 1.0) * seconds)
                 os.kill(child, signal.SIGKILL)
@@ -113,7 +113,7 @@ def _alternate(
     write(0)
     right, faults = 0, set()
     for turn in range(number):
-        child = _fork(lambda: _forever(write, turn))
+        child = _fork(_forever, write, turn)
         time.sleep(rng.uniform(0.005, 0.15))
         os.kill(child, signal.SIGKILL)
         _wait(child)
@@ -133,11 +133,11 @@ def _forever(write: Callable[[int], object], turn: int) -> None:
         turn += 1
 
 
-def _fork(work: Callable[[], object]) -> int:
+def _fork(work: Callable[..., object], *args: Any) -> int:
     child = os.fork()
     if child == 0:
         try:
-            work()
+            work(*args)
         except BaseException as error:
             sys.stderr.write(f"{error!r}\n")
             os._exit(1)
