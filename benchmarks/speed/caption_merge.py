@@ -38,10 +38,13 @@ def run() -> Iterator[dict[str, Any]]:
             from_floor = f" from {floor:g}" if floor else ""
             name = f"best by {rule} + complement, absence yields{from_floor}"
             ways[name] = partial(_complemented, rule=rule, absence="yields", min_confidence=floor)
-    lasting = [f.name for f in schema.fields if f.rank > 0 and f.name not in MERGED]
+    lasting = tuple(f.name for f in schema.fields if f.rank > 0 and f.name not in MERGED)
+    groups = {"carried, held, glasses": MERGED, "other fields of the identity": lasting}
     for way, merge in ways.items():
         merged = [(merge(annotations), truth) for annotations, truth in asked]
-        for group, names in (("carried, held, glasses", MERGED), ("other fields of the identity", lasting)):
+        for group, names in groups.items():
+            if "complement" in way and names is lasting:
+                continue  # the modalities complement each other in the other group alone
             pairs = [
                 (answers[name], truth[name])
                 for by_modality, truth in merged
@@ -50,16 +53,16 @@ def run() -> Iterator[dict[str, Any]]:
                 if name in answers
             ]
             known = [(a.value == t, a.confidence) for a, t in pairs if a.is_known(CONFIG.caption_floor)]
-            # of what is there, the share that is reported as it is: what a confident "none" of one modality hides
-            there = [a.is_known(CONFIG.caption_floor) and a.value == t for a, t in pairs if t not in ("no", "none")]
+            # of what is present, the share that is reported as it is: what a confident "none" of one modality hides
+            present = [a.is_known(CONFIG.caption_floor) and a.value == t for a, t in pairs if t not in ("no", "none")]
             yield {
                 "merge": way,
                 "fields": group,
                 "samples": len(asked),
                 "answers": len(pairs),
                 "unknown_share": round(1 - len(known) / len(pairs), 4),
-                "right_of_told": round(float(np.mean([right for right, _ in known])), 4),
-                "found_of_there": round(float(np.mean(there)), 4),
+                "correct_of_known": round(float(np.mean([right for right, _ in known])), 4),
+                "found_of_present": round(float(np.mean(present)), 4),
                 "mean_confidence": round(float(np.mean([confidence for _, confidence in known])), 4),
             }
 

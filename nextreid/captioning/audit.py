@@ -55,12 +55,16 @@ class Label(NamedTuple):
 
 
 def label_of_name(item: str) -> Label | None:
-    """Read the label from a name such as ``0258_cam1_0.jpg`` or ``0002_s002_v0_0.jpg``; None without a number first."""
+    """Read the label from a name such as ``0258_cam1_0.jpg`` or ``0002_s002_v0_0.jpg``; None without a number first.
+
+    ``s999`` is what WMVEID863 writes where the scene is unknown.
+    """
     match = re.match(r"(\d+)(?=_)", Path(item).name)
     if not match:
         return None
     camera, scene = re.search(r"_(?:cam|v|c)(\d+)", item), re.search(r"_s(\d+)", item)
-    return Label(int(match[1]), int(camera[1]) if camera else -1, int(scene[1]) if scene else -1)
+    known = scene and scene[1] != "999"
+    return Label(int(match[1]), int(camera[1]) if camera else -1, int(scene[1]) if scene and known else -1)
 
 
 def open_caption_files(paths: Iterable[str | Path]) -> dict[tuple[str, str], Captions]:
@@ -134,8 +138,8 @@ def audit_captions(
         source: Caption files or folders (see `open_caption_files`), or captions by (split, modality).
         schema: Whose grammar parses the captions; None: the built-in one that parses most, if any parses a fifth.
         labels: Label of an item. Agreement and retrieval leave out items without one.
-        protocol: What a query ignores in text-only retrieval; None: ``"scene"`` if items have scenes, else
-            ``"camera"`` if they have cameras, else ``"none"``.
+        protocol: What a query ignores in text-only retrieval; None: ``"scene"`` if the scene of every item is known,
+            else ``"camera"`` if the camera of any is, else ``"none"``; the table's note says which, and why.
         count_tokens: Tokens of a text, start and end included; None: CLIP's tokenizer.
 
     Returns:
@@ -335,6 +339,17 @@ def _modalities(files: Sequence[_File], schema: Schema) -> AuditTable:
     return AuditTable("Agreement between modalities", columns, rows, note)
 
 
+def _choose_protocol(ids: Identities) -> tuple[str, str]:
+    """Return the strictest rule that the labels allow, and why it was chosen."""
+    scenes, cameras = (int(np.sum(np.asarray(labels) >= 0)) for labels in (ids.sceneid, ids.camid))
+    if scenes == len(ids):
+        return "scene", "chosen because every image has a scene"
+    known = f"the scene of {scenes} of {len(ids)} images is known" if scenes else "no scene is known"
+    if cameras:
+        return "camera", f"chosen because {known}, and the camera of {cameras}"
+    return "none", f"chosen because {known} and no camera"
+
+
 def _retrieval(files: Sequence[_File], protocol: str | None, schema: Schema | None) -> AuditTable:
     splits = [file.split for file in files]
     split = "test" if "test" in splits else splits[-1]
@@ -343,8 +358,7 @@ def _retrieval(files: Sequence[_File], protocol: str | None, schema: Schema | No
     if not items:
         raise ValueError("no item has a label; pass labels=")
     ids = Identities(*np.array([chosen[0].labels[item] for item in items], dtype=np.int64).T)
-    scenes, cameras = (np.any(np.asarray(x) >= 0) for x in (ids.sceneid, ids.camid))
-    rule = protocol or ("scene" if scenes else "camera" if cameras else "none")
+    rule, why = (protocol, "as asked") if protocol else _choose_protocol(ids)
     features = {file.modality: word_features([file.captions[item] for item in items]) for file in chosen}
     if len(features) > 1:
         features["all modalities"] = np.concatenate(list(features.values()), axis=1)
@@ -359,5 +373,7 @@ def _retrieval(files: Sequence[_File], protocol: str | None, schema: Schema | No
         features[name] = term_features(list(terms))
     columns = ("captions", "queries", "mAP", "rank-1", "chance mAP", "chance rank-1")
     rows = [(name, *text_retrieval(feature, ids, rule)) for name, feature in features.items()]
-    note = f"Split {split!r}, every image against the others under the protocol {rule!r}; no image is looked at."
+    note = (
+        f"Split {split!r}, every image against the others under the protocol {rule!r} ({why}); no image is looked at."
+    )
     return AuditTable("Text-only retrieval", columns, rows, note)

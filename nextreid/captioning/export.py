@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .._files import write_text, write_whole
+from .._files import read_json, write_text, write_whole
 from ..data.captions import TABLE_FORMAT, caption_file_name, portable_name, read_caption_table
 from .grammar import compose
 from .merge import Absence, Merged, Rule
@@ -194,8 +194,8 @@ def read_run(path: str | Path) -> tuple[Schema, list[str], Sampling, list[Captio
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no run in {path.parent} ({path.name} is missing); create one: nextreid captions run")
+    run = read_json(path, limit=2**30)
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
         if run["format"] != _RUN_FORMAT:
             raise ValueError(f"format {run['format']}, this nextreid reads {_RUN_FORMAT}")
         models, places = (
@@ -206,5 +206,5 @@ def read_run(path: str | Path) -> tuple[Schema, list[str], Sampling, list[Captio
             raise ValueError("models and images must be lists of texts")
         images = [CaptionRequest(key, modality, None, split, digest) for key, modality, split, digest in places]
         return Schema.from_dict(run["schema"]), list(models), Sampling(**run["sampling"]), images
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not describe a run ({error})") from error

@@ -3,7 +3,6 @@
 import argparse
 import collections
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -238,15 +237,13 @@ def _requests(args: argparse.Namespace) -> tuple[list[Any], str | None]:
 
 
 def _schema(name: str | None, prompt: Any) -> Any:
+    from nextreid._files import read_json
     from nextreid.captioning import Schema, get_schema
 
     if name is None:
         raise ValueError("what do the images show? add --schema person, --schema vehicle, or a JSON file of a schema")
     if name.endswith(".json"):
-        try:
-            table = json.loads(Path(name).read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{name} is not JSON in UTF-8: {error}") from error
+        table = read_json(Path(name))
         try:
             return get_schema(Schema.from_dict(table), prompt)
         except ValueError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .._files import read_json
 from .rng import seeded_rng
 from .sample import Sample, as_sentences
 
@@ -53,10 +54,7 @@ def read_captions(path: str | Path) -> dict[str, str]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no caption file {path}")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
+    entries = read_json(path, limit=2**30)
     if not isinstance(entries, list):
         raise ValueError(f'{path} holds a {type(entries).__name__}, expected a list of {{"item", "description"}}')
     captions: dict[str, str] = {}

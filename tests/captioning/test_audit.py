@@ -100,6 +100,24 @@ def test_text_retrieval_asks_only_what_has_a_match() -> None:
         text_retrieval(features[:3], alone, "camera")
 
 
+def test_unknown_scenes_are_unknown_and_the_chosen_protocol_is_named() -> None:
+    scenes, names = ["s999", "s999", "s003", "s004"], ["v1", "v2", "v1", "v2"]
+    items = [f"{pid:04d}_{v}_n1_{s}_001.jpg" for pid in (1, 2) for v, s in zip(names, scenes, strict=True)]
+    assert [label_of_name(item).sceneid for item in items[:4]] == [-1, -1, 3, 4]
+
+    def note(captions: dict[str, str], **options) -> tuple[str, int]:
+        table = audit_captions({("test", "rgb"): captions}, count_tokens=len, **options).tables["retrieval"]
+        return table.note, row_of(table, "rgb")["queries"]
+
+    captions = {item: f"A red car {number}." for number, item in enumerate(items)}
+    text, queries = note(captions)
+    assert queries == 8 and "'camera' (chosen because the scene of 4 of 8 images is known, and the camera of 8)" in text
+    assert "'scene' (as asked)" in note(captions, protocol="scene")[0]
+    known = {item: caption for item, caption in captions.items() if "s999" not in item}
+    assert "'scene' (chosen because every image has a scene)" in note(known)[0]
+    assert "'none' (chosen because no scene is known and no camera)" in note({"1_a": "A.", "1_b": "A.", "2_a": "B."})[0]
+
+
 def test_no_text_finds_itself() -> None:
     ids = Identities(np.array([1, 1, 2, 2]), np.zeros(4, dtype=int))
     features = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]  # each text is that of the other identity
@@ -146,7 +164,7 @@ def test_every_mark_is_tested_and_colours_count_where_there_are_none() -> None:
     [
         ("000258_cam1_0_00.jpg", Label(258, 1, -1)),
         ("0002_s002_v0_000.jpg", Label(2, 0, 2)),
-        ("0865_v1_n0_s999_002.jpg", Label(865, 1, 999)),
+        ("0865_v1_n0_s999_002.jpg", Label(865, 1, -1)),
         ("folder/0007_c0003_01.png", Label(7, 3, -1)),
         ("12_.jpg", Label(12)),
         ("photo.jpg", None),

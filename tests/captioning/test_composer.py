@@ -257,3 +257,18 @@ def test_custom_objects_have_plain_sentences() -> None:
     )
     with pytest.raises(ValueError, match="cannot be parsed"):
         parse("The tape is brown.", box)
+
+
+def test_confidence_zero_is_never_reported_and_a_floor_leaves_out_more() -> None:
+    answers = {"age": Answer("adult", 0.0), "gender": Answer("male", 0.3), "view": Answer("side", None)}
+
+    def text(floor: float) -> str:
+        return " ".join(compose(answers, "person", "rgb", min_confidence=floor))
+
+    assert [text(floor) for floor in (0.0, 0.4, 0.6)] == [
+        "A male seen from the side.", "A person seen from the side.", "",
+    ]  # fmt: skip
+    assert "adult" in " ".join(compose({"age": "adult"}, "person", "rgb", min_confidence=1.0)), "a bare value has none"
+    for floor in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"min_confidence must lie in \[0, 1\]"):
+            text(floor)

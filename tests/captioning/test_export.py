@@ -1,11 +1,15 @@
 """Files of captions: the published form, the table, and the record of a run."""
 
 import json
+import os
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from nextreid.captioning import compose, get_schema
+from nextreid.captioning import Answer, compose, get_schema
 from nextreid.captioning.export import (
+    Description,
     describe,
     read_run,
     read_table,
@@ -15,7 +19,7 @@ from nextreid.captioning.export import (
 )
 from nextreid.captioning.merge import best_of, complement
 from nextreid.captioning.pipeline import CaptionRequest, Sampling
-from nextreid.data.captions import caption_file_name, read_captions
+from nextreid.data.captions import caption_file_name, portable_name, read_captions
 
 SCHEMA = get_schema("person")
 
@@ -56,6 +60,39 @@ def test_the_table_holds_everything(tmp_path):
     assert [d["step"] for d in trail if d["field"] == "backpack"] == ["models", "modalities"]
     assert trail[0]["votes"][1] == {"annotator": "b", "value": "adult", "confidence": 0.6} and trail[0]["winner"] == "b"
     assert [f.name for f in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_names_and_texts_that_are_no_unicode_survive(tmp_path):
+    name = os.fsdecode(b"\xdcber.jpg")
+    one = Description("all", name, "rgb", ("A man.",), {"age": Answer("adult", 0.5)})
+    (path,) = write_captions(tmp_path, [one])
+    assert read_captions(path) == {portable_name(name): "A man."}
+    (again,), _ = read_table(write_table(tmp_path / "a.parquet", [one], SCHEMA))
+    assert again.key == portable_name(name) and again.answers == one.answers
+    images = [CaptionRequest(name, "rgb", None, "all", "d")]
+    write_run(tmp_path / "run.json", SCHEMA, ["m"], Sampling(), images)
+    assert read_run(tmp_path / "run.json")[3] == images
+
+
+JSON = st.recursive(
+    st.none() | st.integers(0, 2) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["format", "schema", "models", "sampling", "images"]), JSON)
+def test_any_record_of_a_run_is_typed_or_one_named_error(tmp_path, key, value):
+    path = tmp_path / "run.json"
+    write_run(path, SCHEMA, ["m"], Sampling(), [CaptionRequest("k", "rgb", None, "train", "d")])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    try:
+        _, models, _, images = read_run(path)
+    except ValueError as error:
+        assert "run.json" in str(error)
+    else:
+        assert all(isinstance(text, str) for text in (*models, *(i.key for i in images), *(i.digest for i in images)))
 
 
 def test_the_record_of_a_run_is_read_back(tmp_path):

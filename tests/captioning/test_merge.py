@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextreid.captioning import Answer, Merged, best_of, complement
@@ -82,6 +82,40 @@ def test_the_list_of_fields_is_a_choice_and_colours_stay_where_they_can_be_seen(
     assert "upper_clothing_color" not in merged["nir"].answers and "upper_clothing_color" in merged["rgb"].answers
     with pytest.raises(KeyError, match="wings"):
         complement(IMAGES, "person", fields=["wings"])
+
+
+SEES = st.builds(Answer, st.sampled_from([None, "none", "phone", "cup"]), st.none() | st.sampled_from([0.0, 0.2, 0.9]))
+
+
+@settings(derandomize=True, deadline=None)
+@given(
+    st.lists(SEES, min_size=1, max_size=3), st.sampled_from([0.0, 0.5]), st.sampled_from(["confidence", "agreement"])
+)
+def test_absence_yields_to_whatever_is_seen(answers: list[Answer], floor: float, rule: str) -> None:
+    modalities = {m: {"holding": a} for m, a in zip(("rgb", "nir", "tir"), answers, strict=False)}
+    kept = complement(modalities, "person", rule=rule, min_confidence=floor)["rgb"].answers["holding"]
+    seen = [a for a in answers if a.value in ("phone", "cup") and weight(a) > 0 and weight(a) >= floor]
+    if seen:
+        assert kept.value in {a.value for a in seen}
+        if rule == "confidence":
+            assert weight(kept) == max(map(weight, seen))
+    else:
+        plain = complement(modalities, "person", rule=rule, absence="counts")["rgb"].answers["holding"]
+        assert kept == plain
+
+
+def test_a_confident_none_of_one_modality_beats_no_sight_of_another() -> None:
+    images = {"rgb": {"backpack": Answer("no", 0.95)}, "tir": {"backpack": Answer("yes", 0.3)}}
+    merged = complement(images, "person")["rgb"]
+    assert (
+        merged.answers["backpack"] == Answer("yes", 0.3) and merged.trail[0].reason == "the only value; absence yields"
+    )
+    assert complement(images, "person", absence="counts")["rgb"].answers["backpack"].value == "no"
+    assert complement(images, "person", min_confidence=0.4)["rgb"].answers["backpack"].value == "no"
+    plate = {"rgb": {"license_plate": Answer("not visible", 1.0)}, "nir": {"license_plate": Answer("visible", 0.1)}}
+    assert complement(plate, "vehicle")["rgb"].answers["license_plate"].value == "visible"
+    with pytest.raises(ValueError, match="absence must be 'yields' or 'counts'"):
+        complement(images, "person", absence="wins")  # type: ignore[arg-type]
 
 
 def test_the_trail_records_every_vote_and_the_reason() -> None:

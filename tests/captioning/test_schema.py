@@ -1,7 +1,10 @@
 import functools
 import json
+import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nextreid.captioning import Answer, Field, Schema, get_schema, list_schemas, register_schema
 from nextreid.captioning import schema as module
@@ -214,3 +217,64 @@ def test_answers_are_checked() -> None:
         Answer("adult", 0.5, "gut")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="identifier"):
         Field("")
+
+
+OPTIONS = re.compile(r'"(\w+)": {"value": "(?:e\.g\., )?(.*?)(?:, etc)?", "confidence": 0\.0}')
+
+
+@pytest.mark.parametrize(("name", "fields", "start"), [("person", 20, "person"), ("vehicle", 27, "vehicle")])
+def test_the_published_prompts_are_selectable_and_their_options_understood(name, fields, start):
+    own, paper = get_schema(name), get_schema(name, prompt="paper")
+    prompt = paper.instructions("rgb")
+    assert prompt == paper.instructions("tir") != own.instructions("rgb")
+    assert prompt.startswith("You are a visual analysis assistant specialized in processing images. Analyze the")
+    assert f"identify the most obvious {start} using" in prompt
+    assert prompt.endswith("}\n\nPlease provide the analysis in valid JSON only.") and "\\" not in prompt
+    asked = dict(OPTIONS.findall(prompt))
+    assert list(asked) == [f.name for f in own.fields] and len(asked) == fields
+    for field, options in asked.items():
+        for option in re.split(r" \| |, ", options):
+            value, flag = own.normalise(field, option)
+            assert (value is None) == (option == "unclear") and flag != "out-of-vocabulary", (field, option)
+    assert paper.digest() != own.digest() and Schema.from_dict(paper.to_dict()) == paper
+    assert "prompt" not in own.to_dict(), "answers that were stored before prompts could be chosen stay valid"
+
+
+def test_unknown_prompts_are_named():
+    with pytest.raises(ValueError, match="prompt must be 'nextreid', or 'paper'"):
+        get_schema("person", prompt="letter")
+    dog = Schema("dog", "1", (Field("breed"),))
+    with pytest.raises(ValueError, match="schema 'dog' of the template 'plain'"):
+        get_schema(dog, prompt="paper")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text("ab", max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "a"]), inner, max_size=2),
+    max_leaves=4,
+)
+KEYS = st.sampled_from(["name", "values", "modalities", "aliases", "merge", "rank", "question", "other"])
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.sampled_from(["name", "version", "fields", "template", "object", "prompt", "more"]), JSON, KEYS, JSON)
+def test_any_json_is_a_schema_or_one_named_error(key, value, field_key, field_value):
+    good = {"name": "dog", "version": "1", "fields": [{"name": "breed", "values": ["pug"]}]}
+    field = good["fields"][0] | {field_key: field_value}
+    for table in (good | {key: value}, good | {"fields": [field]}, value):
+        try:
+            schema = Schema.from_dict(table)
+        except ValueError:
+            continue
+        assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
+        assert all(
+            isinstance(text, str) and text for f in schema.fields for text in (f.name, schema.instructions("rgb"))
+        )
+
+
+@pytest.mark.parametrize(("answer", "known"), [
+    (Answer("x", 0.0), False), (Answer("x", 1e-9), True), (Answer("x"), True), (Answer(None, 0.9), False),
+])  # fmt: skip
+def test_what_may_be_reported(answer, known):
+    assert answer.is_known() is known and not answer.is_known(0.95)
+    assert Answer("x").is_known(0.5) and not Answer("x").is_known(0.51)

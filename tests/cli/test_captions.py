@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.speed.caption_server import Behaviour, CaptionServer
 from nextreid.cli import main
+from nextreid.cli.captions import _assignments, _price
 from nextreid.data import read_captions
 
 
@@ -85,13 +88,22 @@ def test_several_models_and_a_writer(folder, server, capsys):
         (["--price", "3", "--model", "m"], "--price takes IN,OUT"),
         (["--schema", "tree", "--model", "m"], "unknown schema 'tree'"),
         (["--in-flight", "0", "--model", "m"], "concurrency"),
+        (["--price", "n=1,2", "--model", "m"], "--price names 'n', which is not asked; there is m"),
+        (["--key-env", "x=HOME", "--model", "m"], "--key-env names 'x', which is not asked; there is 127.0.0.1"),
+        (["--price", "1,2", "--price", "3,4", "--model", "m"], "--price is given twice without a name"),
+        (["--price", "m=", "--model", "m"], "no value"),
+        (["--budget", "nan", "--price", "1,2", "--model", "m"], "budget must be a number from 0 on"),
+        (["--max-calls", "-1", "--model", "m"], "max_calls must be a number from 0 on"),
+        (["--prompt", "paper", "--schema", "{dog}", "--model", "m"], "of the template 'plain'"),
     ],
 )
 def test_errors_are_explained(folder, server, capsys, monkeypatch, more, message):
     from nextreid.captioning import client
 
     monkeypatch.setattr(client, "_ATTEMPTS", 1)
-    assert run(folder, server, *more) == 2
+    (folder / "dog.json").write_text('{"name": "dog", "version": "1", "fields": [{"name": "breed"}]}')
+    assert run(folder, server, *(text.format(dog=folder / "dog.json") for text in more)) == 2
+    assert not server.paid
     assert message in capsys.readouterr().err
 
 
@@ -119,3 +131,37 @@ def test_custom_schema_and_unreadable_images(folder, server, capsys):
     assert run(folder, server, *custom, "--on-error", "skip") == 0
     captions = read_captions(folder / "out" / "all_RGB.json")
     assert len(captions) == 2 and all("breed is" in text for text in captions.values())
+
+
+@pytest.mark.parametrize("mistaken", ["sk-live-4711", "gsk_live4711", "127.0.0.1=sk-live-4711"])
+def test_a_key_given_where_its_name_belongs_is_not_shown(folder, server, capsys, mistaken):
+    assert run(folder, server, "--model", "m", "--key-env", mistaken) == 2
+    assert "4711" not in (error := capsys.readouterr().err) and "variable" in error
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.text(max_size=12) | st.from_regex(r"[a-z=]{0,5}=?-?[0-9.e]{0,8},[0-9.e]{0,8}"), max_size=3))
+def test_any_price_and_key_name_is_typed_or_one_named_error(entries):
+    for option, typed in (("--price", _price), ("--key-env", str)):
+        try:
+            values = [typed(value) for value in _assignments(entries, option).values()]
+        except ValueError as error:
+            assert option in str(error)
+        else:
+            assert all(value and (typed is str or (len(value) == 2 and 0 <= min(value))) for value in values)
+
+
+def test_floor_prompt_and_absence_from_the_command_line(folder, server):
+    out = folder / "out"
+    assert run(folder, server, "--model", "m", "--prompt", "paper", "--min-confidence", "0.6") == 0
+    assert all("visual analysis assistant" in body["messages"][0] for body in server.bodies[2:])
+    some = read_captions(out / "all_RGB.json")
+    sizes = {}
+    for floor in ("0", "1"):
+        assert main(["captions", "export", str(out), "--to", str(folder / floor), "--min-confidence", floor]) == 0
+        sizes[floor] = sum(map(len, read_captions(folder / floor / "all_RGB.json").values()))
+    assert sizes["1"] < sum(map(len, some.values())) < sizes["0"]
+    again = ["captions", "compose", str(out / "attributes.parquet"), "--min-confidence", "0.6", "--out"]
+    assert main([*again, str(folder / "again")]) == 0 and read_captions(folder / "again" / "all_RGB.json") == some
+    assert main(["captions", "export", str(out), "--to", str(folder / "counts"), "--absence", "counts"]) == 0
+    assert read_captions(folder / "counts" / "all_RGB.json") != read_captions(folder / "0" / "all_RGB.json")

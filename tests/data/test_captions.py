@@ -1,14 +1,17 @@
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nextreid.data import (
+    Sample,
     caption_sampler,
     draw_sentences,
     keep_quality,
@@ -16,6 +19,7 @@ from nextreid.data import (
     seeded_rng,
     split_sentences,
 )
+from nextreid.data.captions import add_captions, portable_name
 from nextreid.towers import pack_sentences
 
 FIVE = ("A.", "B.", "C.", "D.", "E.")
@@ -48,9 +52,46 @@ def test_bad_caption_files_are_named(tmp_path: Path, text: str, message: str) ->
     assert "train_RGB.json" in str(error.value)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=4) | st.just("\ud800 x"),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["item", "description", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=40) | st.just(b"[" * 200_000))
+def test_any_file_is_captions_or_one_named_error(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "train_RGB.json"
+    path.write_bytes(data)
+    try:
+        captions = read_captions(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        assert all(isinstance(item, str) and text.encode() is not None for item, text in captions.items())
+
+
+def test_a_name_that_is_no_unicode_is_joined_to_its_file(tmp_path: Path) -> None:
+    name = os.fsdecode("stra\u00dfe.jpg".encode("latin-1"))  # a file as Linux lists it
+    assert portable_name("stra\u00dfe.jpg") == "stra\u00dfe.jpg" and portable_name(name) == "stra\\udcdfe.jpg"
+    for item in (name, portable_name(name)):
+        (tmp_path / "all_RGB.json").write_text(json.dumps([{"item": item, "description": "A man."}]))
+        sample = Sample(name, 0, 0, -1, (np.zeros((2, 2, 3), np.uint8),))
+        assert add_captions([sample], tmp_path, "all", ("rgb",), [])[0].captions == (("A man.",),)
+
+
+def test_one_string_is_one_sentence_never_its_letters() -> None:
+    text = "A man. He walks."
+    assert draw_sentences(text, seeded_rng("x")) == (text,) and draw_sentences(" ", seeded_rng("x")) == ()
+    assert caption_sampler([[text, ""]], ["a"], [(0, 0)], 0)(0, 0, 0) == (text,)
+
+
 def test_binary_and_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'["\xff\xfe\xfa"]')
-    with pytest.raises(ValueError, match=r"a\.json is not JSON in UTF-8"):
+    with pytest.raises(ValueError, match=r"a\.json is not JSON: .*utf-8"):
         read_captions(tmp_path / "a.json")
     with pytest.raises(FileNotFoundError, match=r"b\.json"):
         read_captions(tmp_path / "b.json")

@@ -82,3 +82,12 @@ def test_repeated_keys_are_found_without_comparing_all_pairs() -> None:
     keys = [Counted(f"key {n}") for n in range(2000)]
     assert repeated_keys([*keys, keys[5], keys[1], Counted("key 5")]) == ["key 1", "key 5"]
     assert Counted.compared < 20_000
+
+
+def test_a_caption_given_as_one_string_is_one_sentence() -> None:
+    sample = Sample("a", 0, 0, -1, (None,) * 4, ("A man. He walks.", " ", None, ["A man.", "He walks."]))  # type: ignore
+    assert sample.captions == (("A man. He walks.",), (), (), ("A man.", "He walks."))
+    assert dataclasses.replace(sample, captions=("abc", (), (), ())).captions == (("abc",), (), (), ())
+    for wrong in ("abc", [5], [[b"x"]], [["A man.", 5]]):
+        with pytest.raises(ValueError, match="caption"):
+            Sample("a", 0, 0, -1, (None,) * 3, wrong)  # type: ignore[arg-type]
