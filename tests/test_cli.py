@@ -335,7 +335,7 @@ def test_mistakes_of_train_name_the_thing(change, named, mistake, tmp_path):
         (["--model-arg", 'head={"sampling": "none"}'], ["sampling", "none", "dynamic"]),
         (["--model-arg", "colour=red"], ["next_tiny", "colour"]),
         (["--model-arg", "colour"], ["--model-arg", "NAME=VALUE"]),
-        (["--root", "data"], ["unknown settings ['root']"]),
+        (["--root", "data"], ["setting of synthetic persons 'root'"]),
         (["--pretrained", "--model", "next"], ["timm's weights", "text_tower=None", "next_clip_b16"]),
     ],
 )

@@ -96,13 +96,14 @@ class Parser(argparse.ArgumentParser):
     """A parser that proposes what a misspelled command, option or choice may have been."""
 
     _words: Sequence[str] = ()
+    hint = ""  # what to do about an option that this command does not have
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; an option that this command does not have is its own error, with its own usage."""
         self._words = sys.argv[1:] if args is None else args
         namespace, rest = super().parse_known_args(args, namespace)
         if rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
+            self.error(f"unrecognized arguments: {' '.join(rest)}{self.hint}")
         return namespace, rest
 
     def error(self, message: str) -> NoReturn:

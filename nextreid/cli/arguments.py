@@ -117,6 +117,10 @@ def pick_device(name: str | None) -> str:
     if name == "cpu":
         return name
     try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"{name!r} is no device; devices are cpu, cuda, cuda:1 and the like") from error
+    try:
         torch.empty(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]
@@ -132,7 +136,11 @@ def dataset_of(args: argparse.Namespace) -> Any:
     options |= {"pattern": args.pattern} if args.pattern is not None else {}
     options |= {"window": windows(args.window)} if args.window else {}
     name, root, own = args.dataset, args.root, Path(args.dataset).expanduser()
-    if name not in list_datasets() and own.exists():
+    if name not in list_datasets() and (own.exists() or own.suffix or "/" in name):
+        if not own.exists():
+            raise FileNotFoundError(
+                f"no file and no folder {own}; 'nextreid data list' lists datasets that have a name"
+            )
         if root is not None:
             raise ValueError(f"--root goes with the name of a dataset, and {own} is one of your own: leave it out")
         name, root = "pattern" if own.is_dir() else "manifest", own

@@ -29,6 +29,7 @@ def add(command: Any) -> None:
         "--captions captions/RGBNT201 \\\n      --out runs/rgbnt201 --set epochs=50 workers=8\n\n"
         "on four GPUs:\n  torchrun --nproc-per-node 4 -m nextreid train ...",
     )
+    train.hint = "; fields of the recipe are set by --set, such as --set epochs=50 num_ids=8"
     train.add_argument("--model", required=True, help="a name that 'nextreid models' lists, or a checkpoint folder")
     train.add_argument("--pretrained", action="store_true", help="start from the model's pretrained weights")
     list_argument(train, "--model-arg", "NAME=VALUE", "arguments of the model")

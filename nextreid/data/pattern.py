@@ -140,7 +140,14 @@ def _read_nested(
             raise ValueError(f"{root}: two files are one {modality} image: {files[modality]}, {path}")
         files[modality] = path
     if not found:
-        raise FileNotFoundError(f"no image of the form {layout} in {root} (found {first_few(others) or 'nothing'})")
+        hint = ""
+        if root.resolve().name.lower() in modality_of:
+            hint = f"; {root.name} holds one modality: name the folder above it"
+        elif any(path.rpartition(".")[2].lower() in ENDINGS for path in others):
+            hint = f"; images of {modalities[0]} alone are read by the pattern '{{*}}.{{ext}}' (--pattern)"
+        raise FileNotFoundError(
+            f"no image of the form {layout} in {root} (found {first_few(others) or 'nothing'}){hint}"
+        )
     samples = []
     for moment, files in found.items():
         first = next(files[m] for m in modalities if m in files)
@@ -172,7 +179,10 @@ def pattern_splits(
     matches = [(path, match) for path in paths if (match := expression.fullmatch(path))]
     if not matches:
         found = first_few(paths) or "no files"
-        raise ValueError(f"{root}: no path of the form {pattern!r}; at that depth there are {found}")
+        raise ValueError(
+            f"{root}: no path of the form {pattern!r}; at that depth there are {found}. Say how the files are named "
+            "with pattern=... (--pattern)"
+        )
     notes = []
     if len(matches) < len(paths):
         notes.append(f"{len(paths) - len(matches)} files left out, not of the form {pattern!r}")

@@ -45,7 +45,8 @@ def read_table(path: Path, encoding: str | None = None) -> Table:
         ValueError: If it is no such table; names the line and what to do.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no manifest {path}")
+        what = "a folder, and a manifest is a CSV or parquet file: name it" if path.is_dir() else "no file"
+        raise FileNotFoundError(f"no manifest {path}: it is {what}")
     if path.suffix.lower() in (".parquet", ".pq"):
         header, lines = _read_parquet(path)
     else:

@@ -278,13 +278,8 @@ def _rank_list(model: ReIDModel, dataset: ReIDDataset, ap: np.ndarray) -> Image:
         dataset.modalities,
         scores=scores,
         titles=list(chosen.values()),
-        label_names=_label_names(dataset),
+        label_names=dataset.label_names,
     )
-
-
-def _label_names(dataset: ReIDDataset) -> dict[str, dict[int, str]]:
-    """What the file names of the synthetic persons call their cameras."""
-    return {"camid": {sample.camid: str(sample.camid + 1) for sample in dataset.query}}
 
 
 def _masks(model: ReIDModel, dataset: ReIDDataset) -> Image:
@@ -297,7 +292,7 @@ def _masks(model: ReIDModel, dataset: ReIDDataset) -> Image:
     with torch.no_grad():
         features = model.forward_features(batch.images, batch.captions, batch.present)
     mask, gamma = (features[name].unflatten(-1, model.image_tower.grid_size).numpy() for name in ("mask", "gamma"))
-    return mask_image(samples, mask, model.modalities, gamma, label_names=_label_names(dataset))
+    return mask_image(samples, mask, model.modalities, gamma, label_names=dataset.label_names)
 
 
 def _report(path: Path, metrics: dict[str, Any], intro: str, results: Table, ranks: Image, masks: Image) -> None:

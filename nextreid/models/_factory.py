@@ -104,9 +104,12 @@ def _are_mappings(*values: Any) -> bool:
 def _as_source(name: str | os.PathLike[str]) -> str:
     """Name a folder that exists as the source that it is; the name of a model goes before a folder of that name."""
     name = os.fspath(name)
-    if not name.startswith(_SOURCES) and not is_model(name) and user_path(name).is_dir():
-        return f"local-dir:{name}"
-    return name
+    if name.startswith(_SOURCES) or is_model(name):
+        return name
+    path = user_path(name)
+    if path.is_file():
+        raise ValueError(f"{name} is a file; a checkpoint is a folder of config.json and model.safetensors")
+    return f"local-dir:{name}" if path.is_dir() else name
 
 
 def from_pretrained(

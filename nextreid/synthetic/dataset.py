@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from nextreid._files import write_json, write_whole
+from nextreid._names import unknown
 
 from ..captioning import Answers
 from ..data.captions import MODALITY_CODES
@@ -82,20 +83,21 @@ def synthetic_persons(
     if profile not in PROFILES:
         raise KeyError(f"unknown profile {profile!r}; choose one of {sorted(PROFILES)}")
     requested = [splits] if isinstance(splits, str) else list(splits)
-    if unknown := [split for split in requested if split not in POOLS]:
-        raise ValueError(f"splits must be among {POOLS}, got {unknown}")
+    if wrong := [split for split in requested if split not in POOLS]:
+        raise ValueError(f"splits must be among {POOLS}, got {wrong}")
     if not isinstance(workers, int) or workers < 0:
         raise ValueError(f"workers must be a number of processes from 0 up, got {workers!r}")
     fields = [setting.name for setting in dataclasses.fields(PersonsConfig)]
-    if unknown := sorted(set(overrides) - set(fields)):
-        raise ValueError(f"unknown settings {unknown}; synthetic persons have {fields}")
+    if wrong := sorted(set(overrides) - set(fields)):
+        raise ValueError(unknown("setting of synthetic persons", wrong, fields))
     config = dataclasses.replace(PROFILES[profile], seed=seed, **overrides)
     pools = {pool: _render_pool(config, pool, workers) if pool in requested else () for pool in POOLS}
     height, width = config.img_size
     note = f"procedural, generator version {config.version}, seed {config.seed}, {height}x{width}"
     name = "synthetic-persons"  # of the dataset and of its protocol
     train, test = pools["train"], pools["test"]
-    dataset = ReIDDataset(name, MODALITIES, "person", name, train, test, test, notes=(note,))
+    cameras = {camid: str(camid + 1) for camid in range(config.cameras)}
+    dataset = ReIDDataset(name, MODALITIES, "person", name, train, test, test, (note,), {"camid": cameras})
     return SyntheticPersons(config=config, dataset=dataset, pretrain=pools["pretrain"])
 
 
@@ -210,8 +212,8 @@ def write_folder_layout(dataset: ReIDDataset, root: str | Path) -> Path:
         ValueError: If a modality has no folder in that layout, or an image is no array.
     """
     root = Path(root)
-    if unknown := [modality for modality in dataset.modalities if modality not in MODALITY_CODES]:
-        raise ValueError(f"the RGBNT201 layout has folders for {sorted(MODALITY_CODES)}, not for {unknown}")
+    if wrong := [modality for modality in dataset.modalities if modality not in MODALITY_CODES]:
+        raise ValueError(f"the RGBNT201 layout has folders for {sorted(MODALITY_CODES)}, not for {wrong}")
     for folder in ("train_171", "test"):
         if (root / folder).exists():
             raise FileExistsError(f"{root / folder} exists already; choose an empty folder, old images would mix in")

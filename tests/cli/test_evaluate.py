@@ -5,8 +5,11 @@ import re
 import shutil
 
 import pytest
+from PIL import Image
 
+from nextreid import create_model, save_model
 from nextreid.cli import main
+from nextreid.data import load_dataset
 from nextreid.retrieval import load_result
 
 DATA = ("--dataset", "synthetic-persons", "--dataset-arg", "num_train=4", "num_test=6", "frames_per_visit=3")
@@ -146,3 +149,24 @@ def test_mistakes(run, more, message):
 def test_a_misspelled_model_gets_a_proposal(capsys):
     assert main(["eval", "next_tinny", "--dataset", "synthetic-persons"]) == 2
     assert "did you mean next_tiny" in capsys.readouterr().err
+
+
+def test_custom_images_by_their_path(capsys, tmp_path):
+    """A folder with a pattern, and a manifest, stand where a dataset's name does."""
+    dataset = load_dataset("synthetic-persons", num_train=0, num_test=2, frames_per_visit=2)
+    rows = ["RGB,PID,CamID,split"]
+    for sample in dataset.query:
+        name = f"rgb/{sample.pid}_c{sample.camid}_{sample.key[-6:-4]}.png"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(sample.images[0]).save(tmp_path / name)
+        rows.append(f"{name},person{sample.pid},{sample.camid},test")
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    save_model(create_model("baseline_tiny", modalities=["rgb"]), tmp_path / "rgb-model")
+    pattern = ("--pattern", "{modality}/{pid}_c{camid}_{*}.png", "--dataset-arg", "train=0")
+    lines = []
+    for own in ((tmp_path / "list.csv",), (tmp_path, *pattern)):
+        capsys.readouterr()
+        words = ["eval", tmp_path / "rgb-model", "--device", "cpu", "--dataset", *own]
+        assert main([str(word) for word in words]) == 0
+        lines.append(capsys.readouterr().out)
+    assert lines[0] == lines[1] and f"{len(dataset.query)} of {len(dataset.query)} queries valid" in lines[0]

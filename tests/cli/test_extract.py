@@ -1,6 +1,7 @@
 """``nextreid extract`` with images that cannot be read."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -40,3 +41,61 @@ def test_a_bad_image_follows_the_policy(source, tmp_path, capsys, policy, presen
         assert status == 0 and out.startswith(f"{len(present)} embeddings of ")
         with (tmp_path / "out" / "index.csv").open() as file:
             assert [row["present"] for row in csv.DictReader(file)] == present
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(save_model(create_model("baseline_tiny"), tmp_path_factory.mktemp("extract") / "model"))
+
+
+@pytest.fixture
+def extract(model, tmp_path, capsys):
+    """Extract a folder or manifest; return the rows of the index."""
+
+    def extract(source, *more):
+        words = ["extract", model, source, "--out", tmp_path / "out", "--device", "cpu", "--overwrite", *more]
+        assert main([str(word) for word in words]) == 0, capsys.readouterr().err
+        with (tmp_path / "out" / "index.csv").open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    return extract
+
+
+def write(path, value=100, kind=np.uint8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((20, 10), value, kind)).save(path)
+
+
+def test_folders_above_and_below_those_of_the_modalities(extract, tmp_path, caplog):
+    for path in ("monday/rgb/a.png", "monday/TH/a.png", "tuesday/VIS/gate/a.png", "notes/rgb.png"):
+        write(tmp_path / "images" / path)
+    rows = extract(tmp_path / "images")
+    assert [(row["key"], row["present"]) for row in rows] == [
+        ("monday/a.png", "rgb+tir"),
+        ("tuesday/gate/a.png", "rgb"),
+    ]
+    assert "1 files left out" in caplog.text and "2 of 2 samples lack nir" in caplog.text
+
+
+def test_a_pattern_reads_labels_from_names(extract, tmp_path):
+    for path in ("0007_c2/rgb.png", "0007_c2/nir.png", "0008_c1/rgb.png"):
+        write(tmp_path / "images" / path)
+    rows = extract(tmp_path / "images", "--pattern", "{pid}_c{camid}/{modality}.{ext}")
+    assert [(row["pid"], row["camid"], row["present"]) for row in rows] == [("7", "2", "rgb+nir"), ("8", "1", "rgb")]
+
+
+@pytest.mark.parametrize("window", ["tir=7000,9000", "tir=minmax"])
+def test_a_window_reads_thermal_images_of_16_bits(extract, tmp_path, window):
+    write(tmp_path / "images" / "tir" / "a.png", 7900, np.uint16)
+    assert [row["present"] for row in extract(tmp_path / "images", "--window", window)] == ["tir"]
+
+
+def test_captions_of_a_run_belong_to_the_images(extract, tmp_path, monkeypatch):
+    write(tmp_path / "images" / "rgb" / "a.png")
+    captions = tmp_path / "captions" / "all_RGB.json"
+    captions.parent.mkdir()
+    captions.write_text(json.dumps([{"item": "a.png", "description": "A man. He runs."}]))
+    seen = []
+    monkeypatch.setattr("nextreid.engine.extraction.reads_text", lambda _, samples, condition: seen.extend(samples))
+    extract(tmp_path / "images", "--captions", captions.parent)
+    assert seen[0].captions == (("A man.", "He runs."), (), ())

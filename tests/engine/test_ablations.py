@@ -15,6 +15,14 @@ def test_a_condition_is_what_is_left():
     assert condition.shows(MODALITIES) == [True, False, True] and condition.hidden(MODALITIES) == ("nir",)
 
 
+def test_a_string_is_one_modality():
+    assert hide_modalities(MODALITIES, "nir") == hide_modalities(MODALITIES, ["nir"])
+    assert Condition(modalities="rgb") == Condition(modalities=("rgb",))
+    assert Condition(modalities="rgb").shows(MODALITIES) == [True, False, False]
+    with pytest.raises(ValueError, match="'rgbnir'"):
+        hide_modalities(MODALITIES, "rgbnir")
+
+
 def test_what_cannot_be_hidden_is_named(dataset):
     with pytest.raises(ValueError, match=r"'uv'.*rgb, nir, tir"):
         hide_modalities(MODALITIES, ("uv",))

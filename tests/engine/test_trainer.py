@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 import sys
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from nextreid.data.captions import caption_sampler
 from nextreid.data.sampler import PKSampler
 from nextreid.engine import evaluate, get_recipe, train
 from nextreid.engine.provenance import trained_sets
-from nextreid.models import create_model
+from nextreid.models import create_model, load_config
 
 
 def weights(folder):
@@ -206,8 +207,12 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(build, dataset, recipe,
     parts = train(build(seed=5), dataset, replace(recipe, workers=1), tmp_path / "parts", resume=True, progress=False)
     assert without_times(parts.history) == without_times(whole.history)
     assert same(weights(whole.folder), weights(parts.folder))
-    done = train(build(), dataset, recipe, tmp_path / "parts", resume=True, progress=False)
+    finished = build()
+    done = train(finished, dataset, recipe, tmp_path / "parts", resume=True, progress=False)
     assert done.history == parts.history  # nothing was left to do
+    last = load_config(tmp_path / "parts" / "last")["pretrained_cfg"]
+    assert finished.pretrained_cfg.trained_on == last["trained_on"]
+    assert finished.pretrained_cfg.metrics == last.get("metrics")
 
 
 def test_a_kill_before_the_state_is_written_repeats_the_epoch(build, dataset, recipe, tmp_path, whole, monkeypatch):
@@ -476,3 +481,12 @@ def test_encoded_captions_are_kept_from_run_to_run(build, dataset, recipe, monke
     again.text_tower.open_cache(path)
     monkeypatch.setattr(type(again.text_tower), "_forward", lambda *_: pytest.fail("a text was encoded again"))
     assert evaluate(again, dataset).result.mAP > 0
+
+
+def test_an_epoch_leaves_one_line_in_a_pipe(build, dataset, recipe, tmp_path, capsys):
+    train(build("baseline_tiny"), dataset, replace(recipe, epochs=2, eval_every=2), tmp_path / "run")
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if re.match(r"epoch \d/2: loss", line)]
+    assert out == "" and "\r" not in err and len(lines) == 2
+    assert re.fullmatch(r"epoch 1/2: loss \d+\.\d{3}, lr \d\.\de-\d\d, \d\d:\d\d left", lines[0])
+    assert re.search(r", mAP \d+\.\d, rank-1 \d+\.\d, 00:00 left$", lines[1])

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,3 +195,27 @@ def test_registering_twice_from_two_modules_is_an_error():
         nextreid.register_model(next_tiny)
     with pytest.raises(ValueError, match="function's name"):
         nextreid.register_model(lambda pretrained=False: None)
+
+
+@pytest.mark.parametrize("form", [str, Path, lambda folder: f"~/{folder.name}", lambda folder: f"local-dir:{folder}"])
+def test_a_checkpoint_folder_is_a_name(tmp_path, monkeypatch, form):
+    model = small("baseline_tiny")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    again = nextreid.create_model(form(nextreid.save_model(model, tmp_path / "model")))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_a_model_goes_before_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nextreid.save_model(small("baseline_tiny"), Path("next_tiny"))
+    assert nextreid.create_model("next_tiny").uses_text
+    assert not any(nextreid.create_model(name).uses_text for name in ("./next_tiny", "local-dir:next_tiny"))
+
+
+def test_the_folder_of_a_run_points_at_its_checkpoints(tmp_path):
+    nextreid.save_model(small("baseline_tiny"), tmp_path / "run" / "last")
+    with pytest.raises(FileNotFoundError, match=r"run is the folder of a run, take .*run/last$"):
+        nextreid.create_model(tmp_path / "run")
+    nextreid.save_model(small("baseline_tiny"), tmp_path / "run" / "best")
+    with pytest.raises(FileNotFoundError, match=r"run/last or .*run/best$"):
+        nextreid.create_model(f"local-dir:{tmp_path / 'run'}")

@@ -88,7 +88,9 @@ def load_dataset(
     try:
         signature.bind(**given)
     except TypeError as error:
-        raise ValueError(f"dataset {name!r}: {error}; it takes {', '.join(signature.parameters)}") from error
+        hint = " (--root)" if "argument: 'root'" in str(error) else ""
+        takes = ", ".join(signature.parameters)
+        raise ValueError(f"dataset {name!r}: {error}{hint}; it takes {takes}") from error
     dataset = _readers[name](**given)
     # notes of a synthetic dataset are no surprise; what a reader found in files may be one
     level = logging.WARNING if root is not None else logging.INFO
