@@ -1,6 +1,8 @@
 """Files from the hub: asked for once, bounded in size; whatever goes wrong is one error with a hint."""
 
+import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,12 +53,19 @@ def fetch_file(repo: str, name: str, cache_dir: str | Path | None = None) -> Pat
 
 
 def reject_large(repo: str, limits: Mapping[str, int], revision: str | None = None) -> None:
-    """Raise ValueError if a file of a repository is larger than its limit in bytes; one that is missing passes."""
+    """Raise ValueError if a file of a repository is larger than its limit in bytes, or has an odd label.
+
+    A file that is missing passes.
+    """
     for name, limit in limits.items():
         try:
-            size = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=_SECONDS).size
+            told = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=_SECONDS)
         except EntryNotFoundError:
             continue
+        # The client names files in its cache by both.
+        if any(label and not re.fullmatch(r"[\w-]{1,128}", label) for label in (told.etag, told.commit_hash)):
+            raise ValueError(f"hf-hub:{repo}: the hub's labels of {name} are none: {told.etag!r}, {told.commit_hash!r}")
+        size = told.size
         if size is not None and size > limit:
             raise ValueError(f"hf-hub:{repo}: {name} has {size} bytes, more than the {limit} that are fetched of it")
 
@@ -77,6 +86,8 @@ def hub_errors(repo: str) -> Iterator[None]:
         raise ConnectionError(message) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(f"hf-hub:{repo} has no such file: {first_line(error)}") from error
+    except (KeyError, TypeError, AttributeError, IndexError, AssertionError, json.JSONDecodeError) as error:
+        raise ConnectionError(f"the hub's answer about {repo} makes no sense to its client: {error!r}") from error
     except TRANSFER_ERRORS as error:
         if getattr(error, "errno", None):  # of the disk
             raise

@@ -3,7 +3,7 @@
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
@@ -109,14 +109,16 @@ def distinct(kind: Kind) -> Kind:
     return Kind(kind.expected, parse)
 
 
-def table(fields: Mapping[str, Kind], what: str = "setting") -> Kind:
-    """A mapping with some of the named fields; its parts are named ``name.field``."""
+def table(fields: Mapping[str, Kind], what: str = "setting", required: Sequence[str] = ()) -> Kind:
+    """A mapping with some of the named fields, the required ones at least; its parts are named ``name.field``."""
 
     def parse(name: str, value: Any) -> Any:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             return _NO
         if wrong := [key for key in value if key not in fields]:
             raise ValueError(f"{name.removesuffix(': ')}: {unknown(what, wrong, fields)}")
+        if missing := [key for key in required if key not in value]:
+            raise ValueError(f"{name.removesuffix(': ')} has no {what} {', '.join(missing)}")
         return {key: fields[key](_part(name, key), item) for key, item in value.items()}
 
     return Kind("a mapping from names to values", parse)
@@ -131,6 +133,11 @@ def mapping(kind: Kind, most: int = 100) -> Kind:
         return {key: kind(_part(name, key), item) for key, item in value.items()}
 
     return Kind(f"a mapping of at most {most} names", parse)
+
+
+def one_or_more(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Names as a tuple; a string is one name, never its letters."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _plain(strings: Kind, depth: int = _DEEPEST) -> Kind:

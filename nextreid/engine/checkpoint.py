@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nextreid._files import check_out_folder, read_tensors, tensors_digest, write_json, write_tensors
+from nextreid._files import check_out_folder, read_json, read_tensors, tensors_digest, write_json, write_tensors
+from nextreid._schema import mapping, optional, plain_texts, table, text
 from nextreid.data import ReIDDataset
 from nextreid.models import ReIDModel, load_strictly
+from nextreid.models._config import training_record
 from nextreid.version import __version__
 
 from .distributed import world_size
@@ -28,6 +30,18 @@ RECIPE, METRICS, STATE, LAST, BEST = "recipe.json", "metrics.jsonl", "state.safe
 TEXT_TOWER = "text_tower.safetensors"
 # What a resumed run may change: its result does not depend on it, or is read from the state of the run.
 _FREE = ("recipe.workers", "recipe.store", "start.", "dataset.notes", "dataset.source.")
+_RUN = table(
+    {
+        **dict.fromkeys(("recipe", "model", "dataset", "versions", "hardware"), mapping(plain_texts)),
+        "start": table(
+            {"weights": plain_texts, "digest": text(128), "trained_on": optional(training_record)},
+            "field",
+            required=("trained_on",),
+        ),
+    },
+    "part",
+    required=("recipe", "model", "start", "dataset"),
+)
 _REPORTED = ("versions.", "hardware.")  # ... or should not, but for rounding: a change is logged
 
 
@@ -134,7 +148,8 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str,
     path = folder / RECIPE
     check_run(folder, resume)
     if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
+        _RUN(f"{path}: ", kept)
         # a run of a version that had fewer fields was made with what are their defaults now
         before = _flatten({**kept, "recipe": Recipe.from_dict(kept["recipe"]).to_dict()})
         now = _flatten(json.loads(json.dumps(described)))

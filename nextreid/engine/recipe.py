@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
+
 from nextreid._names import unknown
 from nextreid.data.image_cache import SUFFIX
 
@@ -114,6 +116,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):  # a frozen value is set once, as its own constructor does
+                object.__setattr__(self, field.name, value.item())
             _check(field.name, field.type, getattr(self, field.name))
         if self.store not in ("off", "memory") and not self.store.endswith(SUFFIX):
             allowed = f"'off', 'memory', or the name of a file that ends in {SUFFIX}"

@@ -1,11 +1,13 @@
 """Where a configuration meets a class: build it, then fill it with weights."""
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -13,8 +15,8 @@ from .._files import user_path
 from ..towers import load_pretrained_clip
 from ._adapter import as_reid_model
 from ._base import ReIDModel
-from ._config import check_arguments, resolve_arguments
-from ._hub import CONFIG, activations, download, load_config, load_strictly, read_weights
+from ._config import check_arguments, check_fields, resolve_arguments
+from ._hub import CONFIG, activations, download, load_config, load_strictly, read_weights, weight_shapes
 from ._pretrained import OF_WEIGHTS, PretrainedCfg
 from ._registry import get_pretrained_cfg
 
@@ -52,8 +54,10 @@ def build_model_with_cfg(
     tag = f".{pretrained_cfg}" if isinstance(pretrained_cfg, str) else ""
     cfg = pretrained_cfg if isinstance(pretrained_cfg, PretrainedCfg) else get_pretrained_cfg(variant + tag)
     changes = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
-    cfg = cfg.replace(**{**changes, **(pretrained_cfg_overlay or {})})
+    cfg = cfg.replace(**check_fields({**changes, **(pretrained_cfg_overlay or {})}))
     arguments = resolve_arguments(model_class, variant, kwargs)
+    if pretrained and cfg.file:
+        _reject_giant(model_class, arguments, cfg.file)
     model = model_class(**arguments)
     model.model_args = arguments
     model.pretrained_cfg = cfg.replace(
@@ -65,6 +69,21 @@ def build_model_with_cfg(
     if pretrained:
         load_pretrained(model, cfg, cache_dir)
     return model
+
+
+def _reject_giant(model_class: Callable[..., ReIDModel], arguments: Mapping[str, Any], path: str) -> None:
+    """Raise ValueError if a model is far larger than its weights, before any memory is taken for it."""
+    try:
+        with torch.device("meta"):
+            wanted = sum(p.numel() for p in model_class(**arguments).parameters())
+    except (RuntimeError, NotImplementedError):  # a class that looks at its own numbers; it will tell by itself
+        return
+    stored = sum(math.prod(shape) for shape in weight_shapes(path).values())
+    if wanted > 4 * stored + 50_000_000:  # a classifier and a position table of another size may come on top
+        raise ValueError(
+            f"{path} holds {stored} numbers, and the model of its arguments has {wanted}: its {CONFIG} is of another "
+            "model"
+        )
 
 
 def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None = None) -> None:
@@ -100,11 +119,11 @@ def _adapt(model: ReIDModel, config: dict[str, Any], state: dict[str, Tensor], p
     """Check that a checkpoint fits the model in what shapes do not tell, and bring its position tables to its size."""
     saved = config["pretrained_cfg"]
     theirs, ours = _flatten(check_arguments(config["model_args"])), _flatten(getattr(model, "model_args", {}))
-    facts = {k: (theirs[k], ours[k]) for k in theirs.keys() & ours.keys() if not _FREE.fullmatch(k)}
+    facts = {k: (theirs[k], ours[k]) for k in sorted(theirs.keys() & ours.keys()) if not _FREE.fullmatch(k)}
     facts["modalities"] = tuple(saved.get("modalities", model.modalities)), model.modalities
     parts = activations(model)
     facts |= {f"activations of {k}": (v, parts[k]) for k, v in config.get("activations", {}).items() if k in parts}
-    for name, (trained, built) in sorted(facts.items()):
+    for name, (trained, built) in facts.items():
         if trained != built:
             raise ValueError(f"the weights of {path} were trained with {name}={trained}, the model has {name}={built}")
     size = tuple(saved.get("input_size", (3, *model.img_size))[1:])

@@ -58,6 +58,7 @@ def _record(name: str, value: Any) -> Any:
     return record
 
 
+training_record = Kind("a record of a training", _record)
 _licence = optional(text())
 PRETRAINED_CFG: dict[str, Kind] = {
     "architecture": text(128),
@@ -74,7 +75,7 @@ PRETRAINED_CFG: dict[str, Kind] = {
     "classifier": text(256),
     "protocol": optional(text()),
     "metrics": optional(mapping(optional(number(-1e9, 1e9)))),
-    "trained_on": optional(Kind("a record of a training", _record)),
+    "trained_on": optional(training_record),
     **dict.fromkeys(("license", "data_license", "base_weights", "paper_ids", "notes"), _licence),
 }
 """The fields of a `PretrainedCfg` but for its sources."""
@@ -98,12 +99,18 @@ def check_config(value: Any, source: str) -> None:
     Raises:
         ValueError: A name is unknown, or a value is not what it must be; the message begins with `source`.
     """
-    if not isinstance(value, Mapping) or not isinstance(value.get("architecture"), str):
+    if not isinstance(value, Mapping) or "architecture" not in value:
         raise ValueError(f"{source} names no architecture; it was not written by nextreid")
     args = table(_CONFIG, "key")(f"{source}: ", value).get("model_args", {})
     if wrong := [name for name in args if name in _RESERVED]:
         raise ValueError(f"{source}: model_args names {', '.join(wrong)}, which is no argument of a model")
     check_arguments(args, f"{source}: model_args.")
+
+
+def check_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Check fields of a `PretrainedCfg` that a user gives; its sources and names that it lacks stay as they are."""
+    kinds = PRETRAINED_CFG
+    return {name: kinds[name](f"pretrained_cfg.{name}", v) if name in kinds else v for name, v in fields.items()}
 
 
 def check_arguments(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ SUMS = "SHA256SUMS"
 CODE_LICENSE = "Apache-2.0"
 # The files that are fetched, and the most bytes of each.
 _LIMITS = {CONFIG: 2**20, WEIGHTS: MOST_BYTES, GOLDEN: 2**26, SUMS: 2**16}
-_ACTIVATION = re.compile(r"(?:[RGS]E?LU|SiLU|Swish|Mish|Tanh|Sigmoid)")
+_ACTIVATION = re.compile(r"LU\d*$|Swish|Mish|Tanh|Sigmoid")
 
 
 def save_model(model: ReIDModel, folder: str | Path) -> Path:
@@ -126,6 +126,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     reject_altered(path)
     try:
         return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or truncated ({error}); copy it again") from error
+
+
+def weight_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a ``.safetensors`` file, or in the one in a checkpoint folder, from its header alone."""
+    path = user_path(path)
+    path = path / WEIGHTS if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or truncated ({error}); copy it again") from error
 

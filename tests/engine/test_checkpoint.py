@@ -1,9 +1,11 @@
+import json
+
 import pytest
 import torch
 
 from nextreid._files import read_tensors
 from nextreid.engine import get_recipe
-from nextreid.engine.checkpoint import load_state, save_state
+from nextreid.engine.checkpoint import describe, load_state, open_run, save_state
 from nextreid.engine.optimizer import build_optimizer
 
 
@@ -69,3 +71,25 @@ def test_a_damaged_or_foreign_state_is_refused(build, pair, tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"state\.safetensors is damaged"):
         load_state(path, model, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda d: d.pop("recipe"), "has no part recipe"),
+        (lambda d: d.update(start={"weights": None}), "start has no field trained_on"),
+        (lambda d: d.update(start={"trained_on": {"recipe": "x"}}), "must name the dataset"),
+        (lambda d: d.update(dataset=[1]), "dataset must be a mapping"),
+        (lambda d: d.update(more={}), "unknown part 'more'"),
+        (lambda d: d["recipe"].update(epochs="many"), "epochs"),
+    ],
+)
+def test_a_description_of_a_run_that_is_none_is_named(build, dataset, recipe, tmp_path, change, named):
+    described = describe(build("baseline_tiny"), dataset, recipe, {}, torch.device("cpu"))
+    assert open_run(tmp_path, described, resume=False) is described
+    kept = json.loads((tmp_path / "recipe.json").read_text())
+    assert open_run(tmp_path, described, resume=True) == kept
+    change(kept)
+    (tmp_path / "recipe.json").write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=named):
+        open_run(tmp_path, described, resume=True)

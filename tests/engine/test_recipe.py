@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from nextreid.engine import RECIPES, Recipe, get_recipe
@@ -68,3 +69,8 @@ def test_a_value_that_is_not_allowed_is_named(field, value, said):
 
 def test_whole_numbers_are_allowed_where_a_share_is_meant():
     assert get_recipe("next", flip=1, grad_clip=1, caption_keep_ratio=1).flip == 1
+
+
+def test_numpy_numbers_are_plain():
+    recipe = get_recipe("tiny", epochs=np.int64(3), lr_new=np.float32(0.5), text=np.bool_(True))
+    assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict() and type(recipe.epochs) is int

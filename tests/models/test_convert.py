@@ -293,3 +293,29 @@ def test_bad_places_are_named(state, tmp_path):
     with pytest.raises(FileExistsError, match="overwrite"):
         convert_clip(tmp_path / "clip.pt", "next", tmp_path / "out", **MODEL)
     convert_clip(tmp_path / "clip.pt", "next", tmp_path / "out", overwrite=True, **MODEL)
+
+
+def test_averages_are_read_as_weights(tmp_path):
+    """Of torch's AveragedModel, and of training tools that keep one beside the weights."""
+    weights = {"visual.proj": torch.ones(2)}
+    averaged = {"n_averaged": torch.tensor(7), **{f"module._orig_mod.{k}": v for k, v in weights.items()}}
+    for name, value in {
+        "a": averaged, "b": {"state_dict_ema": weights, "epoch": 3}, "c": {"model_ema": averaged}
+    }.items():  # fmt: skip
+        torch.save(value, tmp_path / f"{name}.pth")
+        state, notes = read_third_party(tmp_path / f"{name}.pth")
+        assert state.keys() == weights.keys() and notes
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no memory"), OverflowError("too large"), AssertionError(), RecursionError("deep")]
+)
+def test_however_a_reader_fails_the_file_is_named(tmp_path, monkeypatch, error):
+    torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(ValueError, match=r"a\.pth is damaged"):
+        read_third_party(tmp_path / "a.pth")

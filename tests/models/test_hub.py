@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 
+import hub_server
 import huggingface_hub
 import open_clip
 import pytest
 import timm
 import torch
-from hub_server import Hub
+from hub_server import _ROUTES, Hub
 from safetensors.torch import save_file
 from zoo import random_images, small
 
@@ -258,3 +259,54 @@ def test_the_variables_of_the_hub_client_hold(hub, saved, tmp_path):
         assert out == "4\n", errors
     assert (tmp_path / "mirrored" / "hub" / "models--owner--name").is_dir()
     assert ("GET", "/api/models/owner/name/revision/main") in hub.asked
+
+
+def test_nothing_is_fetched_that_is_larger_than_its_kind(hub, saved):
+    hub.commit("owner/name", {p.name: p.read_bytes() for p in saved.iterdir()} | {"config.json": b" " * (2**20 + 1)})
+    with pytest.raises(ValueError, match=r"config\.json has 1048577 bytes, more than the 1048576"):
+        nextreid.create_model(NAME)
+    assert not [path for verb, path in hub.asked if verb == "GET" and "resolve" in path]
+
+
+@pytest.mark.parametrize("label", ["etag", "commit"])
+def test_a_hub_that_names_paths_is_rejected(hub, saved, label, tmp_path, monkeypatch):
+    """The client names files in its cache by what the hub calls them."""
+    hub.commit_folder("owner/name", saved)
+    odd = {"etag": {"ETag": '"../../../evil"'}, "commit": {"X_Repo_Commit": "../../../evil"}}[label]
+    send = hub_server._Handler._send
+    monkeypatch.setattr(hub_server._Handler, "_send", lambda self, *args, **told: send(self, *args, **{**told, **odd}))
+    with pytest.raises(ValueError, match="the hub's labels of config"):
+        nextreid.create_model(NAME)
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+@pytest.mark.parametrize("answer", [b"{", b"[]", b'{"siblings": 5}', b'{"sha": 3, "siblings": [{"rfilename": 7}]}'])
+def test_answers_that_make_no_sense_are_one_error(hub, saved, answer, monkeypatch):
+    hub.commit_folder("owner/name", saved)
+    monkeypatch.setattr(hub_server._Handler, "info", lambda self, body, **_: self._send(200, answer))
+    monkeypatch.setattr(
+        hub_server,
+        "_ROUTES",
+        tuple((v, p, hub_server._Handler.info if a.__name__ == "info" else a) for v, p, a in _ROUTES),
+    )
+    with pytest.raises(OSError, match="owner/name"):
+        nextreid.create_model(NAME)
+
+
+@pytest.mark.parametrize("model", ["next_clip_b16", "next"])
+def test_pretrained_towers_without_a_network_are_one_error_after_one_try(hub, monkeypatch, model):
+    hub.close()
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    where = {"text_tower": None, "image_tower": "test_vit", "img_size": (64, 32)} if model == "next" else {}
+    arguments = {"image_tower_args": {"depth": 1}, "pretrained": True, **where}
+    with pytest.raises(
+        ConnectionError, match=r"hf-hub:timm/\S+ is not in the cache and the hub cannot be asked \(HF_END"
+    ):
+        small(model, **arguments)
+    assert not slept  # the client waits a minute and more before it gives up
+
+
+def test_clip_weights_that_open_clip_does_not_have_are_named(hub):
+    with pytest.raises(ValueError, match=r"unknown tag 'opanai'. Did you mean 'openai'"):
+        small("baseline_clip_b16", pretrained=True, pretrained_cfg_overlay={"clip": ("ViT-B-16-quickgelu", "opanai")})

@@ -295,3 +295,24 @@ def test_packing_by_clip_tokens(text_tower):
     counts = [text_tower.count_tokens(w) for w in windows]
     assert " ".join(windows) == " ".join([sentence] * 9) and max(counts) <= CONTEXT
     assert len(windows) == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["naflexvit_base_patch16_gap", "xcit_nano_12_p16_224", "tnt_s_patch16_224", "deit_tiny_distilled_patch16_224",
+     "crossvit_tiny_240", "resnet18", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224.no_such_tag"],
+)  # fmt: skip
+def test_timm_models_of_other_families_are_named(name):
+    with pytest.raises(ValueError, match=f"{name.split('.')[0]}.*vision transformer"):
+        ImageTower(name, (64, 32), 32)
+
+
+@pytest.mark.parametrize(
+    "text", ["<end_of_text>", "<start_of_text>", "&lt;end_of_text&gt;", "<END_OF_TEXT>", "a<end_of_text>b"]
+)
+def test_special_tokens_in_a_caption_are_letters(text_tower, text):
+    vocabulary = text_tower.vocab_size
+    ids = text_tower.tokenize([f"A man. {text} He wears red."])[0].tolist()
+    assert ids.count(vocabulary - 1) == 1 and ids.count(vocabulary - 2) == 1  # one end, one start
+    red, blue = text_tower.encode([[f"A man. {text} He wears {color}."] for color in ("red", "blue")])
+    assert not torch.equal(red, blue)
