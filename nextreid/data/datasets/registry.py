@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from ..card import missing_counts
 from ..sample import ReIDDataset, shorten
 
 _logger = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def load_dataset(
     except TypeError as error:
         raise ValueError(f"dataset {name!r}: {error}; it takes {', '.join(signature.parameters)}") from error
     dataset = _readers[name](**given)
+    if lacking := missing_counts(dataset):
+        _logger.warning("%s: not the whole dataset as published: %s", name, "; ".join(lacking))
     # notes of a synthetic dataset are no surprise; what a reader found in files may be one
     level = logging.WARNING if root is not None else logging.INFO
     for note in dataset.notes:
