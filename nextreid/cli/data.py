@@ -145,8 +145,9 @@ def _load(args: argparse.Namespace) -> Any:
 
 def _unlabelled(folder: Path, args: argparse.Namespace, options: dict[str, Any]) -> Any:
     from nextreid.data import MODALITIES, ReIDDataset, list_cards, read_folder
+    from nextreid.data.sample import as_modalities
 
-    modalities = tuple(options.pop("modalities", MODALITIES))
+    modalities = as_modalities(options.pop("modalities", MODALITIES))
     if options or args.captions:
         raise ValueError(f"{folder} is read as unlabelled images, which take no captions and no {sorted(options)}")
     try:

@@ -11,6 +11,8 @@ from typing import Any
 
 from nextreid._names import unknown
 
+from .sample import ReIDDataset, first_few
+
 _logger = logging.getLogger(__name__)
 
 _CARDS = Path(__file__).with_name("cards")
@@ -113,6 +115,30 @@ def data_card(name: str) -> DataCard:
     if name not in cards:
         raise ValueError(unknown("dataset card", name, sorted(cards)))
     return cards[name]
+
+
+def missing_counts(dataset: ReIDDataset) -> list[str]:
+    """Return in words what a published dataset lacks of the counts on its card: nothing where the copy is whole.
+
+    Datasets without a card, or without counted samples, lack nothing.
+    """
+    card = _read_cards().get(dataset.name)
+    lacking = []
+    for split, found in dataset.summary().items():
+        published = card.counts.get(split, {}) if card is not None else {}
+        if "samples" not in published:
+            continue
+        parts = [f"{found[what]:,} of {count:,} {what}" for what, count in published.items() if found[what] < count]
+        parts += [
+            f"{count:,} of {published['samples']:,} {modality} images"
+            for modality, count in found["images"].items()
+            if count < min(found["samples"], published["samples"])
+        ]
+        if found["cameras"] < published.get("cameras", 0):
+            there = sorted({sample.camid for sample in dataset.splits()[split]})
+            parts.append(f"cameras there are {first_few((dataset.label_name('camid', n) for n in there), 12)}")
+        lacking += [f"{split}: {', '.join(parts)}"] if parts else []
+    return lacking
 
 
 def list_overlaps() -> tuple[Overlap, ...]:

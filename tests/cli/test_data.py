@@ -61,7 +61,7 @@ def test_a_clean_tree(run, tree, tmp_path):
     status, text, err = run("check", "rgbnt201", "--root", tree, "--captions", tree, "--json", out)
     assert status == 0 and err == ""
     assert text.startswith("rgbnt201: rgb, nir, tir; protocol rgbnt201")
-    assert "identities" in text and "usable: 0 errors, 0 warnings" in text
+    assert "identities" in text and "usable: 0 errors, 1 warning," in text
     report = json.loads(out.read_text())
     assert report["ok"] is True and report["splits"]["train"]["ids"] == 8
     assert list(out.parent.iterdir()) == [out]
@@ -74,7 +74,7 @@ def test_a_damaged_tree(run, tree):
     assert (
         status == 1 and "error [unreadable] images that cannot be read: 1 (test tir 1)" in text and str(victim) in text
     )
-    assert text.rstrip().endswith("not usable as it is: 1 error, 0 warnings, 0 notes")
+    assert text.rstrip().endswith("not usable as it is: 1 error, 1 warning, 0 notes")
     status, text, _ = run("check", "rgbnt201", "--root", tree, "--quick")
     assert status == 0 and "not opened (--quick)" in text
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nextreid.data import list_datasets
-from nextreid.data.card import DataCard, Overlap, data_card, list_cards, list_overlaps, reject_leak
+from nextreid.data import ReIDDataset, Sample, list_datasets, load_dataset
+from nextreid.data.card import DataCard, Overlap, data_card, list_cards, list_overlaps, missing_counts, reject_leak
 from nextreid.retrieval import list_protocols
 
 # readers of custom data have no card
@@ -109,3 +109,28 @@ def test_overlaps_are_listed():
 def test_cards_are_stored_as_they_are_named():
     for path in (Path(__file__).parents[2] / "nextreid" / "data" / "cards").iterdir():
         assert json.loads(path.read_text(encoding="utf-8"))["name"] == path.stem
+
+
+def copy_of(name: str, train: int, ids: int, cameras: int, modalities: int = 3) -> ReIDDataset:
+    """So many training samples in memory, the first without its last images; counted only, never opened."""
+    card = data_card(name)
+    whole, part = (Path("a.jpg"),) * 3, (*(Path("a.jpg"),) * modalities, *(None,) * (3 - modalities))
+    samples = [Sample(str(i), i % ids, i % cameras, -1, part if i < 5 else whole) for i in range(train)]
+    test = [Sample(str(i), i % 30, i // 30 % 2, -1, whole) for i in range(836)]
+    return ReIDDataset(name, card.modalities, "person", name, tuple(samples), tuple(test), tuple(test))
+
+
+def test_an_incomplete_copy_is_recognised_from_the_counts():
+    assert missing_counts(copy_of("rgbnt201", 3951, 171, 4)) == []
+    assert missing_counts(copy_of("synthetic-persons", 1, 1, 1)) == []
+    assert missing_counts(copy_of("rgbnt201", 3000, 100, 3)) == [
+        "train: 3,000 of 3,951 samples, 100 of 171 ids, 3 of 4 cameras, cameras there are 0, 1, 2"
+    ]
+    assert missing_counts(copy_of("rgbnt201", 3951, 171, 4, modalities=2)) == ["train: 3,946 of 3,951 tir images"]
+
+
+def test_loading_an_incomplete_copy_logs_it(write_rgbnt201, caplog):
+    load_dataset("rgbnt201", write_rgbnt201())
+    (message,) = caplog.messages
+    assert message.startswith("rgbnt201: not the whole dataset as published: train: 5 of 3,951 samples, 3 of 171 ids")
+    assert "cameras there are 1, 2, 3" in message

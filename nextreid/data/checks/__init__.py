@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from typing import get_args
 
+from ..card import missing_counts
 from ..sample import ReIDDataset
 from ..split import Rule
 from .captions import check_captions
+from .copies import check_copies
 from .findings import LEVELS, Finding, Level, Report
 from .images import check_images, check_presence, inspect_images, size_facts
 from .labels import check_labels, label_facts
+from .spectra import check_spectra
 
 __all__ = ["Finding", "Level", "Report", "check_dataset"]
 
@@ -56,9 +59,15 @@ def check_dataset(
     inspected = inspect_images(dataset, workers, progress) if images else {}
     for split, facts in splits.items():
         facts["sizes"] = size_facts(dataset, split, inspected)
-    findings += check_images(dataset, inspected) if images else []
+    if images:
+        for check in (check_images, check_copies, check_spectra):
+            findings += check(dataset, inspected)
     if captions:
         findings += check_captions(dataset, count_tokens, window)
+    if lacking := missing_counts(dataset):
+        message = "the copy is smaller than the published dataset, so metrics do not compare with published ones"
+        hint = "get what is missing; the counts are those of its card (nextreid data card)"
+        findings.append(Finding("warning", "incomplete-copy", message, hint, len(lacking), tuple(lacking)))
     findings += [Finding("note", "reader", note, "", 1) for note in dataset.notes]
     findings.sort(key=lambda finding: LEVELS.index(finding.level))
     return Report(dataset.name, dataset.modalities, protocol, exclude, splits, tuple(findings))

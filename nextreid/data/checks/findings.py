@@ -157,9 +157,11 @@ def _table(splits: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -
         row(label, [facts[key] for facts in columns], always=key in ("samples", "ids"))
     row("samples of an identity*", [slashed(facts["samples_per_id"]) for facts in columns])
     row("cameras of an identity*", [slashed(facts["cameras_per_id"]) for facts in columns], always=False)
-    cameras = sorted({int(camera) for facts in columns for camera in facts["ids_per_camera"]})
+    cameras = sorted(
+        {name for facts in columns for name in facts["ids_per_camera"]}, key=lambda name: (len(name), name)
+    )
     for camera in cameras if len(cameras) <= 12 else ():
-        row(f"identities at camera {camera}", [facts["ids_per_camera"].get(str(camera), 0) for facts in columns])
+        row(f"identities at camera {camera}", [facts["ids_per_camera"].get(camera, 0) for facts in columns])
     for what in ("images", "captions"):
         by_modality(what, {m: [facts[what][m] for facts in columns] for m in modalities})
     if any(facts["sizes"] for facts in columns):

@@ -1,22 +1,18 @@
-"""Images decoded once: unreadable, odd, copied or missing ones."""
+"""Images decoded once: unreadable, odd or missing ones."""
 
-import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from math import log
 
 import numpy as np
-from PIL import Image as PILImage
 
 from ..image import ImageError, try_images
 from ..sample import ReIDDataset, Sample
-from .findings import Finding, Level, each_sample, found, found_in, tally
+from .facts import ImageFacts, image_facts
+from .findings import Finding, each_sample, found, found_in, tally
 
-# JPEG may move a uniform grey by a step or two
-_FLAT = 2
-
-# by the reason of an `ImageError`, then by the kind of copy: what is wrong, what to do
+# by the reason of an `ImageError`: what is wrong, what to do
 _BAD = {
     "unreadable": ("images that cannot be read", "save them again; --on-error skip or mask trains without them"),
     "many-bits": (
@@ -25,27 +21,23 @@ _BAD = {
     ),
     "wrong-size": ("images that are not of the declared size", "get them again, not resized or cropped"),
 }
-_COPIES: dict[str, tuple[Level, str, str]] = {
-    "train-test-copy": ("error", "images that are in training and in test", "take them out of one of the two"),
-    "identity-conflict": ("error", "images that belong to several identities", "correct the label or leave them out"),
-    "copy": ("warning", "images that occur several times within one identity", "leave the copies out"),
-    "modality-copy": (
-        "warning",
-        "images that occur in several modalities of one sample",
-        "give the real image or none",
+# by code: what is odd, what to do
+_ODD = {
+    "flat-image": (
+        "images of one value everywhere",
+        "a black image is not a missing one: leave it out (an empty cell) if the sensor saw nothing",
+    ),
+    "noise-image": ("images of noise", "their neighbouring pixels have nothing to do with each other; get them again"),
+    "cmyk": ("images in CMYK", "they are read, but their colours depend on the reader: save them as RGB"),
+    "odd-size": (
+        "images far larger, smaller, wider or narrower than those of their modality",
+        "check that they show one object, not the whole frame or a sliver",
     ),
 }
+_NOISE = 0.15  # smoothness below which there is no image; photographs of all spectra have 0.7 and more
+_SPREADS = 6  # robust standard deviations that a size may be off
+_AREA, _ASPECT = log(16), log(3)  # and the least ratio that counts
 
-
-class ImageFacts(NamedTuple):
-    """What one image showed."""
-
-    size: tuple[int, int]  # width and height
-    content: bytes  # hash of size and pixels
-    flat: bool  # whether all pixels are alike
-
-
-_Place = tuple[str, Sample, str]  # split, sample and modality
 # for each sample, by its ``id``, what its M images showed or why not, None where one is missing
 Inspected = dict[int, list[ImageFacts | ImageError | None]]
 
@@ -57,8 +49,12 @@ def inspect_images(
     samples = [sample for _, sample in each_sample(dataset)]
 
     def inspect(sample: Sample) -> list[ImageFacts | ImageError | None]:
-        opened = try_images(sample.images, sample.key, dataset.modalities)
-        return [None if image is None else _facts(image) for image in opened]
+        facts: list[ImageFacts | ImageError | None] = []
+        for image in try_images(sample.images, sample.key, dataset.modalities):
+            if isinstance(image, ImageError):
+                image = ImageError(str(image), image.reason)  # without the traceback, which keeps images alive
+            facts.append(image if image is None or isinstance(image, ImageError) else image_facts(image))
+        return facts
 
     inspected: Inspected = {}
     with ThreadPoolExecutor(max(1, workers)) as pool:
@@ -81,21 +77,22 @@ def size_facts(dataset: ReIDDataset, split: str, inspected: Inspected) -> dict[s
 
 
 def check_images(dataset: ReIDDataset, inspected: Inspected) -> list[Finding]:
-    """Return the findings about the images' content."""
+    """Return the findings about single images and the sizes within a sample."""
     bad: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    flat, uneven = [], []
-    places: dict[bytes, list[_Place]] = defaultdict(list)
+    odd: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    usual = _usual_sizes(dataset, inspected)
+    uneven = []
     for split, sample in each_sample(dataset):
         sizes = {}
         for modality, image in zip(dataset.modalities, inspected[id(sample)], strict=True):
+            place = f"{split} {modality}"
             if isinstance(image, ImageError):
-                bad[image.reason].append((f"{split} {modality}", str(image)))
+                bad[image.reason].append((place, str(image)))
             elif image is not None:
                 sizes[modality] = image.size
-                if image.flat:
-                    flat.append((f"{split} {modality}", sample.key))
-                else:
-                    places[image.content].append((split, sample, modality))
+                for code in _oddities(image, usual[modality]):
+                    shown = " {}x{}".format(*image.size) if code == "odd-size" else ""
+                    odd[code].append((place, sample.key + shown))
         if len(set(sizes.values())) > 1:
             shown = ", ".join(f"{modality} {w}x{h}" for modality, (w, h) in sizes.items())
             uneven.append(f"{split} {sample.key}: {shown}")
@@ -104,21 +101,13 @@ def check_images(dataset: ReIDDataset, inspected: Inspected) -> list[Finding]:
         if pairs := bad[reason]:
             message = f"{what}: {len(pairs):,} ({tally(place for place, _ in pairs)})"
             findings.append(found("error", reason, message, hint, (text for _, text in pairs)))
-    hint = "a black image is not a missing one: leave it out (an empty cell) if the sensor saw nothing"
-    findings += found_in("warning", "flat-image", "images of one value everywhere", hint, flat)
+    for code, (what, hint) in _ODD.items():
+        findings += found_in("warning", code, what, hint, odd[code])
     if uneven:
         message = f"samples whose images differ in size (width x height): {len(uneven):,}"
         hint = "all are resized for the model; check that they show the same part of the scene"
         findings.append(found("warning", "uneven-sizes", message, hint, uneven))
-    copied: dict[str, list[str]] = defaultdict(list)
-    for same in places.values():
-        for code in _copy_codes(same):
-            copied[code].append(" = ".join(f"{split} {modality} {s.key}" for split, s, modality in same[:4]))
-    return findings + [
-        found(level, code, f"{what}: {len(copied[code]):,}", hint, copied[code])
-        for code, (level, what, hint) in _COPIES.items()
-        if copied[code]
-    ]
+    return findings
 
 
 def check_presence(dataset: ReIDDataset) -> list[Finding]:
@@ -137,27 +126,28 @@ def check_presence(dataset: ReIDDataset) -> list[Finding]:
     return found_in("warning" if absent else "note", "missing-modality", "missing images", hint, missing)
 
 
-def _facts(image: PILImage.Image | ImageError) -> ImageFacts | ImageError:
-    if isinstance(image, ImageError):
-        return ImageError(str(image), image.reason)  # without the traceback, which keeps decoded images alive
-    rgb = image.convert("RGB")
-    state = hashlib.blake2b(repr(rgb.size).encode(), digest_size=16)
-    state.update(rgb.tobytes())
-    flat = all(high - low <= _FLAT for low, high in np.reshape(rgb.getextrema(), (3, 2)))
-    return ImageFacts(image.size, state.digest(), flat)
+def _shape(size: tuple[int, int]) -> np.ndarray:
+    """Return the logarithms of an image's area and aspect ratio."""
+    return np.log([size[0] * size[1], size[0] / size[1]])
 
 
-def _copy_codes(same: Sequence[_Place]) -> set[str]:
-    """Return what is wrong with one image that occurs at all these places."""
-    codes = set()
-    if len({(id(sample), modality) for _, sample, modality in same}) > len({id(sample) for _, sample, _ in same}):
-        codes.add("modality-copy")
-    # a query that was copied into the gallery under its own key is one sample
-    owners = {(split == "train", sample.key, sample.pid) for split, sample, _ in same}
-    if len({train for train, _, _ in owners}) > 1:
-        codes.add("train-test-copy")
-    elif len({pid for _, _, pid in owners}) > 1:
-        codes.add("identity-conflict")
-    elif len(owners) > 1:
-        codes.add("copy")
-    return codes
+def _usual_sizes(dataset: ReIDDataset, inspected: Inspected) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return by modality the median of `_shape` and how far from it a size may be."""
+    usual = {}
+    for modality, images in zip(dataset.modalities, zip(*inspected.values(), strict=True), strict=True):
+        shapes = np.array([_shape(image.size) for image in images if isinstance(image, ImageFacts)]).reshape(-1, 2)
+        middle = np.median(shapes, axis=0) if len(shapes) else np.zeros(2)
+        spread = 1.4826 * np.median(np.abs(shapes - middle), axis=0) if len(shapes) else np.zeros(2)
+        usual[modality] = (middle, np.maximum(_SPREADS * spread, (_AREA, _ASPECT)))
+    return usual
+
+
+def _oddities(image: ImageFacts, usual: tuple[np.ndarray, np.ndarray]) -> list[str]:
+    middle, allowed = usual
+    signs = {
+        "flat-image": image.flat,
+        "noise-image": not image.flat and image.smoothness < _NOISE,
+        "cmyk": image.mode == "CMYK",
+        "odd-size": bool((np.abs(_shape(image.size) - middle) > allowed).any()),
+    }
+    return [code for code, seen in signs.items() if seen]

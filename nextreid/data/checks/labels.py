@@ -44,7 +44,7 @@ def label_facts(dataset: ReIDDataset, rule: Rule) -> dict[str, dict[str, Any]]:
             "ids": len(known),
             "samples_per_id": spread(known.values()),
             "cameras_per_id": spread(Counter(pid for _, pid in seen).values()),
-            "ids_per_camera": dict(Counter(str(camid) for camid, _ in seen)),
+            "ids_per_camera": dict(Counter(dataset.label_name("camid", camid) for camid, _ in seen)),
         }
     matches = {rule: count_matches(dataset.query, dataset.gallery, rule) for rule in get_args(Rule)}
     facts["query"]["positives_per_query"] = spread(matches[rule])
@@ -78,6 +78,10 @@ def _listed(
     return [found(level, code.format(rule=rule), message, hint, every)] if every else []
 
 
+def _names(dataset: ReIDDataset, pids: Iterable[int]) -> list[str]:
+    return [dataset.label_name("pid", pid) for pid in pids]
+
+
 def _keys(dataset: ReIDDataset) -> list[Finding]:
     repeated: list[str] = []
     alike: set[str] = set()  # without the split: query and gallery may hold the same samples
@@ -107,8 +111,9 @@ def _identities(dataset: ReIDDataset, num_ids: int) -> list[Finding]:
     train = Counter(s.pid for s in dataset.train if s.pid >= 0)
     test = {s.pid for s in (*dataset.query, *dataset.gallery) if s.pid >= 0}
     findings = _listed("no-identity", unknown)
-    findings += _listed("identity-in-train-and-test", sorted(train.keys() & test), len(train))
-    findings += _listed("single-sample", sorted(pid for pid, count in train.items() if count == 1), len(train))
+    single = sorted(pid for pid, count in train.items() if count == 1)
+    findings += _listed("identity-in-train-and-test", _names(dataset, sorted(train.keys() & test)), len(train))
+    findings += _listed("single-sample", _names(dataset, single), len(train))
     if 0 < len(train) < num_ids:
         message = f"training identities: {len(train)}, a batch takes {num_ids}"
         hint = f"train with num_ids={len(train)} or less" if len(train) > 1 else "two identities are the least"
@@ -128,7 +133,7 @@ def _places(dataset: ReIDDataset, protocol: str, rule: Rule) -> list[Finding]:
     if rule != "camera" and len({camid for _, camid in seen}) > 1:
         cameras = Counter(pid for pid, _ in seen)
         lonely = sorted({s.pid for s in dataset.query if cameras[s.pid] == 1})
-        findings += _listed("one-camera", lonely, protocol=protocol)
+        findings += _listed("one-camera", _names(dataset, lonely), protocol=protocol)
     return findings
 
 
@@ -163,7 +168,9 @@ def _why(why: str, dataset: ReIDDataset, protocol: str, every: bool) -> tuple[st
     values = {getattr(s, label) for s in (*dataset.query, *dataset.gallery)}
     if len(values) == 1:
         value = values.pop()
-        what = f"no sample has a {label}" if value < 0 else f"every sample has {label} {value}"
+        what = (
+            f"no sample has a {label}" if value < 0 else f"every sample has {label} {dataset.label_name(label, value)}"
+        )
         return message, f"{what}: label the {why}s, or {none}"
     if every:
         return message, f"check the {label} labels, or {none}"

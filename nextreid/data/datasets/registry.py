@@ -10,6 +10,7 @@ from typing import Any
 
 from nextreid._names import unknown
 
+from ..card import missing_counts
 from ..sample import ReIDDataset
 
 _logger = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def load_dataset(
         takes = ", ".join(signature.parameters)
         raise ValueError(f"dataset {name!r}: {error}{hint}; it takes {takes}") from error
     dataset = _readers[name](**given)
+    if lacking := missing_counts(dataset):
+        _logger.warning("%s: not the whole dataset as published: %s", name, "; ".join(lacking))
     # notes of a synthetic dataset are no surprise; what a reader found in files may be one
     level = logging.WARNING if root is not None else logging.INFO
     for note in dataset.notes:
