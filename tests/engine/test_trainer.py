@@ -476,3 +476,12 @@ def test_encoded_captions_are_kept_from_run_to_run(build, dataset, recipe, monke
     again.text_tower.open_cache(path)
     monkeypatch.setattr(type(again.text_tower), "_forward", lambda *_: pytest.fail("a text was encoded again"))
     assert evaluate(again, dataset).result.mAP > 0
+
+
+def test_a_run_whose_queries_have_no_match_is_trained_all_the_same(build, dataset, recipe, tmp_path):
+    """There is a last epoch, without metrics, and no best one."""
+    blind = tuple(replace(sample, camid=0) for sample in dataset.gallery)
+    report = train(build(), replace(dataset, query=blind, gallery=blind), replace(recipe, epochs=1), tmp_path / "run")
+    assert report.last["evaluation"]["mAP"] is None and "another camera" in report.last["evaluation"]["hint"]
+    assert report.best is None and not (tmp_path / "run" / "best").exists()
+    assert json.loads((tmp_path / "run" / "last" / "config.json").read_text())["pretrained_cfg"].get("metrics") is None
