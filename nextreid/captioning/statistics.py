@@ -114,7 +114,8 @@ def text_retrieval(features: np.ndarray, identities: Identities, protocol: str) 
     result = rank(
         features[queries], features, identities[queries], identities, rule, query_keys=asked, gallery_keys=keys
     )
-    return TextRetrieval(len(queries), result.mAP, result.metric("rank-1"), *chance(matches[queries], others[queries]))
+    mean_ap, rank_1 = (float(np.nanmean(result.per_query(metric))) for metric in ("mAP", "rank-1"))
+    return TextRetrieval(len(queries), mean_ap, rank_1, *chance(matches[queries], others[queries]))
 
 
 def chance(matches: np.ndarray, others: np.ndarray) -> tuple[float, float]:
@@ -136,5 +137,5 @@ def _counts(identities: Identities, exclude: str) -> tuple[np.ndarray, np.ndarra
     places = {"camera": identities.camid, "scene": identities.sceneid, "none": np.arange(len(pid))}
     _, of_pid, pids = np.unique(pid, return_inverse=True, return_counts=True)
     _, of_both, both = np.unique(np.array((pid, places[exclude])), axis=1, return_inverse=True, return_counts=True)
-    matches = pids[of_pid] - both[of_both.ravel()]
+    matches = np.where(pid < 0, 0, pids[of_pid] - both[of_both.ravel()])  # an unknown identity matches nothing
     return matches, len(pid) - pids[of_pid]

@@ -177,12 +177,19 @@ def metrics_line(row: dict[str, Any]) -> str:
     """Return one line with the metrics of a result and the conditions they hold under."""
     from nextreid.retrieval import METRICS
 
-    metrics = "  ".join(f"{name} {100 * row[name]:.1f}" for name in METRICS)
+    metrics = "  ".join(f"{name} {percent(row[name])}" for name in METRICS)
+    if "hint" in row:
+        metrics = f"no metrics, because no query has a valid match: {row['hint']}"
     missing = f", without {', '.join(row['missing'])}" if row.get("missing") else ""
     more = ", re-ranked" if row.get("rerank") else ""
     more += ", modality parts averaged" if row.get("averaged") else ""
     valid = f"{row['valid_queries']} of {row['queries']} queries valid"
     return f"{metrics}  [{condition_text(row)}{missing}{more}, {valid}]"
+
+
+def percent(value: float | None) -> str:
+    """Return a metric in percent; a dash where there was nothing to measure."""
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def condition_text(row: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from .arguments import (
     load_model,
     metrics_line,
     open_text_cache,
+    percent,
     pick_device,
     policy_arguments,
     run_arguments,
@@ -52,8 +53,8 @@ def add(command: Any) -> None:
     run_arguments(evaluation)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run the command."""
+def run(args: argparse.Namespace) -> int:
+    """Run the command; 1 means that a result has no metrics, because no query has a match."""
     from nextreid._files import check_out_file, check_out_folder, write_json
     from nextreid.engine import is_main, process_group
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
         open_text_cache(model, args.text_cache)
         reports = _reports(args, model, dataset, matrix, device)
         if not is_main():
-            return
+            return 0
         rows = []
         for cells in reports:
             rows += [_row(cell, args.bootstrap, queries) for cell in cells]
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
             trained_on = model.pretrained_cfg.trained_on
             about = {"checkpoint": args.checkpoint, "dataset": dataset.name, "trained_on": trained_on}
             write_json(json_file, {**about, "results": rows})
+    return int(any("hint" in row for row in rows))
 
 
 def _reports(args: argparse.Namespace, model: Any, dataset: Any, matrix: bool, device: str) -> list[list[Any]]:
@@ -114,7 +116,7 @@ def _reports(args: argparse.Namespace, model: Any, dataset: Any, matrix: bool, d
 
 def _row(report: Any, draws: int, folder: Path | None) -> dict[str, Any]:
     row = report.to_dict()
-    if draws:
+    if draws and report.result.num_valid:
         metrics = ("mAP", "rank-1", "mINP")
         row["bootstrap"] = {name: report.result.bootstrap(name, samples=draws).to_dict() for name in metrics}
     if folder:
@@ -144,7 +146,7 @@ def _table(cells: Sequence[Any], modalities: Sequence[str]) -> str:
         left_out = f", {cell.left_out} samples show none of it" if cell.left_out else ""
         queries = f"{row['valid_queries']} of {row['queries']}{left_out}"
         shown = "+".join(m for m in modalities if m not in cell.missing)
-        rows.append([shown, *(f"{100 * row[name]:.1f}" for name in METRICS), queries])
+        rows.append([shown, *(percent(row[name]) for name in METRICS), queries])
     return Table(_title(cells), ["shown", *METRICS, "queries"], rows).text()
 
 
@@ -161,7 +163,7 @@ def _cross_tables(cells: Sequence[Any]) -> str:
     tables = []
     for name in ("mAP", "rank-1"):
         rows = [
-            [q, *(f"{100 * found[q, g].result.metric(name):.1f}" if (q, g) in found else "" for g in galleries)]
+            [q, *(percent(found[q, g].result.metric(name)) if (q, g) in found else "" for g in galleries)]
             for q in queries
         ]
         tables.append(Table("", [f"{name}, query down", *galleries], rows, notes.get(name, "")).text())

@@ -13,6 +13,7 @@ from .arguments import (
     metrics_line,
     open_text_cache,
     pairs,
+    percent,
     pick_device,
     policy_arguments,
     text_cache_argument,
@@ -115,6 +116,6 @@ def _spread_line(row: dict[str, Any]) -> str:
 
     def metric(name: str) -> str:
         spread = "" if row[name]["std"] is None else f" ± {100 * row[name]['std']:.1f}"
-        return f"{name} {100 * row[name]['mean']:.1f}{spread}"
+        return f"{name} {percent(row[name]['mean'])}{spread}"
 
     return f"{'  '.join(map(metric, METRICS))}  [{condition_text(row)}]"

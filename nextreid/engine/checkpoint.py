@@ -183,7 +183,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def best_row(history: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the evaluated row of the highest mAP, the earliest of equals."""
-    evaluated = [row for row in history if "evaluation" in row]
+    evaluated = [row for row in history if "evaluation" in row and row["evaluation"]["mAP"] is not None]
     return max(evaluated, key=lambda row: row["evaluation"]["mAP"], default=None)
 
 

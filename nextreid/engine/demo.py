@@ -199,7 +199,8 @@ def _chance(dataset: ReIDDataset, seed: int) -> float:
     query, gallery = (torch.randn(len(split), 8, generator=generator) for split in (dataset.query, dataset.gallery))
     ids = (identities(dataset.query), identities(dataset.gallery))
     query_keys, gallery_keys = ([sample.key for sample in split] for split in (dataset.query, dataset.gallery))
-    return rank(query, gallery, *ids, dataset.protocol, query_keys=query_keys, gallery_keys=gallery_keys).mAP
+    result = rank(query, gallery, *ids, dataset.protocol, query_keys=query_keys, gallery_keys=gallery_keys)
+    return float(np.nanmean(result.ap))
 
 
 def _verdict(won: Comparison, identities: int) -> str:

@@ -57,9 +57,10 @@ class EvaluationReport:
 
     def __repr__(self) -> str:
         row = self.to_dict()
+        found = "no valid query" if self.result.mAP is None else f"mAP {row['mAP']:.4f}, rank-1 {row['rank-1']:.4f}"
         return (
-            f"EvaluationReport({self.dataset}, protocol {row['protocol']}: mAP {self.result.mAP:.4f}, rank-1 "
-            f"{row['rank-1']:.4f}; text={self.text}, missing={self.missing}, samples={self.samples})"
+            f"EvaluationReport({self.dataset}, protocol {row['protocol']}: {found}; "
+            f"text={self.text}, missing={self.missing}, samples={self.samples})"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def evaluate(
         The result and its conditions.
 
     Raises:
-        ValueError: A split is empty, no query has a valid match, a modality to hide or to show is unknown, a sample
+        ValueError: A split is empty, a modality to hide or to show is unknown, a sample
             has none to show, the modalities differ, one key names two different samples, or the weights have seen the
             test identities.
     """

@@ -58,6 +58,7 @@ def record_training(model: ReIDModel, record: dict[str, Any], start: dict[str, A
 def record_metrics(model: ReIDModel, evaluation: Mapping[str, Any] | None, epoch_rule: str) -> None:
     """Write the metrics of these weights, a row of `EvaluationReport.to_dict`, and how their epoch was chosen."""
     trained_on = {**(model.pretrained_cfg.trained_on or {}), "epoch_rule": epoch_rule}
-    metrics = evaluation and {name: evaluation[name] for name in METRICS}
+    measured = evaluation and evaluation["mAP"] is not None
+    metrics = {name: evaluation[name] for name in METRICS} if evaluation and measured else None
     protocol = evaluation and evaluation["protocol"]
     model.pretrained_cfg = model.pretrained_cfg.replace(trained_on=trained_on, metrics=metrics, protocol=protocol)

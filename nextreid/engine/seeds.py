@@ -44,8 +44,10 @@ class SeedsReport:
                 table[name] = {"protocol": first["protocol"], "text": first["text"]}
                 for metric in METRICS:
                     values = {seed: found[name][metric] for seed, found in results.items()}
-                    deviation = stdev(values.values()) if len(values) > 1 else None
-                    table[name][metric] = {"mean": mean(values.values()), "std": deviation, "values": values}
+                    measured = [value for value in values.values() if value is not None]
+                    deviation = stdev(measured) if len(measured) > 1 else None
+                    average = mean(measured) if measured else None
+                    table[name][metric] = {"mean": average, "std": deviation, "values": values}
         return table
 
 

@@ -212,8 +212,8 @@ def _evaluations(
 
 def _epoch_line(row: dict[str, Any]) -> str:
     words = [f"loss {row['loss']['total']:.3f}", f"lr {max(row['lr'].values()):.1e}"]
-    if "evaluation" in row:
-        words += [f"{name} {100 * row['evaluation'][name]:.1f}" for name in ("mAP", "rank-1")]
+    found = row.get("evaluation", {})
+    words += [f"{name} {100 * found[name]:.1f}" for name in ("mAP", "rank-1") if found.get(name) is not None]
     return ", ".join(words)
 
 

@@ -1,6 +1,6 @@
 """Embeddings to rankings to metrics, under a named protocol."""
 
-from .distance import distances
+from .distance import PreparedGallery, distances
 from .metrics import rank, rank_distances, top_k
 from .protocol import Identities, Protocol, get_protocol, list_protocols
 from .rerank import Rerank
@@ -13,6 +13,7 @@ __all__ = [
     "Comparison",
     "Identities",
     "Interval",
+    "PreparedGallery",
     "Protocol",
     "Rerank",
     "RetrievalResult",

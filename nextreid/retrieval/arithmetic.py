@@ -13,6 +13,7 @@ from torch import Tensor
 PADDING = np.iinfo(np.int64).max
 """A key behind all others, for the end of short rows."""
 
+_LARGEST = np.finfo(np.float32).max
 _AT_ONCE = 2**19  # values that the host counts at once; their temporaries stay in the cache
 _FEW = 16  # a sixteenth of a row
 _MAX_BINS = 2048
@@ -84,6 +85,27 @@ def _count_on_device(values: Tensor, first_column: int, points: np.ndarray) -> n
 def count_smaller(sorted_keys: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Return how many keys of each ascending row ``(B, K)`` are smaller than each of its points ``(B, S)``."""
     return torch.searchsorted(torch.from_numpy(sorted_keys), torch.from_numpy(points)).numpy()
+
+
+def merge_nearest(best: np.ndarray, values: np.ndarray, first_column: int) -> np.ndarray:
+    """Merge the entries of a tile into the nearest ones so far.
+
+    Args:
+        best: ``(B, K)`` int64 keys of entries with smaller columns, ascending in each row and padded.
+        values: ``(B, W)`` float32 values of the tile; infinite where an entry does not count.
+        first_column: Gallery column of the first of each row.
+
+    Returns:
+        ``(B, K)`` the smallest keys of both, ascending and padded.
+    """
+    last = best[:, -1:]
+    if (last == PADDING).any():  # partition is slow, but no row stays unfilled for long
+        kth = min(best.shape[1], values.shape[1]) - 1
+        limit = np.minimum(np.partition(values, kth, axis=1)[:, kth, None], _LARGEST)
+        near = values <= np.where(last == PADDING, limit, np.minimum(limit, key_values(last)))
+    else:
+        near = values < key_values(last)  # at the same value the smaller column is nearer
+    return np.sort(np.concatenate([best, _keys_where(values, near, first_column)], axis=1), axis=1)[:, : best.shape[1]]
 
 
 def _count(values: np.ndarray, first_column: int, points: np.ndarray) -> np.ndarray:

@@ -7,9 +7,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .arithmetic import PADDING, count_nearer, count_smaller, order_keys
-from .distance import BLOCK, Embeddings, distance_blocks
-from .protocol import Identities, Protocol, SameIdentity, Ties, get_protocol
+from nextreid._names import show
+
+from .arithmetic import PADDING, count_nearer, count_smaller, merge_nearest, order_keys
+from .distance import (
+    BLOCK,
+    CPU,
+    Embeddings,
+    PreparedGallery,
+    check_finite,
+    check_shapes,
+    distance_blocks,
+    prepared,
+    query_block,
+    value_spans,
+)
+from .protocol import Identities, Protocol, SameIdentity, Ties, get_protocol, is_known
 from .rerank import Rerank, reranked_blocks
 from .results import RetrievalResult
 
@@ -19,7 +32,7 @@ QueryMetrics: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def rank(
     query_emb: Embeddings,
-    gallery_emb: Embeddings,
+    gallery_emb: Embeddings | PreparedGallery,
     query_ids: Identities,
     gallery_ids: Identities,
     protocol: str | Protocol,
@@ -42,7 +55,8 @@ def rank(
 
     Args:
         query_emb: ``(Q, F)`` embeddings.
-        gallery_emb: ``(G, F)`` embeddings; not copied where they are float32 and on the device.
+        gallery_emb: ``(G, F)`` embeddings, or a gallery that was prepared for many calls (not with `rerank`). Never
+            copied on the CPU: what is not float32 is converted a tile at a time.
         query_ids: Labels of the queries.
         gallery_ids: Labels of the gallery.
         protocol: A name that `get_protocol` takes, or a `Protocol`.
@@ -55,11 +69,12 @@ def rank(
             `RetrievalResult.concat` of all parts is the whole result, bit for bit.
 
     Returns:
-        Average precision, inverse negative penalty and first rank of every query. Queries without a valid match
-        are nan, are left out of the averages, and are reported by one logged warning.
+        Average precision, inverse negative penalty and first rank of every query. Queries without a valid match, such
+        as those of unknown identity, are nan, are left out of the averages, and are reported by one logged warning. If
+        there are no others, every metric is None.
 
     Raises:
-        ValueError: If shapes or labels do not fit, an embedding is not finite, or no query has a valid match.
+        ValueError: If shapes, dtypes or labels do not fit, or an embedding is not finite.
     """
     protocol, device = get_protocol(protocol), torch.device(device or "cpu")
     check_labels("query", query_emb, query_ids)
@@ -67,6 +82,8 @@ def rank(
     queries = queries_of_part(len(query_ids), part)
     if rerank is None:
         blocks = distance_blocks(query_emb, gallery_emb, protocol, device, queries)
+    elif isinstance(gallery_emb, PreparedGallery):
+        raise ValueError("re-ranking compares the gallery with itself: give the embeddings, not a prepared gallery")
     else:
         blocks = reranked_blocks(query_emb, gallery_emb, protocol, rerank, device, queries)
     same_identity = SameIdentity(query_ids, gallery_ids, protocol, query_keys, gallery_keys)
@@ -94,9 +111,11 @@ def rank_distances(
         gallery_keys: As for `rank`.
 
     Raises:
-        ValueError: If shapes or labels do not fit, a distance is not finite, or no query has a valid match.
+        ValueError: If shapes or labels do not fit, or a distance is not finite.
     """
     protocol = get_protocol(protocol)
+    check_ids("query", query_ids)
+    check_ids("gallery", gallery_ids)
     if tuple(distances.shape) != (len(query_ids), len(gallery_ids)) or 0 in distances.shape:
         raise ValueError(
             f"distances must be (queries, gallery entries) = {(len(query_ids), len(gallery_ids))}, neither of them "
@@ -117,7 +136,7 @@ def rank_distances(
 
 def top_k(
     query_emb: Embeddings,
-    gallery_emb: Embeddings,
+    gallery_emb: Embeddings | PreparedGallery,
     query_ids: Identities,
     gallery_ids: Identities,
     protocol: str | Protocol,
@@ -130,8 +149,8 @@ def top_k(
 
     Args:
         query_emb: ``(Q, F)`` embeddings.
-        gallery_emb: ``(G, F)`` embeddings.
-        query_ids: Labels of the queries.
+        gallery_emb: ``(G, F)`` embeddings, or a gallery that was prepared for many calls.
+        query_ids: Labels of the queries; -1 for an unknown identity, which matches nothing and ignores only itself.
         gallery_ids: Labels of the gallery.
         protocol: A name that `get_protocol` takes, or a `Protocol`.
         k: Entries per query.
@@ -143,25 +162,33 @@ def top_k(
         are left; and whether each shows the query's identity ``(Q, k)`` bool.
 
     Raises:
-        ValueError: If `k` is below 1, shapes or labels do not fit, or an embedding is not finite.
+        ValueError: If `k` is below 1, shapes, dtypes or labels do not fit, or an embedding is not finite.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1; got {k}")
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k must be an integer of at least 1; got {show(k)}")
     protocol = get_protocol(protocol)
     check_labels("query", query_emb, query_ids)
     check_labels("gallery", gallery_emb, gallery_ids)
     same_identity = SameIdentity(query_ids, gallery_ids, protocol, query_keys, gallery_keys)
-    width = min(k, len(gallery_ids))
+    check_shapes(query_emb, gallery_emb)
+    check_finite("query", query_emb, 0, len(query_emb))
+    tiles = prepared(gallery_emb, protocol, CPU)
+    nearest = np.full((len(query_ids), min(k, len(gallery_ids))), PADDING)
+    for start in range(0, len(query_ids), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(query_ids)))
+        block = query_block(query_emb[rows], protocol, CPU)
+        index, _, ignored = same_identity.entries(rows.start, rows.stop)
+        row, place = np.nonzero(ignored)
+        column = index[row, place]
+        for first, span in value_spans(block, tiles):
+            values = span[: rows.stop - start].numpy()
+            inside = (column >= first) & (column < first + values.shape[1])
+            values[row[inside], column[inside] - first] = np.inf
+            nearest[rows] = merge_nearest(nearest[rows], values, first)
     indices = np.full((len(query_ids), k), -1, np.int64)
-    for start, values in distance_blocks(query_emb, gallery_emb, protocol):
-        stop = start + len(values)
-        index, _, ignored = same_identity.entries(start, stop)
-        keys = order_keys(values).numpy()
-        row, column = np.nonzero(ignored)
-        keys[row, index[row, column]] = PADDING
-        nearest = np.sort(np.partition(keys, width - 1, axis=1)[:, :width], axis=1)
-        indices[start:stop, :width] = np.where(nearest == PADDING, -1, nearest & 0xFFFFFFFF)
-    return indices, (indices >= 0) & (gallery_ids.pid[indices] == query_ids.pid[:, None])
+    indices[:, : nearest.shape[1]] = np.where(nearest == PADDING, -1, nearest & 0xFFFFFFFF)
+    same = gallery_ids.pid[indices] == query_ids.pid[:, None]
+    return indices, same & (indices >= 0) & is_known(query_ids.pid)[:, None]
 
 
 def _block_metrics(
@@ -213,13 +240,15 @@ def collect(
     rerank: Rerank | None = None,
     part: tuple[int, int] | None = None,
 ) -> RetrievalResult:
-    """Join the metrics of consecutive queries; those of all queries are checked, those of one part are not."""
+    """Join the metrics of consecutive queries; warn of all queries without a match, not of those of a part."""
     queries = queries_of_part(len(query_ids), part)
     nothing = np.empty(0), np.empty(0), np.empty(0, np.int64)
     ap, inp, first = (np.concatenate(arrays) for arrays in zip(nothing, *metrics, strict=True))
     keys = None if query_keys is None else tuple(query_keys[queries])
     result = RetrievalResult(ap, inp, first, query_ids.pid[queries], protocol, keys, rerank)
-    return result if part else result.checked()
+    if not part:
+        result.warn()
+    return result
 
 
 def queries_of_part(num_query: int, part: tuple[int, int] | None) -> slice:
@@ -232,7 +261,14 @@ def queries_of_part(num_query: int, part: tuple[int, int] | None) -> slice:
     return slice(start, stop)
 
 
-def check_labels(name: str, embeddings: Embeddings, ids: Identities) -> None:
+def check_labels(name: str, embeddings: Embeddings | PreparedGallery, ids: Identities) -> None:
     """Raise ValueError unless there is one label per embedding."""
+    check_ids(name, ids)
     if len(embeddings) != len(ids):
         raise ValueError(f"{len(embeddings)} {name} embeddings but {len(ids)} {name} labels: give one per sample")
+
+
+def check_ids(name: str, ids: Identities) -> None:
+    """Raise ValueError unless labels are `Identities`."""
+    if not isinstance(ids, Identities):
+        raise ValueError(f"the {name} labels must be Identities(pid, camid, sceneid); got {type(ids).__name__}")

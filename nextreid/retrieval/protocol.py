@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nextreid._names import unknown
+from nextreid._names import show, unknown
 
 Exclude = Literal["camera", "scene", "none"]
 Distance = Literal["cosine", "euclidean"]
@@ -76,7 +76,7 @@ class Protocol:
 
     @property
     def hint(self) -> str:
-        """What to do about queries that have no valid match under this protocol."""
+        """What to do about queries of known identity that have no valid match under this protocol."""
         if self.exclude == "none":
             return "no gallery entry shows their identity: check the identity labels and the query and gallery splits"
         label = _LABELS[self.exclude]
@@ -129,6 +129,8 @@ def get_protocol(protocol: str | Protocol) -> Protocol:
     """
     if isinstance(protocol, Protocol):
         return protocol
+    if not isinstance(protocol, str):
+        raise ValueError(f"a protocol is a name or a Protocol; got {show(protocol)}")
     base, colon, modalities = protocol.partition(":")
     if base not in _PROTOCOLS:
         own = 'or pass Protocol(name, exclude="camera" | "scene" | "none")'
@@ -137,8 +139,8 @@ def get_protocol(protocol: str | Protocol) -> Protocol:
         return _PROTOCOLS[base]
     if modalities.count(">") != 1:
         raise ValueError(
-            f"cannot parse {modalities!r} in protocol {protocol!r}: write the modalities of the query, '>', and those "
-            f"of the gallery, as in '{base}:tir>rgb' or '{base}:rgb+tir>rgb+nir+tir'"
+            f"cannot parse {show(modalities)} in protocol {show(protocol)}: write the modalities of the query, '>', "
+            f"and those of the gallery, as in '{base}:tir>rgb' or '{base}:rgb+tir>rgb+nir+tir'"
         )
     query, gallery = (tuple(names.split("+")) for names in modalities.split(">"))
     return replace(_PROTOCOLS[base], name=protocol, query_modalities=query, gallery_modalities=gallery)
@@ -149,7 +151,7 @@ class Identities:
     """Labels of S samples.
 
     Attributes:
-        pid: ``(S,)`` int64 identities.
+        pid: ``(S,)`` int64 identities, -1 where unknown: such a sample is nobody's match.
         camid: ``(S,)`` int64 cameras, -1 where unknown; None means unknown everywhere.
         sceneid: ``(S,)`` int64 scenes, -1 where there is none; None means none everywhere.
 
@@ -182,6 +184,11 @@ class Identities:
         return f"Identities({len(self)} samples of {len(np.unique(self.pid))} identities)"
 
 
+def is_known(pid: np.ndarray) -> np.ndarray:
+    """Return which identities are known."""
+    return pid >= 0
+
+
 def _labels(name: str, labels: ArrayLike) -> np.ndarray:
     array = np.asarray(labels)
     if array.ndim != 1 or not (np.issubdtype(array.dtype, np.integer) or array.size == 0):
@@ -194,6 +201,9 @@ class SameIdentity:
 
     Entries are ignored by the protocol (same camera, same scene) and, where keys are given, because they are the
     query itself. Either way they have the query's identity, so an entry of another identity is never ignored.
+
+    An unknown identity matches nothing, not even another unknown one: such a gallery entry is a distractor to all
+    queries, and such a query has no match and ignores only itself.
     """
 
     def __init__(
@@ -204,13 +214,20 @@ class SameIdentity:
         query_keys: Sequence[str] | None = None,
         gallery_keys: Sequence[str] | None = None,
     ) -> None:
-        self._by_pid = np.argsort(gallery.pid, kind="stable")
-        sorted_pid = gallery.pid[self._by_pid]
-        self._first = np.searchsorted(sorted_pid, query.pid, side="left")
-        self._count = np.searchsorted(sorted_pid, query.pid, side="right") - self._first
         label = _LABELS.get(protocol.exclude)
         self._labels = label and (getattr(query, label), getattr(gallery, label))
         self._itself = _find_itself(query, gallery, query_keys, gallery_keys)
+        asked = np.unique(query.pid[is_known(query.pid)])
+        shared = np.flatnonzero(np.isin(gallery.pid, asked))  # for few queries far less than the gallery to sort
+        self._by_pid = shared[np.argsort(gallery.pid[shared], kind="stable")]
+        sorted_pid = gallery.pid[self._by_pid]
+        self._first = np.searchsorted(sorted_pid, query.pid, side="left")
+        self._count = np.searchsorted(sorted_pid, query.pid, side="right") - self._first
+        # a query of unknown identity has one entry: itself
+        alone = np.flatnonzero(~is_known(query.pid) & (self._itself >= 0))
+        self._first[alone] = len(self._by_pid) + np.arange(len(alone))
+        self._count[alone] = 1
+        self._by_pid = np.append(self._by_pid, self._itself[alone])
 
     def entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the entries of the queries ``start:stop``, in gallery order and padded to one width S of at least 1.
@@ -222,7 +239,7 @@ class SameIdentity:
         column = np.arange(max(1, count.max(initial=0)))
         real = column < count
         place = np.where(real, self._first[start:stop, None] + column, 0)
-        index = np.where(real, self._by_pid[place], 0)
+        index = np.where(real, self._by_pid[place], 0) if len(self._by_pid) else place
         ignored = index == self._itself[start:stop, None]
         if self._labels:
             ignored |= self._labels[1][index] == self._labels[0][start:stop, None]
@@ -240,14 +257,14 @@ def _find_itself(
     for name, keys, ids in (("query", query_keys, query), ("gallery", gallery_keys, gallery)):
         if len(keys) != len(ids):
             raise ValueError(f"{name}_keys has {len(keys)} entries but the {name} has {len(ids)}")
+        if repeated := len(keys) - len(set(keys)):
+            raise ValueError(f"{name}_keys holds {repeated} repeated keys; keys must be unique")
     place = {key: index for index, key in enumerate(gallery_keys)}
-    if len(place) != len(gallery_keys):
-        raise ValueError(f"gallery_keys holds {len(gallery_keys) - len(place)} repeated keys; keys must be unique")
     itself = np.fromiter((place.get(key, -1) for key in query_keys), np.int64, len(query))
     wrong = np.flatnonzero((itself >= 0) & (gallery.pid[itself] != query.pid))
     if wrong.size:
         raise ValueError(
             f"{wrong.size} keys stand for different identities in query and gallery, "
-            f"for example {query_keys[wrong[0]]!r}: keys must name one sample"
+            f"for example {show(query_keys[wrong[0]])}: keys must name one sample"
         )
     return itself

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nextreid._names import show
+
 from .arithmetic import order_keys
 from .distance import BLOCK, TILE, Embeddings, as_float32, check_finite, check_shapes, distance_blocks
 from .protocol import Protocol
 
 _NONE = -1
 _ROWS = 1024  # samples whose neighbourhoods are expanded at once
-_PAIRS = 2**16  # embeddings whose distances are computed pair by pair at once
+_PAIRS = 2**10  # embeddings whose distances are computed pair by pair at once; their rows stay in the cache
 _SUMS = 2**22  # entries of a block of Jaccard sums
 
 
@@ -45,8 +47,11 @@ class Rerank:
     lambda_value: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.k1 < 1 or self.k2 < 1 or not 0 <= self.lambda_value <= 1:
-            raise ValueError(f"re-ranking needs k1 and k2 of at least 1 and lambda_value in [0, 1]; got {self!r}")
+        counts = all(isinstance(k, int | np.integer) and k >= 1 for k in (self.k1, self.k2))
+        if not counts or not 0 <= self.lambda_value <= 1:
+            raise ValueError(
+                f"re-ranking needs integers k1 and k2 of at least 1 and lambda_value in [0, 1]; got {show(self)}"
+            )
 
     def __str__(self) -> str:
         return f"re-ranked (k1 {self.k1}, k2 {self.k2}, lambda {self.lambda_value})"

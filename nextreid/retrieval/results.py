@@ -13,7 +13,7 @@ import torch
 from nextreid._files import read_tensors, write_tensors
 from nextreid._names import unknown
 
-from .protocol import Protocol
+from .protocol import Protocol, is_known
 from .rerank import Rerank
 from .significance import Interval, bootstrap_mean, sign_flip_test
 
@@ -30,13 +30,16 @@ _logger = logging.getLogger(__name__)
 class RetrievalResult:
     """Retrieval quality over Q queries. All metrics are fractions in [0, 1], averaged over the valid queries.
 
+    A query is valid if its identity is known and the gallery holds a match that the protocol does not ignore. Without a
+    valid query every metric is None, and `hint` says what to do.
+
     Attributes:
         ap: ``(Q,)`` float64 average precision, the mean precision at the ranks of the matches (no interpolation);
             nan where the query has no valid match.
         inp: ``(Q,)`` float64 inverse negative penalty, the number of matches over the rank of the last one
             (Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", 2021); nan likewise.
         first: ``(Q,)`` int64 rank of the first match, counted from 1; 0 where there is none.
-        pid: ``(Q,)`` int64 identities of the queries.
+        pid: ``(Q,)`` int64 identities of the queries, -1 where unknown.
         protocol: The protocol of the ranking.
         keys: Names of the queries, or None where none were given.
         rerank: The re-ranking, or None.
@@ -61,28 +64,32 @@ class RetrievalResult:
         return int((self.first > 0).sum())
 
     @property
-    def mAP(self) -> float:
+    def mAP(self) -> float | None:
         """Mean average precision."""
         return self.metric("mAP")
 
     @property
-    def mINP(self) -> float:
+    def mINP(self) -> float | None:
         """Mean inverse negative penalty."""
         return self.metric("mINP")
 
     @property
     def cmc(self) -> np.ndarray:
-        """``(50,)`` float64: the fraction of queries whose first match is at rank 1, at most 2, ... at most 50."""
+        """``(50,)`` float64: the fraction of queries whose first match is at rank 1, at most 2, ... at most 50.
+
+        nan if no query is valid.
+        """
         first = self.first[self.first > 0]
-        return (first[:, None] <= np.arange(1, MAX_RANK + 1)).mean(axis=0)
+        hits = (first[:, None] <= np.arange(1, MAX_RANK + 1)).sum(axis=0)
+        return hits / len(first) if len(first) else np.full(MAX_RANK, np.nan)
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """The value of each of `METRICS`."""
+    def metrics(self) -> dict[str, float | None]:
+        """The value of each of `METRICS`; None if no query is valid."""
         return {name: self.metric(name) for name in METRICS}
 
-    def metric(self, name: str) -> float:
-        """Return a metric, the mean of `per_query`; nan if no query has a valid match.
+    def metric(self, name: str) -> float | None:
+        """Return a metric, the mean of `per_query`; None if no query is valid.
 
         Args:
             name: ``"mAP"``, ``"mINP"``, or ``"rank-k"`` for any k of 1 and above.
@@ -91,7 +98,7 @@ class RetrievalResult:
             ValueError: If there is no such metric.
         """
         values = self.per_query(name)
-        return float(np.nanmean(values)) if self.num_valid else float("nan")
+        return float(np.nanmean(values)) if self.num_valid else None
 
     def per_query(self, name: str) -> np.ndarray:
         """Return ``(Q,)`` float64 values of a metric, named as for `metric`; nan where there is no valid match."""
@@ -117,26 +124,33 @@ class RetrievalResult:
             seed: Of the draws; the interval is a function of it.
 
         Raises:
-            ValueError: If there is no such metric, or `samples` or `level` is out of range.
+            ValueError: If there is no such metric, `samples` or `level` is out of range, or no query is valid.
         """
         return bootstrap_mean(self.per_query(metric), self.pid, samples=samples, level=level, seed=seed)
 
-    def checked(self) -> "RetrievalResult":
-        """Return self; warn about queries without a valid match, and raise ValueError if no query has one."""
-        name, hint = self.protocol.name, self.protocol.hint
-        if self.num_valid == 0:
-            raise ValueError(f"none of {self.num_query} queries has a valid match under protocol {name!r}: {hint}")
+    @property
+    def hint(self) -> str:
+        """What to do about the queries without a valid match."""
+        unknown_ids = int((~is_known(self.pid)).sum())
+        hints = (
+            [f"{unknown_ids} have an unknown identity (-1), which matches nothing: label them"] if unknown_ids else []
+        )
+        if self.num_query - self.num_valid > unknown_ids:
+            hints.append(self.protocol.hint)
+        return "; ".join(hints)
+
+    def warn(self) -> None:
+        """Log one warning if there are queries without a valid match."""
         if self.num_valid < self.num_query:
             message = "%d of %d queries have no valid match under protocol %r and are left out of the averages: %s"
-            _logger.warning(message, self.num_query - self.num_valid, self.num_query, name, hint)
-        return self
+            _logger.warning(message, self.num_query - self.num_valid, self.num_query, self.protocol.name, self.hint)
 
     @classmethod
     def concat(cls, parts: Sequence["RetrievalResult"]) -> "RetrievalResult":
         """Join the parts that `rank` computes with `part`, in order.
 
         Raises:
-            ValueError: If there is no part, they come from different protocols, or no query has a valid match.
+            ValueError: If there is no part, or they come from different protocols.
         """
         if not parts:
             raise ValueError("there is no part to join")
@@ -146,10 +160,13 @@ class RetrievalResult:
                 raise ValueError(f"the parts were computed differently: {one._provenance()} and {other._provenance()}")
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
         keys = None if one.keys is None else tuple(key for part in parts for key in part.keys or ())
-        return cls(**arrays, protocol=one.protocol, keys=keys, rerank=one.rerank).checked()
+        whole = cls(**arrays, protocol=one.protocol, keys=keys, rerank=one.rerank)
+        whole.warn()
+        return whole
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the averages and what produced them as a JSON-able dictionary."""
+        """Return the averages and what produced them as a JSON-able dictionary; without a valid query also `hint`."""
+        hint = {} if self.num_valid else {"hint": self.hint}
         return {
             **self.metrics,
             "queries": self.num_query,
@@ -157,9 +174,12 @@ class RetrievalResult:
             "protocol": self.protocol.name,
             "protocol_details": self.protocol.to_dict(),
             "rerank": self.rerank and asdict(self.rerank),
+            **hint,
         }
 
     def __str__(self) -> str:
+        if not self.num_valid:
+            return f"none of {self.num_query} queries has a valid match ({self._provenance()}): {self.hint}"
         values = ", ".join(f"{name} {value:.2%}" for name, value in self.metrics.items())
         return f"{values} ({self.num_valid} of {self.num_query} queries, {self._provenance()})"
 
@@ -258,7 +278,7 @@ def compare(
         seed: Of the draws.
 
     Raises:
-        ValueError: If the queries differ, or which of them have a valid match; there is no such metric; or
+        ValueError: If the queries differ, or which of them have a valid match; none has; there is no such metric; or
             `samples` or `level` is out of range.
     """
     if not np.array_equal(a.pid, b.pid) or (a.keys and b.keys and a.keys != b.keys):
@@ -271,7 +291,10 @@ def compare(
             f"the runs ignore different gallery entries (protocols {a.protocol.name!r} and {b.protocol.name!r}, "
             f"{a.num_valid} and {b.num_valid} queries with a match): a paired test needs one rule"
         )
+    value_a, value_b = a.metric(metric), b.metric(metric)
+    if value_a is None or value_b is None:
+        raise ValueError(f"no query of these runs has a valid match: {a.hint}")
     change = b.per_query(metric) - a.per_query(metric)
     difference = bootstrap_mean(change, a.pid, samples=samples, level=level, seed=seed)
     p_value = sign_flip_test(change, a.pid, samples=samples, seed=seed)
-    return Comparison(metric, a.metric(metric), b.metric(metric), difference, p_value)
+    return Comparison(metric, value_a, value_b, difference, p_value)

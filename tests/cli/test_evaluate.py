@@ -7,6 +7,7 @@ import shutil
 import pytest
 from PIL import Image
 
+import nextreid
 from nextreid import create_model, save_model
 from nextreid.cli import main
 from nextreid.data import load_dataset
@@ -170,3 +171,20 @@ def test_custom_images_by_their_path(capsys, tmp_path):
         assert main([str(word) for word in words]) == 0
         lines.append(capsys.readouterr().out)
     assert lines[0] == lines[1] and f"{len(dataset.query)} of {len(dataset.query)} queries valid" in lines[0]
+
+
+def test_no_query_with_a_match_is_a_report(tmp_path, capsys):
+    """Images of one identity each: counts, rule and hint, metrics None, and status 1."""
+    for number in range(3):
+        Image.new("RGB", (8, 16), (40 * number,) * 3).save(tmp_path / f"{number}.png")
+    rows = "".join(f"{pid},{number},{number}.png,test\n" for number, pid in enumerate((-1, -1, 5)))
+    (tmp_path / "m.csv").write_text(f"pid,camid,rgb,split\n{rows}")
+    model = nextreid.create_model("baseline_tiny", modalities=("rgb",))
+    nextreid.save_model(model, tmp_path / "model")
+    manifest = [str(tmp_path / "model"), "--dataset", "manifest", "--root", str(tmp_path / "m.csv")]
+    words = ["--json", str(tmp_path / "out.json"), "--bootstrap", "10", "--device", "cpu"]
+    assert main(["eval", *manifest, "--dataset-arg", 'modalities=["rgb"]', *words]) == 1
+    (row,) = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert row["mAP"] is None and (row["queries"], row["valid_queries"]) == (3, 0)
+    shown = capsys.readouterr().out
+    assert "no metrics" in shown and row["hint"] in shown and "0 of 3 queries valid" in shown

@@ -193,5 +193,10 @@ def test_what_cannot_be_evaluated_is_named(build, dataset):
         evaluate(model, replace(dataset, query=(other,)))
     lonely = replace(dataset, query=tuple(replace(s, camid=0) for s in dataset.query))
     lonely = replace(lonely, gallery=lonely.query)
-    with pytest.raises(ValueError, match="valid match"):
-        evaluate(model, lonely)
+    report = evaluate(model, lonely)
+    assert report.result.mAP is None and "no valid query" in repr(report)
+    row = report.to_dict()
+    assert (row["rank-1"], row["valid_queries"], row["queries"]) == (None, 0, len(lonely.query))
+    assert "another camera" in row["hint"] and row["protocol"] == lonely.protocol
+    unlabelled = replace(lonely, query=tuple(replace(s, pid=-1) for s in lonely.query))
+    assert "unknown identity" in evaluate(model, replace(unlabelled, gallery=unlabelled.query)).result.hint

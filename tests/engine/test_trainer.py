@@ -490,3 +490,12 @@ def test_an_epoch_leaves_one_line_in_a_pipe(build, dataset, recipe, tmp_path, ca
     assert out == "" and "\r" not in err and len(lines) == 2
     assert re.fullmatch(r"epoch 1/2: loss \d+\.\d{3}, lr \d\.\de-\d\d, \d\d:\d\d left", lines[0])
     assert re.search(r", mAP \d+\.\d, rank-1 \d+\.\d, 00:00 left$", lines[1])
+
+
+def test_a_run_whose_queries_have_no_match_is_trained_all_the_same(build, dataset, recipe, tmp_path):
+    """There is a last epoch, without metrics, and no best one."""
+    blind = tuple(replace(sample, camid=0) for sample in dataset.gallery)
+    report = train(build(), replace(dataset, query=blind, gallery=blind), replace(recipe, epochs=1), tmp_path / "run")
+    assert report.last["evaluation"]["mAP"] is None and "another camera" in report.last["evaluation"]["hint"]
+    assert report.best is None and not (tmp_path / "run" / "best").exists()
+    assert json.loads((tmp_path / "run" / "last" / "config.json").read_text())["pretrained_cfg"].get("metrics") is None

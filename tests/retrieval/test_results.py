@@ -161,5 +161,19 @@ def test_joining_needs_one_provenance():
         RetrievalResult.concat([])
     with pytest.raises(ValueError, match="computed differently"):
         RetrievalResult.concat([a, result_of([0.1], [1], rerank=Rerank())])
-    with pytest.raises(ValueError, match="none of 1 queries"):
-        RetrievalResult.concat([result_of([np.nan], [1])])
+
+
+def test_without_a_valid_query_every_metric_is_none(tmp_path, caplog):
+    result = RetrievalResult.concat([result_of([np.nan], [1]), result_of([np.nan], [-1])])
+    assert "2 of 2 queries have no valid match" in caplog.text
+    assert result.mAP is result.mINP is result.metric("rank-3") is None
+    assert set(result.metrics.values()) == {None} and np.isnan(result.cmc).all()
+    described = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert (described["queries"], described["valid_queries"], described["mAP"]) == (2, 0, None)
+    assert "1 have an unknown identity" in described["hint"] and "camid" in described["hint"]
+    assert "none of 2 queries has a valid match (protocol camera)" in str(result)
+    result.save(tmp_path / "r.safetensors")
+    assert load_result(tmp_path / "r.safetensors").metrics == result.metrics
+    for statistic in (result.bootstrap, lambda: compare(result, result)):
+        with pytest.raises(ValueError, match="valid match"):
+            statistic()

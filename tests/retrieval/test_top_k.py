@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nextreid.retrieval import Identities, get_protocol, rank, top_k
+from nextreid.retrieval import Identities, PreparedGallery, distance, get_protocol, rank, top_k
 from nextreid.retrieval.distance import distance_blocks
 
 
@@ -38,6 +40,38 @@ def test_equals_a_stable_argsort(protocol, levels, k):
         assert matches[i].tolist() == [g >= 0 and gallery_ids.pid[g] == query_ids.pid[i] for g in indices[i]]
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.sampled_from([1, 2, 70]), st.sampled_from([1, 5, 64, 200]), st.sampled_from([None, 1]))
+def test_any_cut_into_tiles_gives_the_nearest(seed, num_query, k, levels):
+    query, gallery, query_ids, gallery_ids = make_split(seed, num_query, 150, levels)
+    whole = top_k(query, gallery, query_ids, gallery_ids, "camera", k)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distance, "TILE", 64)
+        for some in (gallery, PreparedGallery(gallery, "camera")):
+            for ours, known in zip(top_k(query, some, query_ids, gallery_ids, "camera", k), whole, strict=True):
+                np.testing.assert_array_equal(ours, known)
+
+
+def test_mistakes_are_named():
+    query, gallery, query_ids, gallery_ids = make_split(3)
+    good = {"query_emb": query, "gallery_emb": gallery, "query_ids": query_ids, "gallery_ids": gallery_ids}
+    wrong = [
+        ({"query_ids": query_ids.pid}, "query labels must be Identities"),
+        ({"gallery_ids": gallery_ids[:3]}, "40 gallery embeddings but 3 gallery labels"),
+        ({"query_emb": query[:, :4]}, "query embeddings have 4 features"),
+        ({"protocol": None}, "a protocol is a name or a Protocol; got None"),
+        ({"protocol": "camera" * 1000}, r"^unknown protocol .{0,400}$"),
+        ({"k": 2.5}, "k must be an integer"),
+        ({"query_keys": ["a"] * 70, "gallery_keys": ["b"] * 40}, "query_keys holds 69 repeated keys"),
+    ]
+    for change, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            top_k(**{**good, "protocol": "camera", **change})
+    query[4, 1] = np.nan
+    with pytest.raises(ValueError, match=r"1 of 70 query embeddings.*index 4"):
+        top_k(query, gallery, query_ids, gallery_ids, "camera")
+
+
 def test_agrees_with_rank():
     query, gallery, query_ids, gallery_ids = make_split(1, levels=1)
     result = rank(query, gallery, query_ids, gallery_ids, "camera")
@@ -55,5 +89,5 @@ def test_keys_ignore_the_query_itself():
 
 def test_bad_k_is_rejected():
     query, gallery, query_ids, gallery_ids = make_split(3)
-    with pytest.raises(ValueError, match="k must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="k must be an integer of at least 1; got 0"):
         top_k(query, gallery, query_ids, gallery_ids, "none", 0)
