@@ -38,13 +38,16 @@ def hub_answers() -> bool:
 
 
 def fetch_file(repo: str, name: str, cache_dir: str | Path | None = None) -> Path:
-    """Fetch one file of a hub repository, or find it in the cache.
+    """Fetch one file of a hub repository, or find it in the cache; in place of a pickle, the safetensors beside it.
 
     Raises:
         FileNotFoundError: The repository or the file does not exist.
         ConnectionError: The hub cannot be reached, or broke off, and the cache does not have the file.
         ValueError: The repository's name is none, or the file is larger than `MOST_BYTES`.
     """
+    stem, _, ending = name.rpartition(".")
+    if ending != "safetensors":
+        name = f"{stem.replace('pytorch_model', 'model')}.safetensors"
     offline = not hub_answers()
     with hub_errors(repo):
         if not offline:

@@ -3,7 +3,7 @@
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
@@ -133,11 +133,6 @@ def mapping(kind: Kind, most: int = 100) -> Kind:
         return {key: kind(_part(name, key), item) for key, item in value.items()}
 
     return Kind(f"a mapping of at most {most} names", parse)
-
-
-def one_or_more(names: str | Iterable[str]) -> tuple[str, ...]:
-    """Names as a tuple; a string is one name, never its letters."""
-    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _plain(strings: Kind, depth: int = _DEEPEST) -> Kind:

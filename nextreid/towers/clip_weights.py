@@ -125,7 +125,7 @@ def load_pretrained_clip(
         raise ValueError(f"open_clip has no weights for {name!r}: {unknown('tag', tag, tags)}")
     repo, _, file = known.get("hf_hub", "").rpartition("/")
     source = tag
-    if repo and (not file or file.endswith(".safetensors")):  # by our own hands, which ask once
+    if repo:  # by our own hands, which ask once and read no pickle
         source = str(fetch_file(repo, file or "open_clip_model.safetensors", cache_dir))
     elif not hub_answers():
         raise ConnectionError(

@@ -134,7 +134,8 @@ class ImageTower(nn.Module):
         repo, overlay = known.hf_hub_id, None
         if repo:  # by our own hands, which ask once and read no pickle
             repo += f"{known.architecture}.{known.tag}" if repo.endswith("/") else ""
-            overlay = {"file": str(fetch_file(repo, "model.safetensors", cache_dir)), "custom_load": False}
+            file = fetch_file(repo, known.hf_hub_filename or "model.safetensors", cache_dir)
+            overlay = {"file": str(file), "custom_load": False}
         try:  # with its classifier: without one, timm loads what fits and keeps silent on the rest
             source = timm.create_model(
                 self.name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **self._settings
