@@ -34,6 +34,7 @@ _OPTIONAL = {
 _COLOURS = {"red": (220, 20, 20), "blue": (20, 40, 220)}
 _QUESTION = "Which colour fills this image? Answer with one English word, the name of the colour."
 _ATTEMPTS = 5
+_LIST_TIMEOUT = 30.0  # seconds
 _NO_IMAGES = re.compile(r"image|vision|multi-?modal|picture|content.*(?:type|string)|unknown variant", re.IGNORECASE)
 
 
@@ -122,6 +123,8 @@ class Server:
             raise ValueError("a server's address must hold no user, password or query; keys come from the environment")
         if not self.model:
             raise ValueError("a server needs the name of a model")
+        if self.price is not None and not all(0 <= cost < 1e9 for cost in self.price):
+            raise ValueError(f"the price of a million tokens must be at least 0, got {self.price!r}")
         if parts.path in ("", "/"):
             object.__setattr__(self, "url", self.url.rstrip("/") + "/v1")
         if not is_loopback(self.url) and not self.send_images:
@@ -173,8 +176,8 @@ def _http_client(openai: Any) -> Any:
                 raise ConnectionError(f"its answer cannot be read: {error}") from None
             finally:
                 await response.aclose()
-            dropped = ("content-encoding", "content-length", "transfer-encoding")
-            headers = [(name, value) for name, value in response.headers.multi_items() if name.lower() not in dropped]
+            dropped = (b"content-encoding", b"content-length", b"transfer-encoding")
+            headers = [(name, value) for name, value in response.headers.raw if name.lower() not in dropped]
             return type(response)(response.status_code, headers=headers, content=plain, request=request)
 
     return BoundedClient
@@ -249,10 +252,11 @@ class Client:
                     raise
 
     async def list_models(self) -> list[str]:
-        """Return the names of the server's models; empty if it does not list them."""
+        """Return the names of the server's models; empty if it does not list them, within half a minute."""
         try:
-            return read_models(await self._sdk.get("/models", cast_to=bytes), self._redact)
-        except (ConnectionError, self._openai.OpenAIError):
+            async with asyncio.timeout(_LIST_TIMEOUT):
+                return read_models(await self._sdk.get("/models", cast_to=bytes), self._redact)
+        except Exception:  # as in `_send`; the list is a help, and who has none goes on without it
             return []
 
     def _go_without(self, message: str, options: Mapping[str, Any]) -> bool:
@@ -297,8 +301,9 @@ class Client:
                 raise self._status_error(error) from None
         except (ConnectionError, openai.APIConnectionError) as error:
             raise self._failed(f": {error.__cause__ or error or 'no connection'}") from None
-        except (openai.OpenAIError, ValueError) as error:
-            raise self._failed(f" sent no chat completion: {error}") from None
+        except Exception as error:
+            # of what a server sends, much reaches us as an exception of the libraries below, another for each version
+            raise self._failed(f" sent no chat completion: {error or type(error).__name__}") from None
         return Reply(**asdict(answer), request=request, left_out=tuple(sorted(self._left_out)))
 
     def _status_error(self, error: Any) -> CallFailed:
@@ -315,7 +320,7 @@ class Client:
         return CallFailed(self.server.host + self._redact(what)[:500], retry=retry, **details)
 
     def _redact(self, text: str) -> str:
-        text = re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]*", "[image]", text)
+        text = re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]*", "[image]", text.encode("utf-8", "replace").decode())
         return self.server.key.redact(text) if self.server.key else text
 
 

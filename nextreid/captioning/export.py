@@ -157,17 +157,20 @@ def read_table(path: str | Path) -> tuple[list[Description], Schema]:
         FileNotFoundError, ValueError, ImportError: As `read_caption_table`.
     """
     rows, metadata = read_caption_table(Path(path))
-    descriptions = [
-        Description(
-            key=row["item"],
-            answers={a.pop("field"): Answer(**{**a, "flags": tuple(a["flags"])}) for a in row["attributes"]},
-            trail=tuple(json.loads(row["trail"])),
-            **{name: row[name] for name in _PLAIN if name != "sentences"},
-            sentences=tuple(row["sentences"]),
-        )
-        for row in rows
-    ]
-    return descriptions, Schema.from_dict(metadata["schema"])
+    try:
+        descriptions = [
+            Description(
+                key=row["item"],
+                answers={a.pop("field"): Answer(**{**a, "flags": tuple(a["flags"])}) for a in row["attributes"]},
+                trail=tuple(json.loads(row["trail"])),
+                **{name: row[name] for name in _PLAIN if name != "sentences"},
+                sentences=tuple(row["sentences"]),
+            )
+            for row in rows
+        ]
+        return descriptions, Schema.from_dict(metadata["schema"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no table of captions ({error})") from error
 
 
 def write_run(

@@ -243,9 +243,9 @@ def run_captions(
         return run_jobs(jobs, rows, **settings)
 
 
-def open_store(path: str | Path, schema: Schema) -> Store:
-    """Open a store to write, with a warning about rows that this schema does not use."""
-    store = Store(Path(path), write=True)
+def open_store(path: str | Path, schema: Schema, *, write: bool = True) -> Store:
+    """Open a store, with a warning about lines that are damaged and rows that this schema does not use."""
+    store = Store(Path(path), write=write)
     if store.damaged:
         shown = ", ".join(map(str, store.damaged[:5])) + (", …" if len(store.damaged) > 5 else "")
         _logger.warning("%s: %d damaged lines are not used: %s", path, len(store.damaged), shown)

@@ -94,5 +94,5 @@ def _fault(row: Mapping[str, Any], text: str, draft: str, schema: Schema) -> str
     new, old = (set(re.findall(r"[a-z]+", part.lower())) for part in (text, draft))
     if (new & colours) - old:
         return "invented"
-    told = set(_WORD.findall(draft.lower()))
-    return "unrelated" if len(told & new) < _LEAST_SHARED * len(told) else ""
+    stated = set(_WORD.findall(draft.lower()))
+    return "unrelated" if len(stated & new) < _LEAST_SHARED * len(stated) else ""

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
@@ -100,7 +99,7 @@ class Field:
         aliases = self.aliases if isinstance(self.aliases, Mapping) else None
         if aliases is None or not all(isinstance(text, str) for pair in aliases.items() for text in pair):
             raise ValueError(f"field {self.name!r}: aliases must be a table from texts to values")
-        if not isinstance(self.rank, int | float) or not math.isfinite(self.rank) or not isinstance(self.merge, bool):
+        if not isinstance(self.rank, int | float) or not -1e9 < self.rank < 1e9 or not isinstance(self.merge, bool):
             raise ValueError(f"field {self.name!r}: rank must be a number and merge true or false")
         if not isinstance(self.question, str):
             raise ValueError(f"field {self.name!r}: question must be a text")

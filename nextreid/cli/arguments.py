@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+_LONGEST_PAIR = 10_000  # characters of NAME=VALUE
+
 
 def dataset_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a dataset."""
@@ -87,6 +89,8 @@ def pairs(items: Sequence[str], option: str, reserved: Sequence[str] = ()) -> di
         name, sign, value = item.partition("=")
         if not sign or not name:
             raise ValueError(f"{option} takes NAME=VALUE pairs, got {item!r}")
+        if len(item) > _LONGEST_PAIR:
+            raise ValueError(f"{option}: the value of {name[:80]!r} is longer than {_LONGEST_PAIR} characters")
         if name in reserved:
             raise ValueError(f"{name!r} is an option of its own and cannot be set by {option}")
         table[name] = _value(value)
@@ -95,7 +99,7 @@ def pairs(items: Sequence[str], option: str, reserved: Sequence[str] = ()) -> di
 
 def _value(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
-        with suppress(ValueError, SyntaxError):
+        with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # brackets without end
             return parse(text)
     return text
 

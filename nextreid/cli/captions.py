@@ -158,10 +158,10 @@ def run_run(args: argparse.Namespace) -> int:
 def run_export(args: argparse.Namespace) -> None:
     """Run ``nextreid captions export``."""
     from nextreid.captioning.export import describe_images, read_run
-    from nextreid.captioning.store import Store
+    from nextreid.captioning.pipeline import open_store
 
     schema, models, sampling, images = read_run(args.folder / _RUN)
-    with Store(args.folder / _STORE) as store:
+    with open_store(args.folder / _STORE, schema, write=False) as store:
         descriptions, counts = describe_images(images, schema, models, store, sampling, **_merging(args))
     _write(args.to or args.folder, descriptions, schema, counts)
 
@@ -210,10 +210,11 @@ def _cell(value: str | int | float, column: str) -> str | int | None:
 
 def _requests(args: argparse.Namespace) -> tuple[list[Any], str | None]:
     """Return the images of SOURCE as caption requests, and the type of object if it is known."""
+    from nextreid._files import user_path
     from nextreid.captioning.pipeline import CaptionRequest
     from nextreid.data import MODALITIES, list_datasets, load_dataset, read_folder, read_manifest
 
-    path, object_type = Path(args.source).expanduser(), None
+    path, object_type = user_path(args.source), None
     if args.source in list_datasets() and not path.exists():
         options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions"))
         dataset = load_dataset(args.source, args.root, **options)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .._files import read_json
+from .._files import read_json, user_path
 from .rng import seeded_rng
 from .sample import Sample, as_sentences
 
@@ -114,8 +114,9 @@ def read_caption_table(path: Path, columns: Sequence[str] | None = None) -> tupl
         metadata = json.loads((table.schema.metadata or {})[b"nextreid"])
     except (pyarrow.ArrowInvalid, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged or no table of captions ({error})") from error
-    if metadata["format"] != TABLE_FORMAT:
-        raise ValueError(f"{path} has format {metadata['format']}, this nextreid reads {TABLE_FORMAT}: update it")
+    found = metadata.get("format") if isinstance(metadata, dict) else None
+    if found != TABLE_FORMAT:
+        raise ValueError(f"{path} has format {str(found)[:40]}, this nextreid reads {TABLE_FORMAT}: update it")
     return table.to_pylist(), metadata
 
 
@@ -141,7 +142,7 @@ def caption_home(
     """
     if folder is None:
         return None
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if folder.suffix == ".parquet" and folder.is_file():
         return folder
     files = [caption_file_name(split, modality) for split in splits for modality in modalities]

@@ -137,7 +137,14 @@ def test_confidences(raw, value, flag):
 
 
 PYTHON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.complex_numbers() | st.binary(max_size=4) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.complex_numbers()
+    | st.binary(max_size=4)
+    | st.text(),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.tuples(inner, inner)

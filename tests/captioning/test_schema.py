@@ -249,7 +249,7 @@ def test_unknown_prompts_are_named():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text("ab", max_size=3),
+    st.none() | st.booleans() | st.integers(-3, 3) | st.just(10**400) | st.floats() | st.text("ab", max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "a"]), inner, max_size=2),
     max_leaves=4,
 )
