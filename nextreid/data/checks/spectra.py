@@ -184,22 +184,21 @@ def _appearance(column: _Column, rows: np.ndarray) -> np.ndarray:
 
 
 def _neighbourhood(a: _Column, b: _Column, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return how much better each image fits its neighbours' of the same modality than of the other, ``(n, 3)``."""
-    out = np.zeros((len(rows), 3))
-    views = [
-        (directions(c.thumbs[rows]), _edges(c.thumbs[rows]), c.thumbs[rows].reshape(len(rows), -1)) for c in (a, b)
-    ]
-    for offset in _NEIGHBOURS:
-        here = np.arange(len(rows))
-        there = np.clip(here + offset, 0, len(rows) - 1)
-        there = np.where(
-            (there == here) | (places[rows[there]] != places[rows]), np.clip(here - offset, 0, len(rows) - 1), there
-        )
-        for place, (one, two) in enumerate(zip(*views, strict=True)):
-            for sign, x, y in ((1, one, one), (1, two, two), (-1, one, two), (-1, two, one)):
-                like = -np.abs(x - y[there]).mean(axis=1) if place == 2 else (x * y[there]).sum(axis=1)
-                out[:, place] += sign * like
-    return out / len(_NEIGHBOURS)
+    """Return how well the difference of two modalities fits that of the samples around it, ``(n, 3)``.
+
+    The products of differences are the likeness within each modality less the likeness across.
+    """
+    count = len(rows)
+    out = np.zeros((count, 3))
+    here = np.arange(count)
+    for place, view in enumerate((directions, _edges, _levels)):
+        difference = view(a.thumbs[rows]) - view(b.thumbs[rows])  # (n, THUMB * THUMB)
+        for offset in _NEIGHBOURS:
+            there = np.clip(here + offset, 0, count - 1)
+            elsewhere = (there == here) | (places[rows[there]] != places[rows])
+            there = np.where(elsewhere, np.clip(here - offset, 0, count - 1), there)
+            out[:, place] += np.einsum("np,np->n", difference, difference[there])
+    return out
 
 
 def _outliers(differences: np.ndarray) -> np.ndarray:
@@ -292,6 +291,10 @@ def _edges(thumbs: np.ndarray) -> np.ndarray:
     across[:, :, 1:-1] = thumbs[:, :, 2:] - thumbs[:, :, :-2]
     down[:, 1:-1] = thumbs[:, 2:] - thumbs[:, :-2]
     return directions(np.log1p(np.hypot(across, down)))
+
+
+def _levels(thumbs: np.ndarray) -> np.ndarray:
+    return thumbs.reshape(len(thumbs), -1)
 
 
 def _named(mask: np.ndarray, places: np.ndarray, keys: Sequence[str], modality: str = "") -> list[tuple[str, str]]:
