@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nextreid
+from nextreid._names import unknown
 
 from .arguments import pairs
 
@@ -136,7 +137,7 @@ def _load(args: argparse.Namespace) -> Any:
     if path.is_dir() and args.pattern is None:
         return _unlabelled(path, args, options)
     if not path.exists():
-        raise FileNotFoundError(f"{args.target!r} is no file, folder, or dataset; datasets are {', '.join(names)}")
+        raise FileNotFoundError(f"no such file or folder, and {unknown('dataset', args.target, names)}")
     return load_dataset("pattern" if path.is_dir() else "manifest", path, captions=args.captions, **options)
 
 

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nextreid._names import unknown
+
 _logger = logging.getLogger(__name__)
 
 _CARDS = Path(__file__).with_name("cards")
@@ -109,7 +111,7 @@ def data_card(name: str) -> DataCard:
     """
     cards = _read_cards()
     if name not in cards:
-        raise ValueError(f"no card for a dataset {name!r}; there are cards for {', '.join(sorted(cards))}")
+        raise ValueError(unknown("dataset card", name, sorted(cards)))
     return cards[name]
 
 

@@ -131,7 +131,8 @@ def test_unlabelled_images(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "'nowhere' is no file, folder, or dataset; datasets are"),
+        (["nowhere"], "no such file or folder, and unknown dataset 'nowhere'"),
+        (["rgbnt210"], "Did you mean 'rgbnt201'"),
         (["."], "Name what the folder is: a published dataset (nextreid data check NAME --root"),
         (["rgbnt201", "--root", "."], "no RGBNT201 in ."),
         ([".", "--root", "."], "--root goes with the name of a dataset"),
@@ -150,7 +151,7 @@ def test_cards_and_the_list(run):
     status, text, _ = run("card", "wmveid863")
     assert status == 0 and "MSVR310" in text and "868" in text
     status, text, err = run("card", "veri")
-    assert status == 2 and "no card for a dataset 'veri'" in err
+    assert status == 2 and "unknown dataset card 'veri'" in err
     status, text, _ = run("list")
     lines = text.splitlines()
     assert status == 0 and [line.split()[0] for line in lines] == list_datasets()

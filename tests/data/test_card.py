@@ -27,7 +27,7 @@ REPOSITORIES = {
 
 def test_every_published_dataset_has_a_card():
     assert set(list_cards()) == {name for name in list_datasets() if name not in CUSTOM}
-    with pytest.raises(ValueError, match=r"no card for a dataset 'veri'.*msvr310"):
+    with pytest.raises(ValueError, match=r"unknown dataset card 'veri'.*msvr310"):
         data_card("veri")
 
 
