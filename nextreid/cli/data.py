@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nextreid
+from nextreid._names import unknown
 
 from .arguments import pairs
 
@@ -123,7 +124,6 @@ def _quiet(name: str, verbose: int) -> Iterator[None]:
 
 def _load(args: argparse.Namespace) -> Any:
     """Load what `target` names: a dataset, a manifest, or a folder."""
-    from nextreid._names import unknown
     from nextreid.data import list_datasets, load_dataset
 
     options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions", "pattern"))
@@ -137,9 +137,7 @@ def _load(args: argparse.Namespace) -> Any:
     if path.is_dir() and args.pattern is None:
         return _unlabelled(path, args, options)
     if not path.exists():
-        raise FileNotFoundError(
-            f"no file and no folder {args.target!r}, and an {unknown('dataset', args.target, names)}"
-        )
+        raise FileNotFoundError(f"no such file or folder, and {unknown('dataset', args.target, names)}")
     return load_dataset("pattern" if path.is_dir() else "manifest", path, captions=args.captions, **options)
 
 

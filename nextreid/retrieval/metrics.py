@@ -271,4 +271,4 @@ def check_labels(name: str, embeddings: Embeddings | PreparedGallery, ids: Ident
 def check_ids(name: str, ids: Identities) -> None:
     """Raise ValueError unless labels are `Identities`."""
     if not isinstance(ids, Identities):
-        raise ValueError(f"the {name} labels must be Identities(pid, camid, sceneid); got {type(ids).__name__}")
+        raise ValueError(f"{name} labels must be Identities(pid, camid, sceneid); got {type(ids).__name__}")

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from .arithmetic import count_nearer, count_smaller, pad_rows
-from .distance import BLOCK, Embeddings, check_finite, check_shapes, gallery_tiles, query_block
-from .metrics import check_labels, collect, match_points, queries_of_part, query_metrics
+from .distance import BLOCK, Embeddings, check_finite, check_matrix, check_shapes, gallery_tiles, query_block
+from .metrics import check_ids, check_labels, collect, match_points, queries_of_part, query_metrics
 from .protocol import Identities, Protocol, SameIdentity, get_protocol
 from .results import RetrievalResult
 
@@ -48,6 +48,7 @@ def rank_shards(
     """
     protocol, device = get_protocol(protocol), torch.device(device or "cpu")
     check_labels("query", query_emb, query_ids)
+    check_matrix("query", query_emb)
     queries = queries_of_part(len(query_ids), part)
     check_finite("query", query_emb, queries.start, queries.stop)
     cuts = [slice(start, min(start + BLOCK, queries.stop)) for start in range(queries.start, queries.stop, BLOCK)]
@@ -87,19 +88,25 @@ class _Reader:
             raise ValueError("shards are read twice: give a list, or a function that returns a new iterator each time")
         self._shards, self._query_emb, self._with_keys = shards, query_emb, with_keys
         self._ids: list[np.ndarray] = []
+        self._recent: list[np.ndarray] = []  # labels from entry `_passed` on
+        self._passed = 0
         self._keys: list[str] = []
         self._before: np.ndarray | None = None
 
     def __iter__(self) -> Iterator[Embeddings]:
-        self._ids, self._keys = [np.empty((0, 3), np.int64)], []
+        self._ids, self._recent, self._keys, self._passed = [np.empty((0, 3), np.int64)], [], [], 0
         seen: set[str] = set()
         for embeddings, ids, keys in self._shards() if callable(self._shards) else self._shards:
+            if not len(embeddings):
+                continue
             check_shapes(self._query_emb, embeddings)
+            check_ids("shard", ids)
             if len(embeddings) != len(ids) or (keys is not None and len(keys) != len(ids)):
                 raise ValueError(f"a shard has {len(embeddings)} embeddings, {len(ids)} labels or other keys: one each")
             if self._with_keys and keys is None:
                 raise ValueError("query_keys and the keys of every shard belong together: give all or none")
             self._ids.append(np.stack([getattr(ids, name) for name in ("pid", "camid", "sceneid")], axis=1))
+            self._recent.append(self._ids[-1])
             self._keys.extend(keys or ())
             seen.update(keys or ())
             if len(seen) != len(self._keys):
@@ -113,6 +120,8 @@ class _Reader:
         self._before = read
 
     def entries(self, rows: slice) -> tuple[Identities, list[str] | None]:
-        """Return the labels and, where there are any, the keys of gallery entries that were read."""
-        self._ids = [np.concatenate(self._ids)]
-        return Identities(*self._ids[0][rows].T), self._keys[rows] if self._with_keys else None
+        """Return the labels and, where there are any, the keys of entries that were read, and forget those before."""
+        recent = self._recent[0] if len(self._recent) == 1 else np.concatenate(self._recent)
+        labels = recent[rows.start - self._passed : rows.stop - self._passed]
+        self._recent, self._passed = [recent[rows.stop - self._passed :]], rows.stop
+        return Identities(*labels.T), self._keys[rows] if self._with_keys else None

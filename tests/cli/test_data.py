@@ -131,7 +131,8 @@ def test_unlabelled_images(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "no file and no folder 'nowhere', and an unknown dataset 'nowhere'. Known: "),
+        (["nowhere"], "no such file or folder, and unknown dataset 'nowhere'"),
+        (["rgbnt210"], "Did you mean 'rgbnt201'"),
         (["."], "Name what the folder is: a published dataset (nextreid data check NAME --root"),
         (["rgbnt201", "--root", "."], "no RGBNT201 in ."),
         ([".", "--root", "."], "--root goes with the name of a dataset"),
