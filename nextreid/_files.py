@@ -446,4 +446,4 @@ def _check(path: Path, header: Header, content: memoryview) -> None:
     state.update(header.raw.replace(header.digest.encode(), _ZEROS.encode(), 1))
     state.update(content)
     if state.hexdigest() != header.digest:
-        raise ValueError(f"{path} is damaged: its digest is not that of its content")
+        raise ValueError(f"{path} is damaged or truncated: its digest is not that of its content; copy it again")
