@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
     )
     images = f"{done.synthetic} synthetic samples" + (f" and {done.real} of {args.check}" if done.real else "")
+    beside = f" (with its weights in {done.weights.name}, which must lie beside it)" if done.weights else ""
     print(
-        f"{done.path}: {', '.join(done.inputs)} to embeddings of {done.dim} numbers\n"
+        f"{done.path}{beside}: {', '.join(done.inputs)} to embeddings of {done.dim} numbers\n"
         f"against the model on {images}: lowest cosine {done.cosine:.6f}, rank agreement {done.rank_agreement:.6f} "
         f"(both at least {MIN_COSINE})"
     )

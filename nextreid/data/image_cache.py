@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import math
 import os
 import shutil
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 import PIL
 import torch
 
-from .._files import write_whole
+from .._files import map_tensor, write_tensor_bytes
 from ..version import __version__
 from .image import Image, ImageFile, image_path, open_image, open_images
 from .sample import Sample, check_counts
@@ -50,8 +48,15 @@ class ImageCache:
         path: The file, None in memory.
     """
 
-    def __init__(self, pixels: Any, places: dict[str, int], transform: EvalTransform, path: Path | None = None) -> None:
-        self._shared, self._places = pixels, places
+    def __init__(
+        self,
+        pixels: Any,
+        places: dict[str, int],
+        transform: EvalTransform,
+        path: Path | None = None,
+        digest: str | None = None,
+    ) -> None:
+        self._shared, self._places, self._digest = pixels, places, digest
         self.pixels: np.ndarray = np.asarray(pixels)
         self.img_size = transform.img_size
         self.interpolation = transform.interpolation
@@ -77,7 +82,9 @@ class ImageCache:
             file: Where to keep the pixels, a name that ends in ``.store``; None keeps them in memory. A file that
                 holds just these images is read, any other is rebuilt: other images, another size or way of resizing,
                 image files of another length or time of change, other versions of the software, or damaged bytes.
-                The log gives the reason. The file is safetensors with one tensor ``pixels``.
+                The log gives the reason. The file is safetensors with one tensor ``pixels``. Of an image file two
+                times count: that of its content, which copying may preserve, and that of the system, which changes
+                with every write, copy, ``chmod`` and link; Windows has only the first and that of its creation.
             max_bytes: Most bytes that the pixels may take; None sets no limit.
 
         Returns:
@@ -114,19 +121,19 @@ class ImageCache:
             return cls(pixels, places, transform)
         metadata = _metadata(jobs, modalities, transform)
         try:
-            kept = _open(path, shape, metadata)
+            pixels, digest = _open(path, shape, metadata)
             _logger.info("image cache %s: %s, read from the file", path, takes)
-            return cls(kept, places, transform, path)
+            return cls(pixels, places, transform, path, digest)
         except FileNotFoundError:
             _logger.info("image cache %s: %s", path, takes)
         except ValueError as reason:
             _logger.warning("image cache %s is rebuilt, %s: %s", path, reason, takes)
         images = _decoded(jobs, modalities, transform)
         try:
-            write_whole(path, lambda temporary: _write(temporary, shape, metadata, images))
+            digest = _write(path, shape, metadata, images)
         except OSError as error:
             raise OSError(error.errno, f"cannot write the image cache {path}, {takes}: {error.strerror}") from error
-        return cls(_map(path, shape), places, transform, path)
+        return cls(map_tensor(path, digest)[0], places, transform, path, digest)
 
     def __repr__(self) -> str:
         return f"ImageCache({len(self)} images of {self.img_size}, {self.path or 'in memory'})"
@@ -163,11 +170,11 @@ class ImageCache:
 
     def __getstate__(self) -> dict[str, Any]:
         # the shared tensor goes as a handle, a file as its name
-        return {**self.__dict__, "pixels": self.pixels.shape, "_shared": None if self.path else self._shared}
+        return {**self.__dict__, "pixels": None, "_shared": None if self.path else self._shared}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.pixels = _map(self.path, state["pixels"]) if self.path else self._shared.numpy()
+        self.pixels = map_tensor(self.path, self._digest)[0] if self.path else self._shared.numpy()
 
 
 # a sample's key and its images, None for those that are missing or belong to a sample before it
@@ -223,7 +230,8 @@ def _metadata(jobs: Sequence[_Job], modalities: Sequence[str], transform: EvalTr
                 except OSError:
                     open_image(image, key, modality)  # raises an error that names the sample
                     raise
-                state.update(f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
+                # Copying may preserve the second; the third is the system's own (on Windows, of the file's creation).
+                state.update(f" {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}\n".encode())
     return {
         "images": state.hexdigest(),
         "img_size": list(transform.img_size),
@@ -234,54 +242,22 @@ def _metadata(jobs: Sequence[_Job], modalities: Sequence[str], transform: EvalTr
     }
 
 
-def _header(shape: Sequence[int], metadata: dict[str, Any], checksum: int) -> bytes:
-    """Return the first bytes of a safetensors file, padded to whole pages; equal in length for any checksum."""
-    tensor = {"dtype": "U8", "shape": list(shape), "data_offsets": [0, math.prod(shape)]}
-    ours = {"nextreid": json.dumps({**metadata, "crc32": f"{checksum:08x}"})}
-    text = json.dumps({"__metadata__": ours, "pixels": tensor}).encode()
-    text = text.ljust(-(-(len(text) + 8) // _ALIGN) * _ALIGN - 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _write(path: Path, shape: Sequence[int], metadata: dict[str, Any], images: Iterator[np.ndarray]) -> None:
-    header = _header(shape, metadata, 0)
-    if len(header) + math.prod(shape) > (free := shutil.disk_usage(path.parent).free):
+def _write(path: Path, shape: Sequence[int], metadata: dict[str, Any], images: Iterator[np.ndarray]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if math.prod(shape) + _ALIGN > (free := shutil.disk_usage(path.parent).free):
         raise OSError(errno.ENOSPC, f"the disk has {_readable(free)} left")
-    checksum = 0
-    with path.open("wb") as file:
-        file.write(header)
-        for image in images:
-            whole = np.ascontiguousarray(image).data
-            checksum = zlib.crc32(whole, checksum)
-            file.write(whole)
-        file.seek(0)
-        file.write(_header(shape, metadata, checksum))
+    chunks = (np.ascontiguousarray(image).reshape(-1).data for image in images)
+    return write_tensor_bytes(path, {"pixels": ("uint8", shape)}, chunks, metadata, _ALIGN)
 
 
-def _open(path: Path, shape: Sequence[int], metadata: dict[str, Any]) -> np.ndarray:
+def _open(path: Path, shape: Sequence[int], metadata: dict[str, Any]) -> tuple[np.ndarray, str]:
     """Return the pixels of a file that is the cache described; a ValueError gives the reason why it is not."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length < 2**20 else b""
-    try:
-        recorded = json.loads(json.loads(text)["__metadata__"]["nextreid"])
-        checksum = int(recorded.pop("crc32"), 16)
-    except (ValueError, KeyError, TypeError):
-        raise ValueError("its header is damaged") from None
+    pixels, recorded, digest = map_tensor(path)
     if changed := [name for name in metadata if recorded.get(name) != metadata[name]]:
         raise ValueError(f"it was made with other {', '.join(changed)}")
-    found, expected = path.stat().st_size, len(_header(shape, metadata, checksum)) + math.prod(shape)
-    if found != expected:
-        raise ValueError(f"it has {found} bytes of {expected}")
-    pixels = _map(path, shape)
-    if zlib.crc32(pixels.data) != checksum:
-        raise ValueError("its pixels are damaged")
-    return pixels
-
-
-def _map(path: Path, shape: Sequence[int]) -> np.ndarray:
-    # "c", private: nothing is ever written, but torch warns of arrays that cannot be
-    return np.asarray(np.memmap(path, np.uint8, "c", path.stat().st_size - math.prod(shape), tuple(shape)))
+    if pixels.shape != shape:
+        raise ValueError(f"it holds {pixels.shape[0]} images")
+    return pixels, digest
 
 
 def _readable(size: int) -> str:

@@ -6,7 +6,7 @@ from .distributed import is_main, process_group
 from .embedding import EmbedOptions, embed_conditions, embed_samples
 from .evaluation import EvaluationReport, evaluate, evaluate_conditions, modality_matrix
 from .exporter import ExportReport, export
-from .extraction import Extraction, extract
+from .extraction import Extraction, extract, load_embeddings
 from .feature_extractor import FeatureExtractor
 from .recipe import RECIPES, Recipe, get_recipe
 from .seeds import SeedsReport, train_seeds
@@ -31,6 +31,7 @@ __all__ = [
     "extract",
     "get_recipe",
     "is_main",
+    "load_embeddings",
     "modality_matrix",
     "process_group",
     "train",

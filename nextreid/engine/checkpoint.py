@@ -1,30 +1,45 @@
 """The folder of a training run: what it holds, whose run it is, and the state that it continues from."""
 
+import contextlib
+import hashlib
+import inspect
 import json
 import logging
 import os
 import platform
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nextreid._files import check_out_folder, read_json, read_tensors, tensors_digest, write_json, write_tensors
+from nextreid._disk import lock, sweep
+from nextreid._files import (
+    check_out_folder,
+    read_header,
+    read_json,
+    read_tensors,
+    tensors_digest,
+    user_path,
+    write_json,
+    write_tensors,
+)
 from nextreid._schema import mapping, optional, plain_texts, table, text
 from nextreid.data import ReIDDataset
 from nextreid.models import ReIDModel, load_strictly
 from nextreid.models._config import training_record
 from nextreid.version import __version__
 
-from .distributed import world_size
+from .distributed import on_main, world_size
 from .recipe import Recipe
 
 _logger = logging.getLogger(__name__)
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 RECIPE, METRICS, STATE, LAST, BEST = "recipe.json", "metrics.jsonl", "state.safetensors", "last", "best"
 TEXT_TOWER = "text_tower.safetensors"
@@ -80,6 +95,28 @@ class TrainReport:
     def to_dict(self) -> dict[str, Any]:
         """Return the folder and both rows for JSON."""
         return {"folder": str(self.folder), "epochs": len(self.history), "last": self.last, "best": self.best}
+
+
+def lock_run(train: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+    """Let a function whose argument ``out`` is a run folder be the only training in it while it runs.
+
+    BlockingIOError if another process trains there. The lock dies with its process and never has to be removed by hand.
+    """
+    signature = inspect.signature(train)
+
+    @wraps(train)
+    def locked(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+        folder = user_path(signature.bind(*args, **kwargs).arguments["out"])
+        made = not folder.exists()
+        try:
+            with contextlib.ExitStack() as stack:
+                on_main(lambda: stack.enter_context(lock(folder / ".run.lock", f"the run folder {folder}")))
+                return train(*args, **kwargs)
+        finally:
+            if made and folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    return locked
 
 
 def describe(
@@ -143,16 +180,19 @@ def check_run(folder: Path, resume: bool) -> None:
 def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str, Any]:
     """Make the run folder, or check that the run in it is the one described; return the description in the folder.
 
+    More epochs are the same run where the schedule does not depend on their number.
+
     OSError as `check_run`; ValueError names the fields in which it is another run.
     """
     path = folder / RECIPE
     check_run(folder, resume)
     if path.exists():
-        kept = read_json(path)
-        _RUN(f"{path}: ", kept)
+        kept = _read_description(path)
         # a run of a version that had fewer fields was made with what are their defaults now
         before = _flatten({**kept, "recipe": Recipe.from_dict(kept["recipe"]).to_dict()})
         now = _flatten(json.loads(json.dumps(described)))
+        if now["recipe.schedule"] == "constant" and now["recipe.epochs"] > before["recipe.epochs"]:
+            before["recipe.epochs"] = kept["recipe"]["epochs"] = now["recipe.epochs"]
         changed = [
             f"{name}: {before.get(name)!r} -> {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
@@ -163,16 +203,26 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str,
         if changed := [change for change in changed if change not in reported]:
             raise ValueError(
                 f"cannot resume {folder}, it was made with something else: {'; '.join(changed)}. "
-                "Give the same again or take another folder"
+                "Give the same again or take another folder. To train on from its weights, start a new run of the "
+                f"model local-dir:{folder / LAST} in another folder (--model, --out). More epochs of the same run need "
+                "schedule='constant': any other depends on their number"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (RECIPE, METRICS, STATE, LAST, BEST, TEXT_TOWER):
-        for leftover in folder.glob(f".{name}.*"):  # of a run that was killed while it wrote
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    if path.exists():
-        return kept
-    write_json(path, described)
+        described = kept
+    sweep(folder)
+    write_json(path, {**described, "sha256": _digest(described)})
     return described
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    kept = read_json(path)
+    if not isinstance(kept, dict) or kept.pop("sha256", None) != _digest(kept):
+        raise ValueError(f"{path} is damaged, or was edited: its digest is not that of its content")
+    _RUN(f"{path}: ", kept)
+    return kept
+
+
+def _digest(described: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -193,7 +243,7 @@ def save_state(
     """Write what `load_state` needs to continue after the last epoch of `history`.
 
     The whole ``state_dict`` is kept, and the moments of `build_optimizer`'s optimizer under the parameters' names. The
-    text tower, which no training changes, is in a file beside it that is written once.
+    text tower, which no training changes, is in a file beside it that is written once; the state has its digest.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in _named(optimizer):
@@ -201,21 +251,32 @@ def save_state(
             tensors[f"optimizer.{name}.{moment}"] = value
     frozen = {name: tensors.pop(name) for name in list(tensors) if name.startswith("model.text_tower.")}
     beside = path.with_name(TEXT_TOWER)
-    # One that lies there without a state is of an attempt that died before its first, perhaps with other weights.
-    if frozen and not (path.exists() and beside.exists()):
-        write_tensors(beside, frozen, {})
-    write_tensors(path, tensors, {"epoch": len(history), "history": list(history)})
+    metadata = {"epoch": len(history), "history": list(history)}
+    if frozen:
+        # One that lies there without a state is of an attempt that died before its first, perhaps with other weights.
+        metadata["text_tower"] = _tower_of(path) or write_tensors(beside, frozen, {})
+    write_tensors(path, tensors, metadata)
+
+
+def _tower_of(path: Path) -> str | None:
+    """Digest of the text tower beside a state, if it is the state's own."""
+    with contextlib.suppress(OSError, ValueError):
+        digest = read_header(path.with_name(TEXT_TOWER)).digest
+        return digest if read_header(path).metadata.get("text_tower") == digest else None
+    return None
 
 
 def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Put model and optimizer where `save_state` found them; return the history.
 
-    ValueError if the file is damaged, or belongs to another model or optimizer; the message names what differs.
+    ValueError if a file is damaged, or belongs to another model or optimizer; the message names what differs.
     """
     tensors, metadata = read_tensors(path)
-    beside = path.with_name(TEXT_TOWER)
-    if beside.exists():
+    if "text_tower" in metadata:
+        beside = path.with_name(TEXT_TOWER)
         tensors |= read_tensors(beside)[0]
+        if _tower_of(path) is None:
+            raise ValueError(f"{beside} belongs to another run: it is not the text tower that {path} was written with")
     weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
     load_strictly(model, weights, str(path))
     places = {f"optimizer.{name}": index for index, (name, _) in enumerate(_named(optimizer))}

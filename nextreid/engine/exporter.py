@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import io
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nextreid._files import check_out_file, user_path, write_whole
+from nextreid._files import check_out_file, user_path, write_together
 from nextreid.data import Sample
 from nextreid.data.loader import make_loader
 from nextreid.models import ReIDModel, as_reid_model
@@ -41,6 +42,7 @@ class ExportReport:
 
     Attributes:
         path: The file.
+        weights: The file ``NAME.data`` beside it with the weights, which an ONNX file of a large model has, or None.
         inputs: Names of the file's inputs.
         dim: Width F of the embedding.
         synthetic: Samples that the file and the model were compared on, in batches of 1, 2, 7 and the rest.
@@ -51,6 +53,7 @@ class ExportReport:
     """
 
     path: Path
+    weights: Path | None
     inputs: tuple[str, ...]
     dim: int
     synthetic: int
@@ -70,6 +73,9 @@ def export(
     overwrite: bool = False,
 ) -> ExportReport:
     """Write a model's embedding as one file, if the file computes what the model does.
+
+    An ONNX file holds at most 2 GiB: the weights of a larger model go to a second file beside it, ``NAME.data``, which
+    must keep its name. The two are replaced together.
 
     The file's inputs are ``images`` ``(B, M, 3, H, W)`` float32, normalised as its metadata says; ``present``
     ``(B, M)`` bool; and ``text``, what ``model.prepare_text`` gives, such as ``(B, M, D)``, zero for an absent caption.
@@ -102,8 +108,11 @@ def export(
         raise ValueError(f"{model.pretrained_cfg.architecture} reads no captions as it was built: export without text")
     path = user_path(out)
     check_out_file(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; name another file, or replace it (overwrite=True, --overwrite)")
+    weights = path.with_name(f"{path.name}.data")
+    names = (weights.name, path.name) if format == "onnx" else (path.name,)
+    if not overwrite and (there := [name for name in names[::-1] if path.with_name(name).exists()]):
+        found = path.with_name(there[0])
+        raise FileExistsError(f"{found} exists; name another file, or replace it (overwrite=True, --overwrite)")
     write, read = FORMATS[format]
     if format == "onnx":
         for package in ("onnxscript", "onnxruntime"):
@@ -112,24 +121,22 @@ def export(
     text = model.uses_text if text is None else text
     synthetic = _synthetic(model, text)
     real = list(_batches(model, check[:_MOST], text))
-    results: list[tuple[float, float]] = []
-
-    def write_and_compare(temporary: Path) -> None:
+    with write_together(path.parent, names) as fresh:
         try:
-            write(_traced(module, synthetic[1]), temporary, _metadata(model, text, normalize))
+            write(_traced(module, synthetic[1]), fresh / path.name, _metadata(model, text, normalize))
         except OSError:
             raise
         except Exception as error:  # tracers raise errors of many types
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{model.pretrained_cfg.architecture} cannot be exported as {format}: {reason}") from error
-        run = read(temporary)
-        results.extend(_compare(module, run, batches, str(path)) for batches in (synthetic, real) if batches)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, write_and_compare)
+        run = read(fresh / path.name)
+        results = [_compare(module, run, batches, str(path)) for batches in (synthetic, real) if batches]
+        del run  # Windows moves no file that is open
     counts = [sum(len(batch["images"]) for batch in batches) for batches in (synthetic, real)]
-    names = tuple(synthetic[0])
-    return ExportReport(path, names, model.num_features, *counts, *map(min, zip(*results, strict=True)))
+    large = weights if weights.name in names and weights.exists() else None
+    return ExportReport(
+        path, large, tuple(synthetic[0]), model.num_features, *counts, *map(min, zip(*results, strict=True))
+    )
 
 
 class _Embedding(nn.Module):
@@ -156,8 +163,9 @@ def _traced(module: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
 
 
 def _write_torch(program: torch.export.ExportedProgram, path: Path, metadata: str) -> None:
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={"nextreid.json": metadata})
+    buffer = io.BytesIO()  # torch's own writer of files ends the process where the disk is full
+    torch.export.save(program, buffer, extra_files={"nextreid.json": metadata})
+    path.write_bytes(buffer.getbuffer())
 
 
 def _read_torch(path: Path) -> Runner:

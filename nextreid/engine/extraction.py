@@ -1,5 +1,7 @@
 """Images to a file of embeddings and a table of what they belong to."""
 
+import csv
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,9 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from nextreid._files import check_out_folder, user_path, write_csv, write_tensors
+from nextreid._files import (
+    check_out_folder,
+    read_tensors,
+    unescape_surrogates,
+    user_path,
+    write_csv,
+    write_tensors,
+    write_together,
+)
 from nextreid.data import Sample, drop_unreadable
 from nextreid.data.captions import add_captions, caption_home
 from nextreid.data.image import OnError, Window
@@ -31,11 +41,12 @@ INDEX = "index.csv"
 
 @dataclass(frozen=True)
 class Extraction:
-    """Where embeddings lie.
+    r"""Where embeddings lie.
 
     Attributes:
         embeddings: Safetensors file with ``embedding`` ``(n, F)`` float32; its header says how it was made.
-        index: CSV file with one line for each row of it: row, key, pid, camid, sceneid, present.
+        index: CSV file with one line for each row of it: row, key, pid, camid, sceneid, present. Bytes of a key that
+            are not UTF-8 stand there as ``\udce9``.
         samples: Number of rows n.
         dim: Width F.
     """
@@ -59,7 +70,8 @@ def extract(
 ) -> Extraction:
     """Embed images and write the embeddings with an index.
 
-    Several processes (``torchrun``) share the embedding, and the first writes.
+    Several processes (``torchrun``) share the embedding, and the first writes. The two files are replaced together:
+    there is never the index of one extraction beside the embeddings of another. `load_embeddings` reads them.
 
     Args:
         model: A model of the zoo, or a module that `nextreid.adapt` takes.
@@ -101,13 +113,43 @@ def extract(
     tensors = {"embedding": F.normalize(embedding, dim=1) if normalize else embedding}
 
     def write() -> None:
-        columns = ("row", "key", "pid", "camid", "sceneid", "present")
-        write_csv(folder / INDEX, columns, _index_rows(samples, model.modalities))
-        # The embeddings come last: where they are, the index is.
-        write_tensors(folder / EMBEDDINGS, tensors, metadata)
+        with write_together(folder, (INDEX, EMBEDDINGS)) as fresh:
+            columns = ("row", "key", "pid", "camid", "sceneid", "present")
+            write_csv(fresh / INDEX, columns, _index_rows(samples, model.modalities))
+            write_tensors(fresh / EMBEDDINGS, tensors, {**metadata, "index_sha256": _sha256(fresh / INDEX)})
 
     on_main(write)
     return Extraction(folder / EMBEDDINGS, folder / INDEX, *embedding.shape)
+
+
+def load_embeddings(folder: str | Path) -> tuple[Tensor, list[dict[str, str]], dict[str, Any]]:
+    """Read what `extract` wrote.
+
+    Returns:
+        The embeddings ``(n, F)``, the n rows of the index, and how they were made.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged or was edited, or they are not of the same extraction.
+
+    Example:
+        >>> embeddings, rows, made = load_embeddings("out")  # doctest: +SKIP
+    """
+    embeddings, index = user_path(folder) / EMBEDDINGS, user_path(folder) / INDEX
+    tensors, metadata = read_tensors(embeddings)
+    if "index_sha256" not in metadata:
+        raise ValueError(f"{embeddings} was not written by extract")
+    if not index.is_file():
+        raise FileNotFoundError(f"no file {index}: it belongs to {embeddings}")
+    if metadata["index_sha256"] != _sha256(index):
+        raise ValueError(f"{index} was edited or damaged, or belongs to another extraction than {embeddings}")
+    with index.open(newline="", encoding="utf-8") as file:
+        rows = [{name: unescape_surrogates(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return tensors["embedding"], rows, metadata
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_extraction(folder: Path, overwrite: bool) -> None:

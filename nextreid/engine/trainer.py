@@ -35,6 +35,7 @@ from .checkpoint import (
     check_run,
     describe,
     load_state,
+    lock_run,
     open_run,
     save_state,
 )
@@ -59,6 +60,7 @@ from .recipe import Recipe
 _logger = logging.getLogger(__name__)
 
 
+@lock_run
 def train(
     model: nn.Module,
     dataset: ReIDDataset,
@@ -88,7 +90,8 @@ def train(
         dataset: Its ``train`` split is learned from; ``query`` and ``gallery`` are evaluated on.
         recipe: How; see `get_recipe`.
         out: The run folder; new, empty, or a run's.
-        resume: Continue the run in `out` after its last whole epoch, or start it if there is none yet.
+        resume: Continue the run in `out` after its last whole epoch, or start it if there is none yet. With
+            ``schedule="constant"`` the recipe may have more epochs than before.
         on_error: What to do about images that cannot be read: ``"raise"`` at the first one, or look at all before
             and ``"skip"`` their samples or ``"mask"`` those modalities.
         allow_leak: Whether to start from weights that have seen identities of this test set.
@@ -100,6 +103,7 @@ def train(
         The rows of all epochs; the last and the best apart.
 
     Raises:
+        BlockingIOError: Another process trains in `out`.
         FileExistsError: `out` has a run already and `resume` is False, or other files.
         ValueError: The dataset has too few identities, its modalities are not the model's, the classifier has another
             size, the identities of a batch cannot be shared by the processes, or the run to resume was made with

@@ -11,7 +11,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from .._files import user_path
+from .._files import find_folder, user_path
 from ..towers import load_pretrained_clip
 from ._adapter import as_reid_model
 from ._base import ReIDModel
@@ -160,7 +160,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         FileNotFoundError: If there is no such folder or file.
         ValueError: If the checkpoint is damaged or of another model; the message names what differs.
     """
-    model, path = as_reid_model(model), str(user_path(path))
+    model, path = as_reid_model(model), str(find_folder(user_path(path)))
     state, size = read_weights(path), None
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if (folder / CONFIG).is_file():

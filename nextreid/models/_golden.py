@@ -3,16 +3,14 @@
 import hashlib
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .._files import user_path
+from .._files import read_tensors, user_path, write_tensors
 from ..version import __version__
 from ._base import ReIDModel
 from ._factory import create_model
@@ -85,8 +83,8 @@ def compute_golden(model: ReIDModel, seed: int = SEED) -> tuple[dict[str, Tensor
 def write_golden(folder: Path) -> None:
     """Load a checkpoint folder and write its golden embedding beside the weights."""
     golden, digest = compute_golden(_load(folder))
-    recorded = {"seed": str(SEED), "input_sha256": digest, "nextreid": __version__, "torch": str(torch.__version__)}
-    save_file(golden, folder / GOLDEN, metadata=recorded)
+    made = {"version": __version__, "torch": str(torch.__version__)}
+    write_tensors(folder / GOLDEN, golden, {"seed": SEED, "input_sha256": digest, **made})
 
 
 def _load(folder: Path) -> ReIDModel:
@@ -147,10 +145,9 @@ def _compare_hashes(folder: Path) -> list[Finding]:
 
 def _compare_embedding(folder: Path) -> list[Finding]:
     try:
-        with safe_open(folder / GOLDEN, "pt") as file:
-            recorded: dict[str, Any] = file.metadata() or {}
-        stored, seed = load_file(folder / GOLDEN), int(recorded.get("seed", SEED))
-    except (SafetensorError, ValueError) as error:
+        stored, recorded = read_tensors(folder / GOLDEN)
+        seed = int(recorded["seed"])
+    except (KeyError, TypeError, ValueError) as error:
         return [Finding(GOLDEN, False, f"damaged: {error}")]
     computed, digest = compute_golden(_load(folder), seed)
     same = recorded.get("input_sha256") == digest

@@ -1,23 +1,33 @@
 """A model as a folder: config.json and model.safetensors, written atomically, read strictly, fetched from the hub."""
 
 import hashlib
-import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .._download import MOST_BYTES, hub_answers, hub_errors, reject_large
-from .._files import read_json, user_path, write_folder
+from .._files import (
+    find_folder,
+    read_header,
+    read_json,
+    read_tensors,
+    reject_pointer,
+    user_path,
+    write_folder,
+    write_json,
+    write_tensors,
+)
 from ..version import __version__
 from ._adapter import unwrap
 from ._base import ReIDModel
 from ._config import check_config
+
+_logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -57,9 +67,9 @@ def write_checkpoint(model: ReIDModel, folder: str | Path, complete: Callable[[P
     if target.exists() and not (target / CONFIG).is_file():
         raise ValueError(f"{target} exists and is not a checkpoint folder (no {CONFIG}); name another folder")
     with write_folder(target) as fresh:
-        (fresh / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        tensors = {key: value.detach().contiguous().cpu() for key, value in model.state_dict().items()}
-        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt", "nextreid": __version__})
+        write_json(fresh / CONFIG, config)
+        made = {"version": __version__, "config_sha256": sha256(fresh / CONFIG)}
+        write_tensors(fresh / WEIGHTS, model.state_dict(), made)
         if complete:
             complete(fresh)
     return target
@@ -101,7 +111,7 @@ def load_config(folder: str | Path) -> dict[str, Any]:
         ValueError: If the file is not JSON, holds a name or a value that it must not (see `check_config`), or is not
             the one that SHA256SUMS lists.
     """
-    path = user_path(folder) / CONFIG
+    path = find_folder(user_path(folder)) / CONFIG
     if not path.is_file():
         inside = [name for name in ("last", "best") if (path.parent / name / CONFIG).is_file()]
         hint = f": {folder} is the folder of a run, take {' or '.join(f'{folder}/{name}' for name in inside)}"
@@ -116,30 +126,39 @@ def load_config(folder: str | Path) -> dict[str, Any]:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a ``.safetensors`` file, or the one in a checkpoint folder; it must be the one that SHA256SUMS lists."""
-    path = user_path(path)
+    """Read a ``.safetensors`` file, or the one in a checkpoint folder.
+
+    A file of nextreid carries a digest, which must be that of its content; one of another program has none, which is
+    logged. A file that SHA256SUMS lists must be the one listed. A ``config.json`` that is not the one that the weights
+    were written with is logged as a warning, as one may edit it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, of another format, or a pointer of Git LFS.
+    """
+    path = find_folder(user_path(path))
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is not a .safetensors file; other formats can run code when they are read")
     reject_altered(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or truncated ({error}); copy it again") from error
+    tensors, made = read_tensors(path, third_party=True)
+    config = path.with_name(CONFIG)
+    if config.is_file() and made.get("config_sha256", sha256(config)) != sha256(config):
+        _logger.warning("%s is not the one that %s was written with: it was edited, or damaged", config, path.name)
+    return tensors
 
 
 def weight_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors in a ``.safetensors`` file, or in the one in a checkpoint folder, from its header alone."""
-    path = user_path(path)
+    path = find_folder(user_path(path))
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except SafetensorError as error:
+        return {name: tuple(entry["shape"]) for name, entry in read_header(path).tensors.items()}
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged or truncated ({error}); copy it again") from error
 
 
@@ -165,6 +184,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 def reject_altered(path: Path) -> None:
     """Raise ValueError if SHA256SUMS beside a file lists another digest for it; an unlisted file passes."""
+    reject_pointer(path)
     listed = read_sums(path.parent).get(path.name)
     if listed is not None and sha256(path) != listed:
         raise ValueError(

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .._files import read_tensors, write_tensors
+from .._files import read_header, read_tensors, write_tensors
 
-_MARK = '{"text cache"'  # how the metadata of a cache begins
+_MARK = "text cache"  # in the metadata of one
 
 _logger = logging.getLogger(__name__)
 
@@ -83,9 +82,11 @@ class TextFeatureCache:
         place = Path(path)
         if place.suffix != ".safetensors" or place.is_dir():
             raise ValueError(f"a text cache is a file whose name ends in .safetensors, got {str(place)!r}")
-        with contextlib.suppress(OSError, RuntimeError, SafetensorError), safe_open(place, framework="pt") as file:
-            if not (file.metadata() or {}).get("nextreid", "").startswith(_MARK):
-                raise ValueError(f"{place} holds other tensors, not a text cache: give another name")
+        kept = {_MARK: 1}
+        with contextlib.suppress(OSError, ValueError):  # what is damaged is reported when it is read
+            kept = read_header(place).metadata
+        if _MARK not in kept:
+            raise ValueError(f"{place} holds other tensors, not a text cache: give another name")
         self._path, self._read, self._news = place, False, len(self) > 0
 
     def load(self, provenance: Callable[[], Mapping[str, str]], device: torch.device) -> None:
@@ -145,7 +146,7 @@ class TextFeatureCache:
 def read_cache(path: Path, provenance: Mapping[str, str]) -> tuple[list[str], Tensor]:
     """Read what `write_cache` wrote, unless it is of another provenance: n texts and their rows ``(n, D)``."""
     tensors, metadata = read_tensors(path)
-    if "text cache" not in metadata:
+    if _MARK not in metadata:
         raise ValueError("it holds other tensors")
     made = metadata["provenance"]
     differs = [
@@ -158,4 +159,4 @@ def read_cache(path: Path, provenance: Mapping[str, str]) -> tuple[list[str], Te
 
 def write_cache(path: Path, provenance: Mapping[str, str], texts: Sequence[str], rows: Tensor) -> None:
     """Write the rows ``(n, D)`` of n texts, whole or not at all, with what they depend on besides the text."""
-    write_tensors(path, {"rows": rows}, {"text cache": 1, "provenance": dict(provenance), "texts": list(texts)})
+    write_tensors(path, {"rows": rows}, {_MARK: 1, "provenance": dict(provenance), "texts": list(texts)})

@@ -166,10 +166,10 @@ def flip_byte(path: Path, place: int) -> None:
 
 
 DAMAGE = {
-    "pixels are damaged": lambda path: flip_byte(path, -1),
-    "header is damaged": lambda path: flip_byte(path, 8),
-    "header is damaged ": lambda path: path.write_bytes(b""),
-    "header is damaged  ": lambda path: path.write_bytes(b"\xff" * 100),
+    "digest is not that": lambda path: flip_byte(path, -1),
+    "is damaged": lambda path: flip_byte(path, 8),
+    "header would take": lambda path: path.write_bytes(b""),
+    "header would take ": lambda path: path.write_bytes(b"\xff" * 100),
     "bytes of": lambda path: os.truncate(path, path.stat().st_size - 5),
     "bytes of ": lambda path: path.open("ab").write(b"1"),
 }

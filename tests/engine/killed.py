@@ -1,7 +1,7 @@
 """A run that is killed again and again; started by a test: killed.py CONFTEST OUT KILLS.
 
 Every attempt is a process of its own, forked before torch has started a thread, and dies by SIGKILL: at a moment of the
-clock, or at a given call of ``os.replace`` or of a write, so that files are cut as well.
+clock, in front of the given one of all steps on the disk, or half-way through a file of the given name.
 """
 
 import importlib.util
@@ -11,11 +11,11 @@ import signal
 import sys
 import time
 
-import safetensors.torch
 import torch
 
+from nextreid import _files
 from nextreid.engine import get_recipe, train
-from nextreid.models import _hub, create_model
+from nextreid.models import create_model
 
 
 def attempt(data, out):
@@ -29,41 +29,49 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at_replace(count):
-    """Die in front of the given call that puts a finished file or folder in its place."""
-    real, calls = os.replace, []
+def die_at_step(count):
+    """Die in front of the given call that brings bytes to the disk, moves or removes something."""
+    calls = []
 
-    def replace(*args):
-        calls.append(args)
-        if len(calls) == count:
-            die()
-        real(*args)
+    def counted(real):
+        def call(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == count:
+                die()
+            return real(*args, **kwargs)
 
-    os.replace = replace
+        return call
+
+    for name in ("fsync", "rename", "replace", "unlink"):
+        setattr(os, name, counted(getattr(os, name)))
+    _files.exchange = counted(_files.exchange)
 
 
-def die_in_write(module, count):
-    """Die half-way through the given tensor file."""
-    real, calls = module.save_file, []
+def die_in_write(name, count):
+    """Die half-way through the given write of a file of that name."""
+    real, calls = _files.write_whole, []
 
-    def save_file(tensors, path, *args, **kwargs):
-        real(tensors, path, *args, **kwargs)
-        calls.append(path)
-        if len(calls) == count:
-            os.truncate(path, os.path.getsize(path) // 2)
-            die()
+    def write_whole(path, write):
+        def cut(temporary):
+            write(temporary)
+            calls.append(path)
+            if len(calls) == count:
+                os.truncate(temporary, os.path.getsize(temporary) // 2)
+                die()
 
-    module.save_file = save_file
+        real(path, cut if path.name == name else write)
+
+    _files.write_whole = write_whole
 
 
 def fork(data, out, kind, value):
     child = os.fork()
     if child == 0:
         try:
-            if kind == "replace":
-                die_at_replace(value)
-            elif kind in ("state", "model"):
-                die_in_write({"state": safetensors.torch, "model": _hub}[kind], value)
+            if kind == "step":
+                die_at_step(value)
+            elif kind not in ("no", "seconds"):
+                die_in_write(kind, value)
             attempt(data, out)
         except BaseException as error:
             sys.stderr.write(f"{error!r}\n")

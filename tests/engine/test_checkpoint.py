@@ -50,8 +50,14 @@ def test_the_text_tower_is_written_once_and_comes_back(build, tmp_path):
     load_state(state, other, optimizers[1])
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
+    save_state(tmp_path / "other" / state.name, build(seed=2, num_classes=4), optimizers[0], [])
+    (tmp_path / "other" / tower.name).replace(tower)
+    with pytest.raises(ValueError, match=r"text_tower\.safetensors belongs to another run"):
+        load_state(state, other, optimizers[1])
+    save_state(state, model, optimizers[0], [{"epoch": 1}])  # what is in memory counts, not what lies there
+    load_state(state, other, optimizers[1])
     tower.unlink()
-    with pytest.raises(ValueError, match=r"missing text_tower\."):
+    with pytest.raises(FileNotFoundError, match=r"text_tower\.safetensors"):
         load_state(state, other, optimizers[1])
 
 

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def test_the_header_says_how_embeddings_were_made(build, dataset, tmp_path):
         "normalized": False,
         "after_neck": False,
         "samples": 2,
+        "index_sha256": hashlib.sha256(done.index.read_bytes()).hexdigest(),
     }
     torch.testing.assert_close(tensors["embedding"], embed_samples(build(), dataset.query[:2], Condition(text=False)))
     _, metadata = read_tensors(extract(build("baseline_tiny"), dataset.query[:2], tmp_path / "b").embeddings)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from safetensors.torch import load_file
 
+from nextreid import _files
 from nextreid._files import read_tensors
 from nextreid.engine import get_recipe, train
 from nextreid.models import create_model
@@ -52,8 +52,9 @@ def check(folder, whole, kills):
 
 
 def test_a_run_killed_in_its_writes_ends_as_the_undisturbed_one(whole, tmp_path):
-    """Files of an epoch: best, last, metrics, state; a folder takes two renames where one is there already."""
-    kills = [["model", 2], ["state", 1], ["replace", 7], ["replace", 3], ["state", 2]]
+    """Files of an epoch: best, last, metrics, state; each takes several steps on the disk."""
+    model, state = "model.safetensors", "state.safetensors"
+    kills = [["step", 2], [model, 2], ["step", 41], [state, 1], ["step", 70], ["step", 23], [state, 2]]
     check(tmp_path / "run", whole, kills)
 
 
@@ -70,24 +71,19 @@ def test_a_run_killed_at_any_moment_ends_as_the_undisturbed_one(whole, tmp_path,
 def test_a_full_disk_leaves_the_state_before(build, dataset, recipe, tmp_path, monkeypatch, cut):
     run = tmp_path / "run"
     train(build("baseline_tiny"), dataset, recipe, tmp_path / "whole", progress=False)
-    real_save, real_text, written = safetensors.torch.save_file, Path.write_text, []
+    real, written = _files.write_whole, []
 
-    def save_file(tensors, path, metadata):
-        written.append(path)
-        if len(written) == 2 and cut == "state":
-            Path(path).write_bytes(b"half a file")
+    def write_whole(path, write):
+        def full(temporary):
+            temporary.write_bytes(b"half a file")
             raise OSError(28, "No space left on device")
-        real_save(tensors, path, metadata)
 
-    def write_text(path, text, **kwargs):
-        if path.name.startswith(".metrics.jsonl.") and written and cut == "metrics":
-            real_text(path, text[:10], **kwargs)
-            raise OSError(28, "No space left on device")
-        return real_text(path, text, **kwargs)
+        if path.name.startswith(cut):
+            written.append(path)
+        real(path, full if len(written) == 2 else write)
 
-    monkeypatch.setattr(safetensors.torch, "save_file", save_file)
-    monkeypatch.setattr(Path, "write_text", write_text)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(_files, "write_whole", write_whole)
+    with pytest.raises(OSError, match=f"cannot write .*/{cut}.*No space left"):
         train(build("baseline_tiny"), dataset, recipe, run, progress=False)
     monkeypatch.undo()
     _, metadata = read_tensors(run / "state.safetensors")

@@ -9,11 +9,12 @@ import subprocess
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from zoo import fill, small
 
 import nextreid
+from nextreid import _disk
+from nextreid._files import read_tensors
 from nextreid.models import _golden, _publish
 from nextreid.models._card import model_card
 from nextreid.models._golden import golden_input
@@ -91,8 +92,8 @@ def test_the_input_is_held_by_its_digest():
 def test_golden_files_stay_small(folder):
     """The input is drawn again, so that a large image size costs nothing."""
     assert (folder / "golden.safetensors").stat().st_size < 2**15
-    with safe_open(folder / "golden.safetensors", "pt") as file:
-        assert set(file.keys()) == {"embedding", "caption"} and file.metadata()["input_sha256"]
+    tensors, recorded = read_tensors(folder / "golden.safetensors")
+    assert set(tensors) == {"embedding", "caption"} and recorded["input_sha256"]
 
 
 def test_every_weight_that_matters_shows_in_the_embedding(folder):
@@ -200,10 +201,11 @@ def test_a_proof_that_fails_leaves_the_old_folder_whole(folder, monkeypatch):
 
 
 def test_a_place_that_may_not_be_written_is_named(tmp_path, monkeypatch):
-    def reject(**_):
-        raise PermissionError(13, "Permission denied")
+    def reject(path, _):
+        raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr("nextreid._files.tempfile.mkdtemp", reject)  # root may write anywhere
+    monkeypatch.setattr(_disk, "open", reject, raising=False)  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(PermissionError, match=r"cannot write .*model: .* may not be written"):
         nextreid.save_model(small("baseline_tiny"), tmp_path / "model")
 

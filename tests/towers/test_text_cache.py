@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import nextreid.towers.text as text_module
 import nextreid.towers.text_cache as text_cache_module
+from nextreid._files import write_tensors
 from nextreid.data.captions import caption_sampler, read_captions, split_sentences
 from nextreid.towers import CONTEXT, TextTower
 from nextreid.towers.text_cache import TextFeatureCache, read_cache, write_cache
@@ -414,10 +415,12 @@ def test_a_damaged_file_is_told_and_replaced(tmp_path, caplog):
 
 
 def test_other_files_are_never_replaced(tmp_path):
-    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors", {"nextreid": "{}"})
+    save_file({"weight": torch.zeros(2)}, tmp_path / "theirs.safetensors", {"format": "pt"})
+    write_tensors(tmp_path / "model.safetensors", {"weight": torch.zeros(2)}, {"version": "1"})
     tower = make()
-    with pytest.raises(ValueError, match=r"model\.safetensors holds other tensors"):
-        tower.open_cache(tmp_path / "model.safetensors")
+    for name in ("theirs", "model"):
+        with pytest.raises(ValueError, match=rf"{name}\.safetensors holds other tensors"):
+            tower.open_cache(tmp_path / f"{name}.safetensors")
     (tmp_path / "folder.safetensors").mkdir()
     for bad in (tmp_path / "captions.json", tmp_path / "folder.safetensors"):
         with pytest.raises(ValueError, match=r"ends in \.safetensors"):
