@@ -215,9 +215,11 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str,
 
 def _read_description(path: Path) -> dict[str, Any]:
     kept = read_json(path)
-    if not isinstance(kept, dict) or kept.pop("sha256", None) != _digest(kept):
-        raise ValueError(f"{path} is damaged, or was edited: its digest is not that of its content")
+    digest = kept.pop("sha256", None) if isinstance(kept, dict) else None
     _RUN(f"{path}: ", kept)
+    Recipe.from_dict(kept["recipe"])  # names the field that is wrong, which the digest cannot
+    if digest != _digest(kept):
+        raise ValueError(f"{path} is damaged, or was edited: its digest is not that of its content")
     return kept
 
 

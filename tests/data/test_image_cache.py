@@ -217,6 +217,11 @@ def test_a_file_of_something_else_is_rebuilt(
     os.utime(image, ns=(stamp, stamp))
     assert "with other images:" in warnings_of(samples[:-1])
     assert warnings_of(samples[:-1]) == ""
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1
+    image.write_bytes(content)
+    os.utime(image, ns=(stamp, stamp))  # the same length and time, as cp -p and tar leave them
+    assert "with other images:" in warnings_of(samples[:-1])
     monkeypatch.setattr(image_cache, "__version__", "0.0")
     assert "with other nextreid:" in warnings_of(samples[:-1])
     monkeypatch.setattr(image_cache.PIL, "__version__", "0.0")

@@ -1,12 +1,15 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from nextreid._files import read_tensors
-from nextreid.engine import get_recipe
+from nextreid._disk import lock
+from nextreid._files import read_tensors, tensors_digest
+from nextreid.engine import get_recipe, train
 from nextreid.engine.checkpoint import describe, load_state, open_run, save_state
 from nextreid.engine.optimizer import build_optimizer
+from nextreid.models import create_model
 
 
 def step(model, optimizer, seed):
@@ -94,8 +97,80 @@ def test_a_description_of_a_run_that_is_none_is_named(build, dataset, recipe, tm
     described = describe(build("baseline_tiny"), dataset, recipe, {}, torch.device("cpu"))
     assert open_run(tmp_path, described, resume=False) is described
     kept = json.loads((tmp_path / "recipe.json").read_text())
-    assert open_run(tmp_path, described, resume=True) == kept
+    assert {**open_run(tmp_path, described, resume=True), "sha256": kept["sha256"]} == kept
     change(kept)
     (tmp_path / "recipe.json").write_text(json.dumps(kept))
     with pytest.raises(ValueError, match=named):
         open_run(tmp_path, described, resume=True)
+
+
+def test_a_damaged_description_of_a_run_is_named(build, dataset, recipe, tmp_path):
+    """Also where no field is compared, as in the provenance that checkpoints repeat."""
+    described = describe(build("baseline_tiny"), dataset, recipe, {"root": "data"}, torch.device("cpu"))
+    open_run(tmp_path, described, resume=False)
+    path = tmp_path / "recipe.json"
+    path.write_text(path.read_text().replace('"root": "data"', '"root": "dat"'))
+    with pytest.raises(ValueError, match=r"recipe\.json is damaged, or was edited"):
+        open_run(tmp_path, described, resume=True)
+
+
+def test_more_epochs_are_the_same_run_where_the_schedule_is_constant(build, dataset, recipe, tmp_path):
+    def go(folder, epochs, schedule):
+        changed = replace(recipe, epochs=epochs, schedule=schedule)
+        model = build("baseline_tiny")
+        return model, train(model, dataset, changed, tmp_path / folder, resume=True, progress=False)
+
+    go("parts", 1, "constant")
+    model, report = go("parts", 2, "constant")
+    whole, expected = go("whole", 2, "constant")
+    assert [row["loss"] for row in report.history] == [row["loss"] for row in expected.history]
+    assert tensors_digest(model.state_dict()) == tensors_digest(whole.state_dict())
+    assert json.loads((tmp_path / "parts" / "recipe.json").read_text())["recipe"]["epochs"] == 2
+    with pytest.raises(ValueError, match=r"recipe\.epochs: 2 -> 1"):
+        go("parts", 1, "constant")
+    go("cosine", 1, "cosine")
+    with pytest.raises(
+        ValueError, match=r"recipe\.epochs: 1 -> 2.*local-dir:.*cosine.last in another folder.*constant"
+    ):
+        go("cosine", 2, "cosine")
+
+
+def test_a_run_folder_has_one_training_at_a_time(build, dataset, recipe, tmp_path):
+    model = build("baseline_tiny")
+    with lock(tmp_path / "run" / ".run.lock", "the run"):
+        with pytest.raises(BlockingIOError, match=r"the run folder .*run is in use"):
+            train(model, dataset, recipe, tmp_path / "run", resume=True, progress=False)
+    with pytest.raises(ValueError, match="no training samples"):
+        train(model, replace(dataset, train=()), recipe, tmp_path / "never", progress=False)
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_flipped_bit_in_any_file_of_a_run_is_noticed(build, dataset, recipe, tmp_path, caplog):
+    """One in each kind of file, at a place that would otherwise read as other numbers."""
+    run = tmp_path / "run"
+    train(build(), dataset, replace(recipe, epochs=1), run, progress=False)
+
+    def resume():
+        train(build(), dataset, replace(recipe, epochs=1), run, resume=True, progress=False)
+
+    def flip(name, place, read):
+        content = (run / name).read_bytes()
+        flipped = bytearray(content)
+        flipped[place if isinstance(place, int) else content.index(place)] ^= 1
+        (run / name).write_bytes(flipped)
+        with pytest.raises(ValueError, match=rf"{name} is damaged"):
+            read()
+        (run / name).write_bytes(content)
+
+    for name in ("state.safetensors", "text_tower.safetensors"):
+        flip(name, -5, resume)
+    flip("state.safetensors", b"total", resume)  # of the history, in the header
+    flip("recipe.json", b"2.", resume)  # of a version
+    for name in ("last", "best"):
+        flip(f"{name}/model.safetensors", -5, lambda name=name: create_model(f"local-dir:{run / name}"))
+    config = run / "last" / "config.json"
+    config.write_text(config.read_text().replace("0.5", "0.4", 1))
+    caplog.clear()
+    create_model(f"local-dir:{run / 'last'}")
+    assert "config.json is not the one that model.safetensors was written with" in caplog.text
+    resume()

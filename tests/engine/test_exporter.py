@@ -310,3 +310,37 @@ def test_a_model_that_cannot_be_traced_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="baseline_tiny cannot be exported as torch_export: "):
         export(small(), tmp_path / "x", "torch_export")
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_onnx
+def test_a_large_onnx_file_and_its_weights_are_two_files_of_one_name(tmp_path, monkeypatch):
+    program = importlib.import_module("torch.onnx._internal.exporter._onnx_program")
+    monkeypatch.setattr(program, "_LARGE_MODEL_THRESHOLD", 1000)
+    path = tmp_path / "model.onnx"
+    report = export(small(), path)
+    assert report.weights == tmp_path / "model.onnx.data" and report.weights.is_file()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
+    with pytest.raises(FileExistsError):
+        export(small(), path)
+    monkeypatch.undo()
+    assert export(small(), path, overwrite=True).weights is None
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    report.weights.write_text("of somebody")
+    path.unlink()
+    with pytest.raises(FileExistsError, match=r"model\.onnx\.data exists"):
+        export(small(), path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit of the file size")
+@pytest.mark.parametrize("format", BOTH)
+def test_a_full_disk_ends_in_an_error_and_not_the_process(tmp_path, format):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write .*/file: "):
+            export(small(), tmp_path / "file", format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 import csv
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nextreid._files import read_tensors
-from nextreid.engine import Condition, EmbedOptions, embed_samples, extract
+from nextreid.engine import Condition, EmbedOptions, embed_samples, extract, load_embeddings
 
 
 def rows_of(path):
@@ -100,3 +101,22 @@ def test_what_cannot_be_embedded_is_named_and_nothing_written(build, dataset, tm
     with pytest.raises(FileNotFoundError, match="nowhere"):
         extract(model, tmp_path / "nowhere", out)
     assert not out.exists()
+
+
+def test_the_two_files_are_read_back_only_as_a_pair(build, dataset, tmp_path):
+    model = build("baseline_tiny")
+    odd = replace(dataset.query[0], key=os.fsdecode(b"caf\xe9"))
+    done = extract(model, [odd, *dataset.query[1:3]], tmp_path / "a")
+    embeddings, rows, made = load_embeddings(tmp_path / "a")
+    assert torch.equal(embeddings, load_file(done.embeddings)["embedding"]) and made["model"] == "baseline_tiny"
+    assert [row["key"] for row in rows] == [odd.key, *(s.key for s in dataset.query[1:3])]
+    other = extract(model, dataset.query[1:4], tmp_path / "b")
+    index = other.index.read_bytes()
+    done.index.replace(other.index)
+    with pytest.raises(ValueError, match=r"index\.csv was edited or damaged, or belongs to another"):
+        load_embeddings(tmp_path / "b")
+    other.index.write_bytes(index)
+    load_embeddings(tmp_path / "b")
+    other.index.unlink()
+    with pytest.raises(FileNotFoundError, match=r"index\.csv"):
+        load_embeddings(tmp_path / "b")

@@ -16,6 +16,7 @@ import nextreid
 from nextreid import _disk
 from nextreid._files import read_tensors
 from nextreid.models import _golden, _publish
+from nextreid.models._builder import load_checkpoint
 from nextreid.models._card import model_card
 from nextreid.models._golden import golden_input
 
@@ -291,3 +292,33 @@ def test_a_card_states_what_the_configuration_states_and_no_more(tmp_path):
 
 def config_metrics(config):
     return config["pretrained_cfg"]["metrics"]
+
+
+def test_a_pointer_of_git_lfs_is_named_with_the_way_out(folder):
+    for remove in ("", "SHA256SUMS"):
+        (folder / remove).unlink() if remove else None
+        (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+        with pytest.raises(ValueError, match=r"model\.safetensors is a pointer of Git LFS.*git lfs pull"):
+            nextreid.create_model(f"local-dir:{folder}")
+
+
+def test_a_model_saved_twice_has_the_same_bytes(tmp_path):
+    model = small("next_tiny", num_classes=3)
+    saved = [nextreid.save_pretrained(model, tmp_path / name) for name in "ab"]
+    for path in saved[0].iterdir():
+        assert path.read_bytes() == (saved[1] / path.name).read_bytes(), path.name
+
+
+def test_weights_of_other_programs_are_read_and_reported(tmp_path, caplog):
+    model = small("baseline_tiny")
+    save_file(model.state_dict(), tmp_path / "theirs.safetensors")
+    with caplog.at_level("INFO"):
+        load_checkpoint(small("baseline_tiny"), tmp_path / "theirs.safetensors")
+    assert caplog.text.count("theirs.safetensors has no digest") == 1
+
+
+def test_a_folder_moved_aside_is_loaded_from_there(tmp_path):
+    """As a kill between the two steps leaves it, where folders cannot change places in one."""
+    folder = nextreid.save_model(small("baseline_tiny"), tmp_path / "last")
+    folder.rename(tmp_path / ".last.old")
+    assert nextreid.create_model(f"local-dir:{folder}").num_classes == 0
