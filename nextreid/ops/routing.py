@@ -10,7 +10,6 @@ imported when an operator runs, not when it is traced, so that an exported progr
 """
 
 import math
-import typing
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -290,7 +289,7 @@ def route_backward_op(
     b2: Tensor | None,
     present: Tensor | None,
     temperature: float,
-    needs: typing.Sequence[bool],
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of hidden, sigma, all weights ``(E, S)``, tokens and text; see `routing_triton.backward`."""
     from . import routing_triton

@@ -315,7 +315,7 @@ def test_a_run_is_neither_overwritten_nor_continued_as_another(build, dataset, r
         train(build("baseline_tiny"), dataset, replace(recipe, lr_new=0.1, seed=4), tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"model\.architecture: 'baseline_tiny' -> 'next_tiny'"):
         train(build(), dataset, recipe, tmp_path, resume=True)
-    with pytest.raises(ValueError, match=r"model\.drop_path: None -> 0\.1"):
+    with pytest.raises(ValueError, match=r"model\.drop_path: 0\.0 -> 0\.1"):
         train(build("baseline_tiny", drop_path=0.1), dataset, recipe, tmp_path, resume=True)
     with pytest.raises(ValueError, match=r"dataset\.digest: .*; dataset\.train: 24 -> 23"):
         train(build("baseline_tiny"), replace(dataset, train=dataset.train[1:]), recipe, tmp_path, resume=True)
