@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._backend import resolve
+from ._backend import autocast_is_on, resolve
 
 Mix = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -188,7 +188,7 @@ def _work_dtype(hidden: Tensor) -> torch.dtype:
 def _full_precision(tensor: Tensor) -> AbstractContextManager:
     """Products in the types of their operands, also where autocast is on."""
     device = tensor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if autocast_is_on(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
