@@ -17,7 +17,7 @@ from ._base import Captions, Features, ReIDModel, SampleCaption
 from ._pretrained import PretrainedCfg
 
 _logger = logging.getLogger(__name__)
-_THREE = listed(number(-1e3, 1e3), 3, 3, "one number, or one for each of three channels")
+_THREE = listed(number(-1e3, 1e3), 3, 3, "one value or one for each of three channels")
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 

@@ -49,7 +49,7 @@ def create_model(
         FileNotFoundError: If a local folder or file does not exist, or a hub repository, a revision or a file of it.
         ConnectionError: If the hub cannot be reached and the cache has not got the files.
     """
-    if not isinstance(model_name, str):
+    if not isinstance(model_name, str | os.PathLike):
         raise ValueError(f"model_name must be a text such as 'next_clip_b16' or 'local-dir:FOLDER'; got {model_name!r}")
     given = {key: value for key, value in kwargs.items() if value is not None or key in _NONE_IS_A_SETTING}
     kwargs = check_arguments(given)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+# Found out once: older versions of torch cannot ask inside of a compiled graph.
+_AUTOCAST = frozenset(d for d in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(d))
 BACKENDS = ("auto", "torch", "triton")
 _KERNEL_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 
@@ -93,5 +95,9 @@ def _known(name: str, source: str) -> str:
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The type that autocast gives products of this tensor; None where autocast is off or its device knows none."""
     device = tensor.device.type
-    known = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if known else None
+    return torch.get_autocast_dtype(device) if autocast_is_on(device) else None
+
+
+def autocast_is_on(device: str) -> bool:
+    """Whether autocast is on for a type of device; False where there is none."""
+    return device in _AUTOCAST and torch.is_autocast_enabled(device)

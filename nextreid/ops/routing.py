@@ -10,7 +10,6 @@ imported when an operator runs, not when it is traced, so that an exported progr
 """
 
 import math
-import typing
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._backend import resolve
+from ._backend import autocast_is_on, resolve
 
 Mix = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -189,7 +188,7 @@ def _work_dtype(hidden: Tensor) -> torch.dtype:
 def _full_precision(tensor: Tensor) -> AbstractContextManager:
     """Products in the types of their operands, also where autocast is on."""
     device = tensor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if autocast_is_on(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
@@ -290,7 +289,7 @@ def route_backward_op(
     b2: Tensor | None,
     present: Tensor | None,
     temperature: float,
-    needs: typing.Sequence[bool],
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of hidden, sigma, all weights ``(E, S)``, tokens and text; see `routing_triton.backward`."""
     from . import routing_triton

@@ -127,7 +127,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(folder, tmp_path, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("nextreid.models._hub.save_file", full_disk)
+    monkeypatch.setattr("nextreid.models._hub.write_tensors", full_disk)
     with pytest.raises(OSError, match="No space"):
         nextreid.save_model(small("baseline_tiny"), folder)
     assert (folder / "model.safetensors").read_bytes() == before
