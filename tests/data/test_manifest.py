@@ -283,6 +283,12 @@ def test_no_spelling_leaves_the_folder(tmp_path: Path, cell: str) -> None:
         read_manifest(tmp_path / "m.csv", anywhere=True)
 
 
+def test_the_home_of_another_user_is_a_name_like_any(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no rgb image") as caught:
+        read_manifest(text_manifest(tmp_path, "rgb\n~root/a.jpg\n"))
+    assert str(tmp_path / "~root" / "a.jpg") in str(caught.value)
+
+
 def test_home_is_expanded_where_paths_may_leave_the_folder(
     write: Callable[[Rows], Path], tmp_path: Path, monkeypatch
 ) -> None:
