@@ -324,7 +324,7 @@ def test_labels_may_be_words_and_are_shown_as_the_file_names_them(write: Callabl
         ("ann", "left"),
         ("ann", "right"),
     ]
-    assert data.protocol == "camera" and "pid: 2 words, numbered in their order" in data.notes
+    assert data.protocol == "camera" and "pid: words, numbered in their order: Bob, ann" in data.notes
     again = load_dataset("manifest", write(rows(-1)))
     assert (again.query, again.label_names) == (data.query, data.label_names)
     assert {s.pid for s in read_manifest(write(rows(1)[2:]), split="test")} == {0}
