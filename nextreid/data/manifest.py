@@ -189,6 +189,7 @@ def _find_image(folder: Path, cell: str, where: str, anywhere: bool) -> Path:
             f"{where}: image {shorten(cell)!r} is not below the manifest's folder {folder}; with anywhere=True such "
             "paths are followed"
         )
-    written = [folder / os.path.expanduser(text) for text in dict.fromkeys((cell, slashed))]
+    texts = dict.fromkeys((cell, slashed))
+    written = [folder / (os.path.expanduser(text) if anywhere else text) for text in texts]
     forms = [Path(normalize(form, str(file))) for file in written for form in ("NFC", "NFD")]
     return next((file for file in (*written, *forms) if os.path.isfile(file)), written[-1])

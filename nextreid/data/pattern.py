@@ -180,8 +180,8 @@ def pattern_splits(
     if not matches:
         found = first_few(paths) or "no files"
         raise ValueError(
-            f"{root}: no path of the form {pattern!r}; at that depth there are {found}. Say how the files are named "
-            "with pattern=... (--pattern)"
+            f"{root}: no path of the form {shorten(pattern)!r}; at that depth there are {found}. Say how the files are "
+            "named with pattern=... (--pattern); labels are whole numbers unless it says {pid:word}"
         )
     notes = []
     if len(matches) < len(paths):

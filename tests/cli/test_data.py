@@ -106,6 +106,24 @@ def test_a_manifest_of_one_camera(run, tmp_path, camid, protocol, expected):
     assert ("every sample has camid 0" in text) == (expected == 1)
 
 
+def test_a_manifest_in_another_encoding_with_words_for_labels(run, tmp_path):
+    write_images(tmp_path)
+    lines = ["key;pid;camid;rgb;split"]
+    lines += [f"{who}{cam};{who};{cam};test\\rgb\\0_c0_0.png;test" for who in ("é", "b") for cam in ("left", "right")]
+    path = tmp_path / "list.csv"
+    path.write_bytes("\n".join(lines).encode("cp1252"))
+    status, _, err = run("check", path, "--quick")
+    assert status == 2 and "encoding='cp1252'" in err
+    status, text, _ = run("check", path, "--quick", "--dataset-arg", "encoding=cp1252")
+    assert status == 0 and "identities at camera left" in text and "note [reader] pid: words" in text
+
+
+def test_one_modality_of_a_folder(run, tmp_path):
+    write_images(tmp_path)
+    status, text, _ = run("check", tmp_path / "test", "--quick", "--dataset-arg", "modalities=rgb")
+    assert status == 0 and text.startswith("test: rgb; protocol none")
+
+
 def test_a_bad_manifest_cannot_be_read(run, tmp_path):
     path = write_manifest(tmp_path, write_images(tmp_path))
     (tmp_path / "test" / "nir" / "1_c0_0.png").unlink()

@@ -283,6 +283,12 @@ def test_no_spelling_leaves_the_folder(tmp_path: Path, cell: str) -> None:
         read_manifest(tmp_path / "m.csv", anywhere=True)
 
 
+def test_the_home_of_another_user_is_a_name_like_any(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no rgb image") as caught:
+        read_manifest(text_manifest(tmp_path, "rgb\n~root/a.jpg\n"))
+    assert str(tmp_path / "~root" / "a.jpg") in str(caught.value)
+
+
 def test_home_is_expanded_where_paths_may_leave_the_folder(
     write: Callable[[Rows], Path], tmp_path: Path, monkeypatch
 ) -> None:
@@ -318,7 +324,7 @@ def test_labels_may_be_words_and_are_shown_as_the_file_names_them(write: Callabl
         ("ann", "left"),
         ("ann", "right"),
     ]
-    assert data.protocol == "camera" and "pid: 2 words, numbered in their order" in data.notes
+    assert data.protocol == "camera" and "pid: words, numbered in their order: Bob, ann" in data.notes
     again = load_dataset("manifest", write(rows(-1)))
     assert (again.query, again.label_names) == (data.query, data.label_names)
     assert {s.pid for s in read_manifest(write(rows(1)[2:]), split="test")} == {0}

@@ -70,7 +70,9 @@ def load_manifest(
     """
     path = Path(root).expanduser()
     chosen, found, names = manifest_splits(path, modalities, window, anywhere, encoding)
-    notes = [f"{field}: {len(called)} words, numbered in their order" for field, called in names.items()]
+    notes = [
+        f"{field}: words, numbered in their order: {first_few(called.values(), 8)}" for field, called in names.items()
+    ]
     advice = _ADVICE.format(f"{path} has no column 'split'", f"read_manifest({str(root)!r}, {chosen!r})", chosen)
     made = _dataset(path.stem, chosen, found, notes, captions, protocol, object_type, train, seed, advice)
     return replace(made, label_names=names)
