@@ -216,7 +216,7 @@ def _verdict(won: Comparison, identities: int) -> str:
     facts += f" of draws of the {identities} identities, p = {won.p_value:.3f})"
     if won.p_value > 0.05:
         return f"No winner: {ahead} is ahead of {behind} by {facts}, which other persons could turn round."
-    return f"{ahead} wins over {behind} by {facts}; another seed of training may say otherwise."
+    return f"{ahead} wins over {behind} by {facts}; another training, if only on more threads, may say otherwise."
 
 
 def _models(seed: int, pretrained: bool) -> dict[str, ReIDModel]:
