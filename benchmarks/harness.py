@@ -42,10 +42,14 @@ def _cpu() -> str:
 
 
 def record(name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Append rows to ``results/NAME.csv`` and print them; columns that are new to the file are an error."""
+    """Append rows to ``results/NAME.csv``, each printed once it is measured; new columns are an error."""
     path = RESULTS / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
-    full = [{**row, **machine()} for row in rows]
+    about = machine()
+    full = []
+    for row in rows:
+        full.append({**row, **about})
+        print("  ".join(f"{key} {value}" for key, value in row.items() if key not in about), flush=True)
     fields = list(full[0])
     fresh = not path.exists()
     if not fresh:
@@ -58,8 +62,6 @@ def record(name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
         if fresh:
             writer.writeheader()
         writer.writerows(full)
-    for row in full:
-        print("  ".join(f"{key} {value}" for key, value in row.items() if key not in machine()))
     return path
 
 

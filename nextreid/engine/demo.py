@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL.Image import Image
 
 from nextreid._files import check_out_folder, user_path, write_json
-from nextreid.data import ReIDDataset, collate
+from nextreid.data import ReIDDataset, Sample, collate, open_image
 from nextreid.data.loader import SampleDataset
 from nextreid.models import ReIDModel, create_model
 from nextreid.retrieval import Comparison, compare, get_protocol, rank, top_k
@@ -33,7 +33,7 @@ from .trainer import train as train_model
 
 _logger = logging.getLogger(__name__)
 
-METRICS, REPORT, RANKS, MASKS = "metrics.json", "report.html", "rank_list.png", "masks.png"
+METRICS, REPORT, RANKS, MASKS, IMAGES = "metrics.json", "report.html", "rank_list.png", "masks.png", "images"
 MODELS = ("baseline_tiny", "next_tiny")
 RUNS, SETTINGS = "runs", "demo.json"
 _RANKS_TITLE = (
@@ -94,9 +94,10 @@ def run_demo(
     of the seed on one machine.
 
     Args:
-        out: Folder to write: ``metrics.json``, ``report.html``, ``rank_list.png`` and ``masks.png``, and with `train`
-            the folders of the runs, which a later call with the same settings continues. A demo's files there are
-            replaced; a folder that holds something else is left alone.
+        out: Folder to write: ``metrics.json``, ``report.html``, ``rank_list.png``, ``masks.png``, in ``images`` some
+            of the persons as files to try other commands on, and with `train` the folders of the runs, which a later
+            call with the same settings continues. A demo's files there are replaced; a folder that holds something
+            else is left alone.
         seed: Of the data, the weights and the training.
         smoke: The smallest form, which only shows that every step runs.
         train: Train instead of taking the bundled weights.
@@ -155,7 +156,8 @@ def run_demo(
     results = _table(rows, dataset.modalities)
     write_line(f"\n{results.text()}\n\n{verdict}\n\n{textwrap.fill(explained, 110)}\n")
     ranks = _rank_list(models["next_tiny"], dataset, full["next_tiny"].ap)
-    masks = _masks(models["next_tiny"], dataset)
+    shown = _first_of_each(dataset)[:SHOWN_MASKS]
+    masks = _masks(models["next_tiny"], dataset, shown)
     lap("images", "drew the rank lists and the experts' masks")
     metrics = {
         "seed": seed,
@@ -173,9 +175,10 @@ def run_demo(
     }
     save_image(ranks, folder / RANKS)
     save_image(masks, folder / MASKS)
+    _write_images(shown, dataset.modalities, folder / IMAGES)
     _report(folder / REPORT, metrics, f"{explained}\n\n{verdict}", results, ranks, masks)
     write_json(folder / METRICS, metrics)
-    write_line(f"\nopen {folder / REPORT} for the images; {folder / METRICS} holds the metrics")
+    write_line(f"\nopen {folder / REPORT}; images to try other commands on are in {folder / IMAGES}")
     return metrics
 
 
@@ -213,7 +216,7 @@ def _verdict(won: Comparison, identities: int) -> str:
     facts += f" of draws of the {identities} identities, p = {won.p_value:.3f})"
     if won.p_value > 0.05:
         return f"No winner: {ahead} is ahead of {behind} by {facts}, which other persons could turn round."
-    return f"{ahead} wins over {behind} by {facts}; another seed of training may say otherwise."
+    return f"{ahead} wins over {behind} by {facts}; another training, if only on more threads, may say otherwise."
 
 
 def _models(seed: int, pretrained: bool) -> dict[str, ReIDModel]:
@@ -283,10 +286,24 @@ def _rank_list(model: ReIDModel, dataset: ReIDDataset, ap: np.ndarray) -> Image:
     )
 
 
-def _masks(model: ReIDModel, dataset: ReIDDataset) -> Image:
-    """Draw what each semantic expert samples for the first sample of some identities, and the captions it read."""
-    firsts = {sample.pid: sample for sample in reversed(dataset.query)}
-    samples = [firsts[pid] for pid in dict.fromkeys(sample.pid for sample in dataset.query)][:SHOWN_MASKS]
+def _first_of_each(dataset: ReIDDataset) -> list[Sample]:
+    """Return the first query of each identity."""
+    firsts: dict[int, Sample] = {}
+    for sample in dataset.query:
+        firsts.setdefault(sample.pid, sample)
+    return list(firsts.values())
+
+
+def _write_images(samples: Sequence[Sample], modalities: Sequence[str], folder: Path) -> None:
+    """Write samples as ``{modality}/{number}.png``, counted from 1."""
+    for number, sample in enumerate(samples, start=1):
+        for modality, image in zip(modalities, sample.images, strict=True):
+            if image is not None:
+                save_image(open_image(image), folder / modality / f"{number}.png")
+
+
+def _masks(model: ReIDModel, dataset: ReIDDataset, samples: Sequence[Sample]) -> Image:
+    """Draw what each semantic expert samples, and the captions it read."""
     source = SampleDataset(samples, eval_transform(model), model.modalities)
     batch = collate([source[i] for i in range(len(samples))])
     model.eval()

@@ -1,6 +1,7 @@
 """Progress on stderr: a bar where somebody watches, and in a pipe or a log file a line now and then."""
 
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,10 +15,8 @@ def progress_bar(items: Iterable[Any] | None, what: str, unit: str, *, shown: bo
     settings: dict[str, Any] = {"total": total, "unit": unit, "leave": False, "delay": _LEAST, "disable": not shown}
     if sys.stderr.isatty():
         return tqdm(items, what, **settings)
-    lines = _Lines()
     form = "{desc}: {n_fmt} of {total_fmt}, {remaining} left{postfix}"
-    lines.bar = tqdm(items, what, **settings, file=lines, mininterval=_LEAST, miniters=1, bar_format=form)
-    return lines.bar
+    return tqdm(items, what, **settings, file=_Lines(), mininterval=_LEAST, miniters=1, bar_format=form)
 
 
 def progress_line(text: str) -> None:
@@ -31,14 +30,16 @@ def duration(seconds: float) -> str:
 
 
 class _Lines:
-    """The file of a bar that cannot move: every update becomes a line, less the carriage returns."""
+    """The file of a bar that cannot move: updates become lines, less the carriage returns, ever fewer of them."""
 
-    bar: tqdm
+    def __init__(self) -> None:
+        self._wait, self._next = float(_LEAST), 0.0
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        now, line = time.monotonic(), text.strip()
+        if line and now >= self._next:
             sys.stderr.write(f"{line}\n")
-            self.bar.mininterval = min(2 * self.bar.mininterval, _MOST)
+            self._next, self._wait = now + self._wait, min(2 * self._wait, _MOST)
 
     def flush(self) -> None:
         sys.stderr.flush()

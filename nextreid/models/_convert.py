@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from .._files import user_path
+from .._files import check_out_folder, user_path
 from ..towers.clip_weights import ClipMapping, load_clip_weights
 from ._factory import create_model
-from ._hub import read_weights, sha256
+from ._hub import CONFIG, read_weights, sha256
 from ._publish import save_pretrained
 from ._registry import model_entrypoint
 
@@ -69,7 +69,8 @@ def convert_clip(
             the file a pickle; the message says which and what to do.
     """
     source, folder = user_path(source), user_path(folder)
-    if folder.exists() and not overwrite:
+    check_out_folder(folder, (CONFIG,))
+    if (folder / CONFIG).exists() and not overwrite:
         raise FileExistsError(f"{folder} exists; take another folder, or replace it (overwrite=True, --overwrite)")
     model_entrypoint(model_name)  # an architecture: a trained model has no use for other towers
     state, notes = read_third_party(source)

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from nextreid.data.pattern import read_folder
 from nextreid.engine import demo as demo_module
 from nextreid.engine.demo import run_demo
 from nextreid.retrieval import Comparison
@@ -27,6 +28,7 @@ def test_everything_is_written(demo):
     page = (out / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "next_tiny" in page
     assert (out / "runs" / "next_tiny" / "last" / "model.safetensors").is_file()
+    assert len(read_folder(out / "images")) == 4
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     table = next(line for line in lines if "captions at test" in line)
     assert "without tir" in table and table.strip().partition("\n\n")[0].count("baseline_tiny") == 2
@@ -43,13 +45,7 @@ def test_every_condition_is_measured_on_unseen_identities(demo):
     assert all(row["protocol"] == "synthetic-persons" and row["valid_queries"] == row["queries"] for row in trained)
 
 
-def test_the_same_seed_gives_the_same_numbers(demo, tmp_path):
-    _, metrics, _ = demo
-    again = run_demo(tmp_path / "again", seed=3, smoke=True, train=True)
-    assert again["results"] == metrics["results"]
-
-
-def test_a_stopped_training_is_continued(demo, tmp_path, monkeypatch):
+def test_a_stopped_training_is_continued_to_the_same_numbers(demo, tmp_path, monkeypatch):
     _, metrics, _ = demo
     train = demo_module.train_model
 
@@ -65,8 +61,13 @@ def test_a_stopped_training_is_continued(demo, tmp_path, monkeypatch):
     before = first.stat().st_mtime_ns
     done = run_demo(tmp_path / "out", seed=3, smoke=True, train=True)
     assert done["results"] == metrics["results"] and first.stat().st_mtime_ns == before
-    run_demo(tmp_path / "out", seed=4, smoke=True, train=True)  # with other settings it begins anew
-    assert first.stat().st_mtime_ns != before
+
+
+def test_runs_with_other_settings_begin_anew(tmp_path):
+    for seed, kept in ((1, False), (1, True), (2, False)):
+        runs = demo_module._open_runs(tmp_path, {"seed": seed, "size": (1, 2)})
+        assert (runs / "next_tiny").exists() == kept
+        (runs / "next_tiny").mkdir(exist_ok=True)
 
 
 def test_the_verdict_knows_how_sure_it_is(demo):
@@ -100,6 +101,7 @@ def test_shipped_weights_are_shown_without_training(demo, tmp_path):
         "report.html",
         "rank_list.png",
         "masks.png",
+        "images",
     }
     assert shown["recipe"] is None and shown["size"]["num_train"] == 0
     assert all(record["dataset"] == "synthetic-persons" for record in shown["weights"].values())

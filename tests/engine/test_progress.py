@@ -1,5 +1,6 @@
 """Progress for terminals and for files: never a carriage return where nothing moves."""
 
+import itertools
 import sys
 
 import pytest
@@ -30,12 +31,16 @@ def test_a_bar_on_a_terminal(bar, capsys, monkeypatch):
 
 
 def test_lines_come_ever_less_often(monkeypatch, capsys):
-    bar = progress.progress_bar(None, "x", "step", shown=True, total=3)
-    before = bar.mininterval
-    bar.refresh()
-    bar.refresh()
-    assert bar.mininterval == 4 * before
-    bar.close()
+    """Two seconds after the first line, then 4, 8, ... and at most a minute: some seventy lines an hour."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    lines = progress._Lines()
+    for second in range(1, 3600):
+        clock[0] = float(second)
+        lines.write(f"\r{second}")
+    shown = [int(line) for line in capsys.readouterr().err.split()]
+    gaps = [b - a for a, b in itertools.pairwise(shown)]
+    assert gaps[:6] == [2, 4, 8, 16, 32, 60] and set(gaps[6:]) == {60}
 
 
 @pytest.mark.parametrize("shown", [True, False])
