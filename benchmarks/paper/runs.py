@@ -26,14 +26,19 @@ from nextreid.engine.recipe import Recipe, get_recipe
 from nextreid.engine.trainer import train
 from nextreid.models import ReIDModel, create_model
 from nextreid.synthetic import PROFILES, synthetic_persons
+from nextreid.towers import TextTower
 from nextreid.version import __version__
 
+from .oracle import Oracle, with_part_maps
 from .pretraining import PretrainConfig, load_towers, pretrain, tower_arguments
 from .rows import BenchRow, load_rows
 
 _logger = logging.getLogger(__name__)
 
 RUNS, RESULT, START = "runs", "result.json", "start"
+RANKINGS = ("ranking.safetensors", "ranking_without_text.safetensors")
+ORACLE = "oracle"
+_TEXT_TOWERS: dict[str, TextTower] = {}
 SYNTHETIC = "synthetic-"
 _WIDEN_CLASSES = 100  # classifiers count among the parameters; this many identities has the small profile
 
@@ -280,13 +285,18 @@ def run_unit(unit: Unit, out: Path, start: Path | None = None, device: str = "cp
     recipe = Recipe.from_dict(unit.recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = create_model(unit.model, pretrained=start is None, **unit.arguments)
+        if unit.model == ORACLE:
+            model: ReIDModel = Oracle(unit.data.get("evidence", "all"), **unit.arguments)
+        else:
+            model = create_model(unit.model, pretrained=start is None, **unit.arguments)
     if start is not None:
         load_towers(model, start)
+        if model.text_tower is not None:  # frozen: what one run has encoded, the next one need not
+            model.text_tower = _TEXT_TOWERS.setdefault(str(start), model.text_tower)
     result: dict[str, Any] = {"unit": asdict(unit), "digest": unit.digest, "data": _describe(dataset)}
     try:
         report = train(model, dataset, recipe, folder, resume=True, device=device, progress=False)
-        kept, classes = _measured(model, dataset, recipe), model.num_classes
+        kept, classes = _measured(model, dataset, recipe, folder), model.num_classes
         last = report.last or {}
         result |= {"epochs": len(report.history), "loss": last.get("loss"), "classes": classes, **kept}
     except FloatingPointError as error:
@@ -297,12 +307,14 @@ def run_unit(unit: Unit, out: Path, start: Path | None = None, device: str = "cp
     return result
 
 
-def _measured(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> dict[str, Any]:
+def _measured(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe, folder: Path) -> dict[str, Any]:
     from nextreid.engine import with_caption_quality
 
     shown = with_caption_quality(dataset, recipe.caption_quality, recipe.seed)
     conditions = [Condition(text) for text in ((True, False) if model.uses_text else (False,))]
     reports = evaluate_conditions(model, shown, conditions, options=EmbedOptions(recipe.eval_batch_size))
+    for name, report in zip(RANKINGS, reports, strict=False):
+        report.result.save(folder / name)
     return {"evaluations": [report.to_dict() for report in reports], "kept": kept_share(model, shown)}
 
 
@@ -328,6 +340,8 @@ def kept_share(model: ReIDModel, dataset: ReIDDataset) -> list[list[float]]:
 def _dataset(key: str) -> ReIDDataset:
     """Load or render a dataset; a process keeps the last two, since rows of one seed share theirs."""
     options = json.loads(key)
+    if options.pop("part_maps", False):
+        return with_part_maps(_dataset(json.dumps(options, sort_keys=True)), options.get("evidence", "all"))
     name = options.pop("name")
     if name.startswith(SYNTHETIC):
         return synthetic_persons(name.removeprefix(SYNTHETIC), **options).dataset
