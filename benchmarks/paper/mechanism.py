@@ -16,14 +16,14 @@ from .pretraining import PretrainConfig, pretrain, tower_arguments
 from .runs import ORACLE, RANKINGS, RESULT, RUNS, Unit, run_unit
 from .tables import mean_interval, write_csv
 
-PROFILE = "small"
-SIZE: dict[str, Any] = {"num_train": 60, "num_test": 40, "frames_per_visit": 4}
+PROFILE = "tiny"
+SIZE: dict[str, Any] = {"num_train": 40, "num_test": 32, "frames_per_visit": 4}
 RECIPE: dict[str, Any] = {"name": "mechanism", "epochs": 4, "lr_tower": 3e-4, "pad": 4, "warmup_epochs": 1}
 RECIPE |= {"eval_every": 0}
-START = PretrainConfig(
-    profile=PROFILE, num_ids=300, epochs=6, identity_weight=0.0, pool_options={"bystander": 0.5, "clutter": 0.5}
-)
-STARTS = {"no-identity": START, "identity": replace(START, identity_weight=1.0)}
+BUNDLED = "next_tiny.synthetic_persons"
+START = PretrainConfig(profile=PROFILE, patch=8, num_ids=300, epochs=6, pool_options={"bystander": 0.5, "clutter": 0.5})
+# The bundled towers, which cost nothing to make; or one pretraining with and one without its identity loss.
+STARTS = {"bundled": None, "identity": START, "no-identity": replace(START, identity_weight=0.0)}
 _TMSE: dict[str, Any] = {"num_structure_experts": 0}
 P_VALUE = 0.01
 
@@ -38,7 +38,7 @@ class Setting:
     """
 
     data: dict[str, Any] = field(default_factory=dict)
-    start: str = "no-identity"
+    start: str = "bundled"
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ SETTINGS = {
     "crowd": Setting({"bystander": 1.0, "clutter": 0.5}),
     "plain": Setting(),
     "part": Setting({"evidence": "upper:nir", "clutter": 0.5}),
-    "identity": Setting(start="identity"),
     "gap": Setting({"view_gap": 1.0}),
+    "identity": Setting(start="identity"),
+    "no-identity": Setting(start="no-identity"),
 }
 _BACKBONE = {"num_semantic_experts": 0, "num_structure_experts": 0}
 ROWS = {
@@ -95,9 +96,10 @@ def unit_of(setting: str, row: str, seed: int) -> Unit:
         data["caption_source"] = "shuffled"
     if model.oracle:
         data["part_maps"] = True
-    arguments = {**tower_arguments(start), "head": model.head}
+    arguments = {**(tower_arguments(start) if start else {}), "head": model.head}
     recipe = get_recipe("tiny", **RECIPE, seed=seed)
-    return Unit(data, ORACLE if model.oracle else "next_tiny", arguments, recipe.to_dict(), asdict(start))
+    made = asdict(start) if start else {"weights": BUNDLED}
+    return Unit(data, ORACLE if model.oracle else "next_tiny", arguments, recipe.to_dict(), made)
 
 
 def run_mechanism(
@@ -117,11 +119,18 @@ def run_mechanism(
     """
     for setting in settings:
         name = SETTINGS[setting].start
-        start = (starts or out / "starts") / name
-        pretrain(start, STARTS[name])
+        start: Path | str = BUNDLED
+        if config := STARTS[name]:
+            start = (starts or out / "starts") / name
+            pretrain(start, config)
         for seed in seeds:
             for row in rows:
-                yield {"setting": setting, "row": row, "seed": seed, **run_unit(unit_of(setting, row, seed), out, start)}
+                yield {
+                    "setting": setting,
+                    "row": row,
+                    "seed": seed,
+                    **run_unit(unit_of(setting, row, seed), out, start),
+                }
 
 
 def collect(out: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -224,7 +233,13 @@ def tables(rows: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, An
                 f"{_spread(first, 'rank-1')} | "
                 + (f"{statistics.fmean(float(r['tokens_kept']) for r in first):.2f} |" if kept != "" else "– |")
             )
-        lines += ["", f"Table: `{setting}`", "", "| row − reference | seeds | mAP | p | separates |", "|---|---:|---|---:|---|"]
+        lines += [
+            "",
+            f"Table: `{setting}`",
+            "",
+            "| row − reference | seeds | mAP | p | separates |",
+            "|---|---:|---|---:|---|",
+        ]
         for pair in compared:
             if pair["setting"] == setting:
                 interval = f" [{pair['low']:+.1f}, {pair['high']:+.1f}]" if pair["low"] != "" else ""
