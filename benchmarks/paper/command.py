@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--out", type=Path, default=Path("bench"), help="folder of runs and tables (default: %(default)s)")
     run.add_argument("--root", type=Path, default=None, help="folder that holds the datasets' folders")
     run.add_argument("--captions", type=Path, default=None, help="folder that holds NEXT/RGBNT201, IDEA/RGBNT201, ...")
-    run.add_argument("--recipe", choices=("clean", "related"), default="clean", help="(default: %(default)s)")
+    run.add_argument("--recipe", choices=("clean", "authors"), default="clean", help="(default: %(default)s)")
     run.add_argument("--start", type=Path, default=None, help="folder of 'paper pretrain' (default: OUT/start)")
     run.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="recipe, all rows")
     run.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: %(default)s)")

@@ -174,6 +174,13 @@ def load_towers(model: ReIDModel, folder: str | Path) -> PretrainConfig:
     return PretrainConfig(**metadata["config"])
 
 
+def take_towers(model: ReIDModel, name: str) -> None:
+    """Fill a model's towers with those of a model of the zoo, such as ``"next_tiny.synthetic_persons"``, pretrained."""
+    other = create_model(name, pretrained=True).state_dict()
+    wanted = {key for key in model.state_dict() if key.startswith(_TOWER_NAMES)}
+    model.load_state_dict({key: other[key] for key in wanted}, strict=False)
+
+
 def towers_config(folder: str | Path) -> PretrainConfig:
     """Read the settings that the towers in a folder were made with.
 

@@ -20,12 +20,13 @@ class BenchRow:
         title: What it is.
         dataset: The paper's dataset; ``--data`` may put another in its place.
         captions: Whose captions: ``"next"``, ``"idea"``, or ``"shuffled"`` between samples (an ablation).
-        caption_quality: Share of the sentences that exist (Table 5).
+        caption_quality: Share of each caption that exists (Table 5).
+        caption_unit: What it keeps or loses: a ``"sentence"`` or a ``"word"``.
+        needs_captions: Whether the row is about captions, so that without them it would be another one.
         model: Name of the zoo.
         arguments: Of ``create_model``.
         widen_to: Name of a row whose number of trainable parameters this one gets, by the head's ``ffn_ratio``.
         recipe: Our recipe's name.
-        related_recipe: The recipe that does what the related methods' code does, quirks included.
         overrides: Fields of the recipe to change.
         reference: Name of the row that paired differences are taken to; empty for none.
         paper: Published figures in percent, by measure; empty where the paper has none that can be read.
@@ -38,11 +39,12 @@ class BenchRow:
     dataset: str
     captions: str = "next"
     caption_quality: float = 1.0
+    caption_unit: str = "sentence"
+    needs_captions: bool = False
     model: str = "next_clip_b16"
     arguments: dict[str, Any] = field(default_factory=dict)
     widen_to: str = ""
     recipe: str = "next"
-    related_recipe: str = "idea"
     overrides: dict[str, Any] = field(default_factory=dict)
     reference: str = ""
     paper: dict[str, float] = field(default_factory=dict)
@@ -52,6 +54,18 @@ class BenchRow:
             raise ValueError(f"row {self.name!r}: captions is {self.captions!r}; allowed: {', '.join(CAPTIONS)}")
         if not 0 < self.caption_quality <= 1:
             raise ValueError(f"row {self.name!r}: caption_quality is {self.caption_quality}, not a share in (0, 1]")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether captions change what this row's model computes."""
+        head = {
+            "num_semantic_experts": 1,
+            "text_modulation": True,
+            "sampling": "dynamic",
+            **self.arguments.get("head", {}),
+        }
+        routed = head["sampling"] not in ("all", "random")
+        return bool(head["num_semantic_experts"] and head["text_modulation"] and routed)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict for JSON."""

@@ -21,20 +21,27 @@ from nextreid.data import ReIDDataset, load_dataset
 from nextreid.data.loader import make_loader
 from nextreid.data.transforms import EvalTransform
 from nextreid.engine import Condition, EmbedOptions, evaluate, evaluate_conditions
+from nextreid.engine.ablations import has_captions
 from nextreid.engine.checkpoint import cpu_name
-from nextreid.engine.recipe import Recipe, get_recipe
+from nextreid.engine.recipe import AUTHORS, Recipe, get_recipe
 from nextreid.engine.trainer import train
 from nextreid.models import ReIDModel, create_model
 from nextreid.synthetic import PROFILES, synthetic_persons
+from nextreid.towers import TextTower
 from nextreid.version import __version__
 
-from .pretraining import PretrainConfig, load_towers, pretrain, tower_arguments
+from .oracle import Oracle, with_part_maps
+from .pretraining import PretrainConfig, load_towers, pretrain, take_towers, tower_arguments
 from .rows import BenchRow, load_rows
 
 _logger = logging.getLogger(__name__)
 
 RUNS, RESULT, START = "runs", "result.json", "start"
+RANKINGS = ("ranking.safetensors", "ranking_without_text.safetensors")
+ORACLE = "oracle"
+_TEXT_TOWERS: dict[str, TextTower] = {}
 SYNTHETIC = "synthetic-"
+PERSONS = ("rgbnt201",)
 _WIDEN_CLASSES = 100  # classifiers count among the parameters; this many identities has the small profile
 
 # On the synthetic persons every row is trained alike: chosen on the baseline (Table 3, row A) by training identities
@@ -63,7 +70,7 @@ class BenchSettings:
             ``"synthetic-full"`` puts a profile of the synthetic persons, a tiny model and its recipe in the place.
         root: Folder that holds the datasets' folders.
         captions: Folder that holds ``NEXT/RGBNT201`` and so on.
-        recipe: ``"clean"``, or ``"related"`` for the recipe of the related methods' code.
+        recipe: ``"clean"``, each row's own; or ``"authors"``, what authors of the family do on each dataset.
         overrides: Fields of the recipe to change in every row.
         start: Folder of pretrained towers for synthetic data; None makes them in ``out/start``.
         device: Where to compute; None takes the CPU for synthetic data and CUDA, where there is one, for the paper's.
@@ -82,12 +89,12 @@ class BenchSettings:
         allowed = ["paper", *(SYNTHETIC + name for name in PROFILES)]
         if self.data not in allowed:
             raise ValueError(f"data is {self.data!r}; allowed: {', '.join(allowed)}")
-        if self.recipe not in ("clean", "related"):
-            raise ValueError(f"recipe is {self.recipe!r}; allowed: clean, related")
+        if self.recipe not in ("clean", "authors"):
+            raise ValueError(f"recipe is {self.recipe!r}; allowed: clean, authors")
         if self.data == "paper" and self.root is None:
             raise ValueError("the paper's datasets are read from root=, --root; or take --data synthetic-small")
-        if self.data != "paper" and self.recipe == "related":
-            raise ValueError("the related methods' recipe is for the paper's datasets and models: leave it out here")
+        if self.data != "paper" and self.recipe == "authors":
+            raise ValueError("the authors' recipes are for the paper's datasets and models: leave them out here")
 
     @property
     def profile(self) -> str:
@@ -130,7 +137,12 @@ def unit_of(row: BenchRow, seed: int, settings: BenchSettings, rows: Mapping[str
         seed: Of the weights and the training; on synthetic data of the persons too.
         settings: Where and how.
         rows: Where `BenchRow.widen_to` is looked up; None reads all.
+
+    Raises:
+        ValueError: The row does not fit the data: it is of vehicles and the data are persons, or it reads captions and
+            there are none.
     """
+    _check_data(row, settings)
     model = "next_tiny" if settings.profile else row.model
     size: dict[str, Any] = {}
     if settings.profile:
@@ -139,22 +151,39 @@ def unit_of(row: BenchRow, seed: int, settings: BenchSettings, rows: Mapping[str
         data = {"name": settings.data, "seed": seed, **_CAPTIONS[row.captions]}
         recipe = get_recipe("tiny", **{**SYNTHETIC_RECIPE, "eval_every": 0, "seed": seed, **row.overrides})
     else:
-        if row.captions == "shuffled":
-            raise ValueError(f"row {row.name!r} exchanges captions, which is there for synthetic data only")
         start = None
         data = {"name": row.dataset, "root": str(settings.root)}
         if settings.captions is not None:
             data |= {"source": row.captions, "captions": str(_captions_folder(settings.captions, row))}
-        name = row.recipe if settings.recipe == "clean" else row.related_recipe
+        name = row.recipe if settings.recipe == "clean" else AUTHORS[row.dataset]
         recipe = get_recipe(name, **{"eval_every": 0, "seed": seed, **row.overrides})
     arguments = {**size, **row.arguments}
     if row.widen_to:
         other = (rows or load_rows())[row.widen_to]
         ratio = _widened(model, arguments, {**size, **other.arguments})
         arguments["head"] = {**arguments.get("head", {}), "ffn_ratio": ratio}
-    fields = {**recipe.to_dict(), "caption_quality": row.caption_quality, **settings.overrides}
+    quality = {"caption_quality": row.caption_quality, "caption_unit": row.caption_unit}
+    fields = {**recipe.to_dict(), **quality, **settings.overrides}
     recipe = Recipe.from_dict(fields)
     return Unit(data, model, arguments, recipe.to_dict(), asdict(start) if start else {})
+
+
+def _check_data(row: BenchRow, settings: BenchSettings) -> None:
+    if settings.profile:
+        if row.dataset not in PERSONS:
+            raise ValueError(
+                f"row {row.name!r} is of vehicles ({row.dataset}), and there are no synthetic vehicles: run it on "
+                "--data paper, or choose the tables of RGBNT201"
+            )
+        return
+    if row.captions == "shuffled":
+        raise ValueError(f"row {row.name!r} exchanges captions, which is there for synthetic data only")
+    unread = settings.overrides.get("text") is False
+    if row.needs_captions if unread else settings.captions is None and (row.needs_captions or row.reads_text):
+        raise ValueError(
+            f"row {row.name!r} ({row.title}) reads captions and there would be none: give --captions FOLDER"
+            + ("" if row.needs_captions else ", or --set text=false for a run without text")
+        )
 
 
 def _captions_folder(captions: Path, row: BenchRow) -> Path:
@@ -259,13 +288,13 @@ def _share_cores(jobs: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
 
 
-def run_unit(unit: Unit, out: Path, start: Path | None = None, device: str = "cpu") -> dict[str, Any]:
+def run_unit(unit: Unit, out: Path, start: Path | str | None = None, device: str = "cpu") -> dict[str, Any]:
     """Train and measure one run, or read its result if it is there.
 
     Args:
         unit: What to run.
         out: Folder of all runs; this one's is ``out/runs/DIGEST``.
-        start: Folder of pretrained towers.
+        start: Folder of pretrained towers, or the name of a model of the zoo that has some.
         device: Where to compute.
 
     Returns:
@@ -280,13 +309,20 @@ def run_unit(unit: Unit, out: Path, start: Path | None = None, device: str = "cp
     recipe = Recipe.from_dict(unit.recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = create_model(unit.model, pretrained=start is None, **unit.arguments)
+        if unit.model == ORACLE:
+            model: ReIDModel = Oracle(unit.data.get("evidence", "all"), **unit.arguments)
+        else:
+            model = create_model(unit.model, pretrained=start is None, **unit.arguments)
     if start is not None:
-        load_towers(model, start)
+        take_towers(model, start) if isinstance(start, str) else load_towers(model, start)
+        if model.text_tower is not None:  # frozen: what one run has encoded, the next one need not
+            model.text_tower = _TEXT_TOWERS.setdefault(str(start), model.text_tower)
+    if model.uses_text and recipe.text and not has_captions(dataset.train):
+        raise ValueError(f"{unit.model} reads captions and {dataset.name} has none: give them, or set text=false")
     result: dict[str, Any] = {"unit": asdict(unit), "digest": unit.digest, "data": _describe(dataset)}
     try:
         report = train(model, dataset, recipe, folder, resume=True, device=device, progress=False)
-        kept, classes = _measured(model, dataset, recipe), model.num_classes
+        kept, classes = _measured(model, dataset, recipe, folder), model.num_classes
         last = report.last or {}
         result |= {"epochs": len(report.history), "loss": last.get("loss"), "classes": classes, **kept}
     except FloatingPointError as error:
@@ -297,12 +333,14 @@ def run_unit(unit: Unit, out: Path, start: Path | None = None, device: str = "cp
     return result
 
 
-def _measured(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> dict[str, Any]:
+def _measured(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe, folder: Path) -> dict[str, Any]:
     from nextreid.engine import with_caption_quality
 
-    shown = with_caption_quality(dataset, recipe.caption_quality, recipe.seed)
+    shown = with_caption_quality(dataset, recipe.caption_quality, recipe.seed, recipe.caption_unit)
     conditions = [Condition(text) for text in ((True, False) if model.uses_text else (False,))]
     reports = evaluate_conditions(model, shown, conditions, options=EmbedOptions(recipe.eval_batch_size))
+    for name, report in zip(RANKINGS, reports, strict=False):
+        report.result.save(folder / name)
     return {"evaluations": [report.to_dict() for report in reports], "kept": kept_share(model, shown)}
 
 
@@ -328,6 +366,8 @@ def kept_share(model: ReIDModel, dataset: ReIDDataset) -> list[list[float]]:
 def _dataset(key: str) -> ReIDDataset:
     """Load or render a dataset; a process keeps the last two, since rows of one seed share theirs."""
     options = json.loads(key)
+    if options.pop("part_maps", False):
+        return with_part_maps(_dataset(json.dumps(options, sort_keys=True)), options.get("evidence", "all"))
     name = options.pop("name")
     if name.startswith(SYNTHETIC):
         return synthetic_persons(name.removeprefix(SYNTHETIC), **options).dataset

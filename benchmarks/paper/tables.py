@@ -33,6 +33,7 @@ def result_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row, unit, data = result["row"], result["unit"], result["data"]
         kept = [share for expert in result.get("kept", ()) for share in expert]
         head = {"table": row["table"], "row": row["row"], "name": row["name"], "title": row["title"]}
+        head["dataset"] = data["name"]
         tail = {
             "epochs": result.get("epochs", ""),
             "error": result.get("error", ""),
@@ -75,7 +76,10 @@ def markdown(results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, A
             and only the differences between rows can be compared.
     """
     paper_heading = "paper, its own data: mAP / R-1" if synthetic else "paper: mAP / R-1"
-    columns = ["row", "", paper_heading, "runs", "ours: mAP", "R-1", "mAP without text", "mAP − reference", "paper"]
+    sets = {result["data"]["name"] for result in results if "data" in result}
+    ours = sets.pop() if len(sets) == 1 else "ours"
+    of_sets = len({row["dataset"] for row in rows}) > 1
+    columns = ["row", "", paper_heading, "runs", f"{ours}: mAP", "R-1", "mAP without text", "mAP − reference", "paper"]
     if not synthetic:
         columns.insert(8, "mAP − paper's")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
@@ -83,7 +87,8 @@ def markdown(results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, A
     for row in rows:
         numbers, reference = by_row[row["name"]], by_row.get(row["reference"], {})
         paper = row["paper"]
-        cells = [row["row"], row["title"], f"{paper['mAP']} / {paper['rank-1']}" if paper else "–", str(len(numbers))]
+        title = row["title"] + (f", {row['dataset']}" if of_sets else "")
+        cells = [row["row"], title, f"{paper['mAP']} / {paper['rank-1']}" if paper else "–", str(len(numbers))]
         cells += [_spread([run["on"]["mAP"] for run in numbers.values()])]
         cells += [_spread([run["on"]["rank-1"] for run in numbers.values()])]
         cells += [_spread([run["off"]["mAP"] for run in numbers.values() if run["reads_text"]])]
