@@ -61,7 +61,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path, Callable[[], None]]]:
         torch.manual_seed(0)
         return nextreid.create_model("next_tiny")
 
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
 
     def resume() -> None:
         trained = model()

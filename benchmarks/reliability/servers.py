@@ -30,6 +30,8 @@ def _message(**fields: Any) -> bytes:
     return _json(choices=[{"message": fields, "finish_reason": "stop"}])
 
 
+_NO_CHOICES: tuple[Any, ...] = (5, None, [], [5], {}, "x", [{"message": 5}])
+_NO_USAGE: tuple[Any, ...] = (5, "x", [], {"prompt_tokens": "many"})
 _NO_JSON = (
     b"",
     b"\x00",
@@ -41,8 +43,8 @@ _NO_JSON = (
     b'{"choices": NaN}',
 )
 ANSWERS: dict[str, Odd] = {
-    **{f"choices {value!r}": Odd(_json(choices=value)) for value in (5, None, [], [5], {}, "x", [{"message": 5}])},
-    **{f"usage {value!r}": Odd(_json(usage=value)) for value in (5, "x", [], {"prompt_tokens": "many"})},
+    **{f"choices {value!r}": Odd(_json(choices=value)) for value in _NO_CHOICES},
+    **{f"usage {value!r}": Odd(_json(usage=value)) for value in _NO_USAGE},
     **{f"{n:.0e} tokens": Odd(_json(usage={"completion_tokens": n})) for n in (-5, -(10**9), 10**300, 0.5)},
     "10^400 tokens": Odd(_json(usage={"prompt_tokens": 10**400})),
     "1e999 tokens": Odd(_json().replace(b'"model"', b'"usage": {"prompt_tokens": 1e999}, "model"')),
