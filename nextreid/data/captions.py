@@ -1,6 +1,7 @@
 """Caption text: files read and joined to samples, split into sentences, drawn at random in training."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from .._files import read_json, user_path
 from .rng import seeded_rng
 from .sample import Sample, as_sentences
 
+QUALITY_UNITS = ("sentence", "word")
 MODALITY_CODES = {"rgb": "RGB", "nir": "NI", "tir": "TI"}
 """How the published files name a modality."""
 
@@ -246,23 +248,42 @@ def draw_sentences(
     return kept or _subset(sentences, 1, rng)
 
 
-def keep_quality(sentences: Sequence[str], share: float, rng: np.random.Generator) -> tuple[str, ...]:
-    """Keep a share of the sentences, at random but in order (NEXT, Table 5: caption quality 35, 70, 100 %).
+def keep_quality(
+    sentences: Sequence[str], share: float, rng: np.random.Generator, unit: str = "sentence"
+) -> tuple[str, ...]:
+    """Keep a share of a caption, at random but in order (NEXT, Table 5: caption quality 35, 70, 100 %).
 
     Args:
-        sentences: n sentences.
+        sentences: The caption's sentences.
         share: Share to keep, in (0, 1].
         rng: Source of the draw, such as ``seeded_rng("quality", seed, sample.key, modality)``.
+        unit: What is kept or lost: a whole ``"sentence"``, or each ``"word"`` by itself.
 
     Returns:
-        ``share * n`` sentences rounded to the nearest number (half up), at least one; ``()`` if there are none.
+        Of n units ``share * n``, rounded up or down at random so that the mean is ``share * n`` exactly; a short
+        caption may lose all. Sentences without a word left are gone.
 
     Raises:
-        ValueError: If `share` is not in (0, 1].
+        ValueError: If `share` is not in (0, 1], or there is no such unit.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share}")
-    return _subset(sentences, max(1, int(share * len(sentences) + 0.5)), rng) if sentences else ()
+    if unit not in QUALITY_UNITS:
+        raise ValueError(f"the unit of caption quality must be one of {', '.join(QUALITY_UNITS)}; got {unit!r}")
+    if unit == "sentence":
+        return tuple(sentences[i] for i in _kept(len(sentences), share, rng))
+    words = [sentence.split() for sentence in sentences]
+    places = [(row, word) for row, of_row in enumerate(words) for word in of_row]
+    kept = [places[i] for i in _kept(len(places), share, rng)]
+    left = (" ".join(word for at, word in kept if at == row) for row in range(len(words)))
+    return tuple(filter(None, left))
+
+
+def _kept(count: int, share: float, rng: np.random.Generator) -> list[int]:
+    """Draw places, in order: ``share * count`` of them in expectation."""
+    whole = math.floor(share * count + 1e-9)  # 0.35 * 20 is a little less than 7 in floating point
+    size = whole + bool(rng.random() < share * count - whole)
+    return sorted(rng.permutation(count)[:size].tolist())
 
 
 def caption_sampler(

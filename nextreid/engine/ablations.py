@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nextreid._names import unknown
-from nextreid.data import ReIDDataset, Sample, seeded_rng
+from nextreid.data import Batch, ReIDDataset, Sample, seeded_rng
 from nextreid.data.captions import keep_quality
 
 
@@ -61,19 +61,21 @@ def has_captions(samples: Sequence[Sample], shows: Sequence[bool] | None = None)
     return any(any(itertools.compress(sample.captions, shows or itertools.repeat(True))) for sample in samples)
 
 
-def with_caption_quality(dataset: ReIDDataset, share: float, seed: int = 0) -> ReIDDataset:
-    """Keep a share of the sentences of every caption in every split (Table 5: 35, 70 and 100 %).
+def with_caption_quality(dataset: ReIDDataset, share: float, seed: int = 0, unit: str = "sentence") -> ReIDDataset:
+    """Keep a share of every caption in every split (Table 5: 35, 70 and 100 %).
 
     Args:
         dataset: Any dataset.
-        share: More than 0 and at most 1; a caption keeps one sentence at least.
-        seed: Which sentences stay depends on it, the sample's key and the modality, and on nothing else.
+        share: More than 0 and at most 1: exactly this share of the units in expectation, so that short captions may
+            lose all of them.
+        seed: What stays depends on it, the sample's key and the modality, and on nothing else.
+        unit: What is kept or lost: a ``"sentence"`` or a ``"word"``.
 
     Returns:
         The dataset with shorter captions; itself for a share of 1.
 
     Raises:
-        ValueError: The share is out of range.
+        ValueError: The share is out of range, or there is no such unit.
     """
     if not 0 < share <= 1:
         raise ValueError(f"a caption quality of {share} is not a share; it must be more than 0 and at most 1")
@@ -82,8 +84,38 @@ def with_caption_quality(dataset: ReIDDataset, share: float, seed: int = 0) -> R
 
     def shorten(sample: Sample) -> Sample:
         rngs = (seeded_rng("quality", seed, sample.key, i) for i in range(len(sample.captions)))
-        kept = tuple(keep_quality(caption, share, rng) for caption, rng in zip(sample.captions, rngs, strict=True))
+        kept = tuple(
+            keep_quality(caption, share, rng, unit) for caption, rng in zip(sample.captions, rngs, strict=True)
+        )
         return replace(sample, captions=kept)
 
     splits = {split: tuple(map(shorten, samples)) for split, samples in dataset.splits().items()}
     return replace(dataset, **splits)  # type: ignore[arg-type]
+
+
+def drop_modalities(batch: Batch, probability: float, seed: int) -> Batch:
+    """Hide modalities of a training batch at random, images and captions both; each sample keeps one at least.
+
+    Args:
+        batch: The batch.
+        probability: That a modality is hidden. Where chance hides all of a sample, one of them, any, comes back.
+        seed: What is hidden depends on it, the epoch, the slot and the sample's key, and on nothing else.
+
+    Returns:
+        The batch with fewer modalities present.
+    """
+    present = batch.present.cpu().clone()
+    captions = [list(row) for row in batch.captions]
+    for row, (key, draw) in enumerate(zip(batch.keys, batch.draws, strict=True)):
+        there = present[row].nonzero().flatten().tolist()
+        rng = seeded_rng("drop modality", seed, *draw, key)
+        hidden = {m for m, u in zip(there, rng.random(len(there)), strict=True) if u < probability}
+        if there and len(hidden) == len(there):
+            hidden.remove(there[int(rng.integers(len(there)))])
+        for modality in hidden:
+            present[row, modality] = False
+            if captions[row]:
+                captions[row][modality] = ()
+    present = present.to(batch.present.device)
+    images = batch.images.masked_fill(~present[:, :, None, None, None], 0)
+    return replace(batch, images=images, present=present, captions=captions)

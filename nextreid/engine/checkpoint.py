@@ -128,7 +128,7 @@ def describe(
         "recipe": recipe.to_dict(),
         "model": {**arguments, "architecture": cfg.architecture, "num_classes": model.num_classes},
         "start": {
-            "weights": cfg.file or cfg.hf_hub_id or cfg.clip,
+            "weights": model.loaded_weights,
             "digest": tensors_digest(model.state_dict()),
             "trained_on": cfg.trained_on,
         },

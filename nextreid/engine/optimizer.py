@@ -58,6 +58,18 @@ def lr_factor(recipe: Recipe, epoch: int) -> float:
     return recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
 
 
+def lr_noise(limit: float, epoch: int) -> float:
+    """Draw the relative change of the learning rates in an epoch: normal, redrawn until it is smaller than `limit`.
+
+    The draws are those of related methods: torch's generator of the CPU, seeded by 42 + epoch, whatever the run's seed.
+    """
+    generator = torch.Generator().manual_seed(42 + epoch)
+    while limit:
+        if abs(noise := float(torch.randn(1, generator=generator))) < limit:
+            return noise
+    return 0.0
+
+
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
     """Set every group to its full learning rate times `factor`; return them by the groups' names."""
     for group in optimizer.param_groups:

@@ -21,7 +21,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
         (0, math.inf, False): "lr_tower lr_new grad_clip",
         (0, math.inf, True): "weight_decay warmup_epochs warmup_start identity_weight triplet_weight margin pad "
         "eval_every workers",
-        (0, 1, True): "beta1 beta2 floor smoothing flip erase",
+        (0, 1, True): "beta1 beta2 floor smoothing flip erase lr_noise drop_modality",
         (0, 1, False): "caption_keep_ratio caption_quality",
     }.items()
     for field in fields.split()
@@ -53,6 +53,8 @@ class Recipe:
         warmup_start: Where the warm-up starts, as a factor of each group's learning rate (TOP-ReID, EDITOR, MambaPro:
             0.01).
         floor: Where the cosine ends, as a factor of each group's learning rate (related methods: 0.001).
+        lr_noise: Largest relative change of every learning rate in an epoch, drawn from a normal distribution by the
+            epoch alone (DeMo, IDEA: 0.67); 0 for none.
         identity_weight: Weight of the identity loss (related methods 0.25; Eq. 12 has 1).
         triplet_weight: Weight of the triplet loss.
         smoothing: Label smoothing of the identity loss (related methods: 0.1).
@@ -62,10 +64,14 @@ class Recipe:
         erase: Probability of random erasing (related methods: 0.5).
         geometry: Whether the modalities of a sample share flip and crop. ``"shared"`` keeps patch positions aligned,
             which the modulation across modalities (Eq. 6) relies on; related methods draw ``"independent"``.
+        eval_interpolation: Resampling of the evaluation's resize, which the trained model keeps: ``"same"`` as in
+            training (the model's own), or ``"bilinear"`` after bicubic ones in training, as in related methods.
         text: Whether captions are read, in training and in the evaluations of the run.
         caption_keep_ratio: Probability that a sentence is kept when a caption is drawn (Eq. 4); None draws the number
             of sentences uniformly.
-        caption_quality: Share of the sentences that exist at all, in training and at test (Table 5).
+        caption_quality: Share of each caption that exists at all, in training and at test (Table 5).
+        caption_unit: What ``caption_quality`` keeps or loses: a ``"sentence"`` or a ``"word"``.
+        drop_modality: Probability that a modality of a training sample is hidden, image and caption; one stays always.
         amp: ``"bf16"`` autocasts the forward pass of the training; evaluation is always in float32.
         compile: Whether the training step runs through ``torch.compile``; it then rounds and drops features otherwise.
         eval_every: Epochs between evaluations, the last epoch included always (related methods: 1); 0 never evaluates.
@@ -94,6 +100,7 @@ class Recipe:
     warmup_epochs: int = 10
     warmup_start: float = 0.01
     floor: float = 0.001
+    lr_noise: float = 0.0
     identity_weight: float = 0.25
     triplet_weight: float = 1.0
     smoothing: float = 0.1
@@ -102,9 +109,12 @@ class Recipe:
     pad: int = 10
     erase: float = 0.5
     geometry: Literal["shared", "independent"] = "shared"
+    eval_interpolation: Literal["same", "bilinear"] = "same"
     text: bool = True
     caption_keep_ratio: float | None = None
     caption_quality: float = 1.0
+    caption_unit: Literal["sentence", "word"] = "sentence"
+    drop_modality: float = 0.0
     amp: Literal["off", "bf16"] = "bf16"
     compile: bool = False
     eval_every: int = 1
@@ -123,6 +133,8 @@ class Recipe:
         if self.store not in ("off", "memory") and not self.store.endswith(SUFFIX):
             allowed = f"'off', 'memory', or the name of a file that ends in {SUFFIX}"
             raise ValueError(f"recipe field 'store' is {self.store!r}; allowed: {allowed}")
+        if self.store != "off" and self.eval_interpolation != "same":
+            raise ValueError("a store keeps images resized once: set store='off' or eval_interpolation='same'")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as a dict that ``json.dumps`` takes and `from_dict` reads back."""
@@ -163,6 +175,19 @@ def _check(name: str, annotation: Any, value: Any) -> None:
             raise ValueError(f"recipe field {name!r} is {value!r}; it must be {bounds}")
 
 
+# What IDEA's code does on RGBNT201 and MSVR310, as its released log shows: one learning rate, a warm-up that starts at
+# the absolute 3.5e-5 and falls, a floor of 3.5e-7, noise on the learning rate, a draw of flip and crop for each
+# modality, and bilinear images at test after bicubic ones in training. NEXT states the same optimizer and rate.
+_IDEA = Recipe(
+    name="idea",
+    lr_new=3.5e-6,
+    warmup_start=10.0,
+    floor=0.1,
+    lr_noise=0.67,
+    geometry="independent",
+    eval_interpolation="bilinear",
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -171,9 +196,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe(name="next-eq12", identity_weight=1.0),
         # Batch 16 x 128 on RGBNT100 in IDEA and STMI: eight identities of sixteen.
         Recipe(name="next-rgbnt100", num_instances=16),
-        # What IDEA's code does, as its released log shows: one learning rate, a warm-up that starts at the absolute
-        # 3.5e-5 and falls, a floor of 3.5e-7, and a draw of flip and crop for each modality.
-        Recipe(name="idea", lr_new=3.5e-6, warmup_start=10.0, floor=0.1, geometry="independent"),
+        _IDEA,
+        dataclasses.replace(_IDEA, name="idea-rgbnt100", num_instances=16),
+        # IDEA has no WMVEID863, where most identities have few images: 64 in fours, as all who train on it.
+        dataclasses.replace(_IDEA, name="idea-wmveid863", num_ids=16, num_instances=4),
         # Not published: minutes on two CPU cores for the `*_tiny` models (64 x 32 pixels), trained from scratch, so
         # the tower learns at the rate of the new layers, and two pixels of padding are what ten are to 256 x 128. With
         # the loss weights of related methods such a tower stays where all distances are alike (triplet loss ln 2): the
@@ -196,6 +222,14 @@ RECIPES: dict[str, Recipe] = {
         ),
     )
 }
+
+AUTHORS: dict[str, str] = {
+    "rgbnt201": "idea",
+    "msvr310": "idea",
+    "rgbnt100": "idea-rgbnt100",
+    "wmveid863": "idea-wmveid863",
+}
+"""The recipe by dataset that does what the authors of NEXT's family of methods do, quirks included."""
 
 
 def get_recipe(name: str = "next", /, **overrides: Any) -> Recipe:

@@ -24,7 +24,7 @@ from nextreid.data.transforms import TrainTransform
 from nextreid.losses import Criterion
 from nextreid.models import Head, ReIDModel, as_reid_model, save_model
 
-from .ablations import Condition, has_captions, with_caption_quality
+from .ablations import Condition, drop_modalities, has_captions, with_caption_quality
 from .checkpoint import (
     BEST,
     LAST,
@@ -52,7 +52,7 @@ from .distributed import (
 )
 from .embedding import EmbedOptions, eval_transform, keep_texts, move_to_device
 from .evaluation import check_modalities, measure
-from .optimizer import build_optimizer, lr_factor, set_lr
+from .optimizer import build_optimizer, lr_factor, lr_noise, set_lr
 from .progress import duration, progress_bar, progress_line
 from .provenance import record_metrics, record_training, trained_sets
 from .recipe import Recipe
@@ -121,7 +121,7 @@ def train(
     pids = _train_pids(dataset)
     labels = [sample.pid for sample in dataset.train]
     sampler = PKSampler(labels, recipe.num_ids, recipe.num_instances, recipe.seed, rank(), world_size())
-    dataset = with_caption_quality(dataset, recipe.caption_quality, recipe.seed)
+    dataset = with_caption_quality(dataset, recipe.caption_quality, recipe.seed, recipe.caption_unit)
     text = recipe.text and model.uses_text and has_captions(dataset.train)
     if recipe.text and not text and is_main():
         _logger.info("training without text: the model reads none or dataset %r has no captions", dataset.name)
@@ -155,7 +155,11 @@ def train(
     options = EmbedOptions(recipe.eval_batch_size, recipe.workers, None, progress, cache, recipe.augment)
     config = model.pretrained_cfg
     drawn = {name: getattr(recipe, name) for name in ("flip", "pad", "erase", "geometry")}
-    transform = TrainTransform(model.img_size, config.mean, config.std, **drawn, interpolation=config.interpolation)
+    resized = config.interpolation
+    if recipe.eval_interpolation == "bilinear":
+        resized = "bicubic"
+        model.pretrained_cfg = config.replace(interpolation="bilinear")
+    transform = TrainTransform(model.img_size, config.mean, config.std, **drawn, interpolation=resized)
     loader = make_loader(
         dataset.train,
         transform,
@@ -262,7 +266,7 @@ class _Epoch:
         """Train for one epoch; return the mean losses, the learning rates and the number of steps."""
         recipe = self.recipe
         criterion = Criterion(recipe.identity_weight, recipe.triplet_weight, recipe.smoothing, recipe.margin)
-        lrs = set_lr(self.optimizer, lr_factor(recipe, epoch))
+        lrs = set_lr(self.optimizer, lr_factor(recipe, epoch) * (1 + lr_noise(recipe.lr_noise, epoch)))
         sums: dict[str, float] = {}
         steps = 0
         after_step: Any = getattr(self.model, "after_step", None)
@@ -283,6 +287,8 @@ class _Epoch:
 
     def _on_device(self, batch: Batch, epoch: int, step: int) -> Batch:
         batch = batch.to(self.device)
+        if self.recipe.drop_modality:
+            batch = drop_modalities(batch, self.recipe.drop_modality, self.recipe.seed)
         if self.recipe.augment == "cpu":
             return batch
         seed = int(seeded_rng("erase", self.recipe.seed, epoch, step).integers(2**63))

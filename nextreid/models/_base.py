@@ -70,6 +70,7 @@ class ReIDModel(nn.Module):
         modality_width: Width D of each modality's part where the embedding is ``(..., M, D)`` flattened, else None.
         uses_text: Whether captions change the embedding.
         text_tower: The frozen text tower, or None.
+        loaded_weights: Where the weights were loaded from last, in words; None as long as none were.
 
     Raises:
         ValueError: If no modality is given or one is named twice.
@@ -87,6 +88,7 @@ class ReIDModel(nn.Module):
     modality_width: int | None = None
     modalities: tuple[str, ...]
     uses_text: bool = False
+    loaded_weights: str | None = None
 
     def __init__(self, modalities: Sequence[str] = ("rgb", "nir", "tir")) -> None:
         super().__init__()

@@ -52,7 +52,12 @@ def build_model_with_cfg(
             weights.
     """
     tag = f".{pretrained_cfg}" if isinstance(pretrained_cfg, str) else ""
-    cfg = pretrained_cfg if isinstance(pretrained_cfg, PretrainedCfg) else get_pretrained_cfg(variant + tag)
+    if isinstance(pretrained_cfg, PretrainedCfg):
+        cfg = pretrained_cfg
+    else:
+        cfg = get_pretrained_cfg(variant + tag)
+        if not pretrained:  # what is known of weights that are not loaded is not known of this model
+            cfg = cfg.replace(**dict.fromkeys(OF_WEIGHTS))
     changes = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
     cfg = cfg.replace(**check_fields({**changes, **(pretrained_cfg_overlay or {})}))
     arguments = resolve_arguments(model_class, variant, kwargs)
@@ -93,7 +98,8 @@ def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None 
         load_checkpoint(model, str(source))
     elif cfg.clip:
         load_pretrained_clip(*cfg.clip, model.image_tower.towers(), model.text_tower, cache_dir)
-        model.pretrained_cfg = model.pretrained_cfg.replace(base_weights=f"CLIP {cfg.clip[0]}, {cfg.clip[1]}")
+        model.loaded_weights = f"CLIP {cfg.clip[0]}, {cfg.clip[1]}"
+        model.pretrained_cfg = model.pretrained_cfg.replace(base_weights=model.loaded_weights)
         _logger.info("the towers of %s start from CLIP (%s, %s); the rest is untrained", cfg.architecture, *cfg.clip)
     elif cfg.timm:
         if model.text_tower is not None:
@@ -102,7 +108,8 @@ def load_pretrained(model: ReIDModel, cfg: PretrainedCfg, cache_dir: str | None 
                 "the model with text_tower=None, or take one whose towers are a CLIP, such as next_clip_b16"
             )
         name = model.image_tower.load_timm(cache_dir)
-        model.pretrained_cfg = model.pretrained_cfg.replace(base_weights=f"timm {name}")
+        model.loaded_weights = f"timm {name}"
+        model.pretrained_cfg = model.pretrained_cfg.replace(base_weights=model.loaded_weights)
         _logger.info("the image tower of %s starts from timm's %s; the rest is untrained", cfg.architecture, name)
     else:
         raise ValueError(
@@ -182,6 +189,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         state = {k: v for k, v in state.items() if k not in saved} | wanted
     try:
         load_strictly(model, state, path)
+        model.loaded_weights = path
     except ValueError as error:
         if size is None or size == model.img_size:
             raise

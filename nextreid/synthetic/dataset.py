@@ -120,8 +120,9 @@ def render_sample(
     labels = draw_person(identity, frame, scale, config.img_size)
     beside = None
     if (other := frame.bystander) is not None:
-        who, moment = make_identity(config, other.pid), {"yaw": other.yaw, "phase": other.phase, "held": "none"}
-        seen = dataclasses.replace(frame, **moment, dx=other.dx, zoom=other.zoom)
+        who = make_identity(config, other.pid)
+        pose = dataclasses.replace(frame, yaw=other.yaw, phase=other.phase, held="none")
+        seen = dataclasses.replace(pose, dx=other.dx, zoom=other.zoom)
         beside = who.body, draw_person(who, seen, scale, config.img_size)
     unoccluded = _count(part_map(labels))
     if frame.occluder is not None:

@@ -28,7 +28,7 @@ def test_list_names_rows_and_figures(run):
     assert status == 0 and len(lines) == 6
     assert lines[0].startswith("table3-a") and "mAP 71.0" in lines[0]
     assert lines[4].startswith("fig4-1") and "no figure" in lines[4]
-    assert run("list")[1].splitlines()[-1].startswith("34 rows; 48 figures of 16 related methods")
+    assert run("list")[1].splitlines()[-1].startswith("37 rows; 48 figures of 16 related methods")
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,12 @@ def test_list_names_rows_and_figures(run):
         (("run", "table6"), ["table6", "table3"]),
         (("run", "table3"), ["--root"]),
         (("run", "table3", "--data", "synthetic-small", "--seeds", "0"), ["--seeds"]),
-        (("run", "table3", "--data", "synthetic-small", "--recipe", "related"), ["related"]),
+        (("run", "table3", "--data", "synthetic-small", "--recipe", "authors"), ["authors"]),
         (("run", "table3", "--data", "synthetic-small", "--set", "seed=1"), ["seed"]),
         (("run", "table3", "--data", "synthetic-small", "--set", "wheels=4"), ["wheels", "epochs"]),
         (("run", "table3", "--data", "synthetic-small", "--collect"), ["no finished run"]),
+        (("run", "table7", "--data", "synthetic-small"), ["table7-a", "no synthetic vehicles"]),
+        (("run", "table9", "--root", "data"), ["table9-idea", "--captions"]),
         (("pretrain", "--set", "wheels=4"), ["wheels", "epochs"]),
     ],
 )

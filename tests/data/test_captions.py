@@ -145,12 +145,27 @@ def test_keep_is_the_probability_of_each_sentence() -> None:
     assert all(abs(drawn[s] - count) < 200 for s, count in expected.items())
 
 
-def test_quality_keeps_a_share() -> None:
-    for share, size in ((0.35, 2), (0.7, 4), (1.0, 5), (0.01, 1), (0.5, 3)):
-        kept = keep_quality(FIVE, share, seeded_rng("quality", 0, "a.jpg"))
-        assert len(kept) == size and list(kept) == sorted(kept)
-    assert keep_quality((), 0.5, seeded_rng(0)) == ()
-    assert len({keep_quality(FIVE, 0.35, seeded_rng(i)) for i in range(300)}) == 10
+@pytest.mark.parametrize("unit", ["sentence", "word"])
+@pytest.mark.parametrize(("count", "share"), [(1, 0.35), (5, 0.35), (5, 0.7), (2, 0.7), (20, 0.35), (3, 1.0), (0, 0.5)])
+def test_quality_keeps_a_share_in_expectation(unit: str, count: int, share: float) -> None:
+    words = [f"w{i:02d}" for i in range(count)]
+    caption = words if unit == "sentence" else [" ".join(words[:2]), " ".join(words[2:])]
+    sizes, seen = Counter(), Counter()
+    for i in range(3000):
+        kept = keep_quality(caption, share, seeded_rng("quality", i), unit)
+        left = [word for sentence in kept for word in sentence.split()]
+        assert left == sorted(left) and set(left) <= set(words) and all(kept)
+        sizes[len(left)] += 1
+        seen.update(left)
+    exact = share * count
+    assert all(abs(size - exact) < 1 - 1e-6 or size == exact for size in sizes)  # rounded up or down, never further
+    assert sum(size * n for size, n in sizes.items()) / 3000 == pytest.approx(exact, abs=0.04)
+    assert all(seen[word] / 3000 == pytest.approx(share, abs=0.04) for word in words)  # and no word is preferred
+
+
+def test_quality_rejects_what_is_no_share_and_no_unit() -> None:
+    with pytest.raises(ValueError, match="sentence, word"):
+        keep_quality(FIVE, 0.5, seeded_rng(0), "letter")
     for share in (0.0, 1.1):
         with pytest.raises(ValueError, match="share"):
             keep_quality(FIVE, share, seeded_rng(0))

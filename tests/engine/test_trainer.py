@@ -352,6 +352,7 @@ def test_the_folder_says_what_was_trained_where_and_from_what(build, dataset, re
     assert run["versions"]["numpy"] == np.__version__ and run["hardware"]["processes"] == 1
     assert run["hardware"]["threads"] == torch.get_num_threads() and run["hardware"]["device"] == "cpu"
     assert run["start"]["trained_on"] is None
+    assert run["start"]["weights"] is None  # the zoo knows weights for this model, and none were loaded
     first = {
         "dataset": "tints", "digest": dataset.digest(), "protocol": "camera", "recipe": "tiny", "seed": 0,
         "epoch": 1, "epochs": 1, "epoch_rule": "last",

@@ -192,3 +192,54 @@ def test_bad_settings_are_named(settings, named):
 def test_bad_inputs_are_named(change, named):
     with pytest.raises(ValueError, match=named):
         make(num_tokens=N)(*change(*inputs()))
+
+
+@pytest.mark.parametrize("scope", ["position", "map"])
+def test_contrast_says_where_to_look_and_never_how_much(scope):
+    """Whatever lies in all patches alike changes nothing, and the mean score of a map stays what the image gave."""
+    settings = {"modulation_contrast": True, "modulation_scope": scope, "num_tokens": N}
+    head = make(**settings).eval()
+    cls, tokens, text = inputs()
+    bare, read = (head(cls, tokens, given, return_parts=True) for given in (None, text))
+    assert not torch.allclose(bare["gamma"], read["gamma"])
+    torch.testing.assert_close(bare["gamma"].mean(-1), read["gamma"].mean(-1))
+    assert torch.equal(read["mask"], (read["gamma"] > read["sigma"]).double())
+    modulation = head.semantic_experts.modulation
+    captioned = torch.ones(B, 3, M, dtype=torch.bool)
+    beta = read["beta"]
+    shift = modulation.shift(beta, captioned)
+    torch.testing.assert_close(modulation.shift(0.5 * beta + 0.3, captioned), shift, rtol=1e-4, atol=1e-6)
+    if scope == "position":  # over the map each place has weights of its own
+        assert modulation.shift(torch.full_like(beta, 0.3), captioned).abs().max() < 1e-6  # patches alike: no choice
+    absent = head(cls, tokens, torch.zeros_like(text), return_parts=True)
+    torch.testing.assert_close(absent["gamma"], bare["gamma"])
+
+
+def test_a_mask_from_outside_takes_the_place_of_the_sampling():
+    head = make().eval()
+    cls, tokens, text = inputs()
+    chosen = torch.zeros(B, M, N, dtype=torch.float64)
+    chosen[:, 1, 2] = 1
+    parts = head(cls, tokens, text, PRESENT, return_parts=True, mask=chosen)
+    assert torch.equal(parts["mask"], (chosen * PRESENT[..., None])[:, None].expand(-1, 3, -1, -1))
+    everywhere = make(num_semantic_experts=1).eval()
+    own = everywhere(cls, tokens, text, return_parts=True)
+    torch.testing.assert_close(everywhere(cls, tokens, text, mask=own["mask"][:, 0]), own["groups"].flatten(1))
+    with pytest.raises(ValueError, match=r"mask has shape .*\(B, M, N\)"):
+        head(cls, tokens, text, mask=chosen[:, :1])
+
+
+def test_each_backbone_feature_can_be_an_expert_of_its_own():
+    """Appendix B.1's reading of row B: set m is what the aggregation makes of modality m's tokens alone."""
+    settings = {"num_semantic_experts": 0, "num_structure_experts": 0}
+    joint, each = make(**settings).eval(), make(**settings, structure_output="each").eval()
+    each.load_state_dict(joint.state_dict())
+    cls, tokens, _ = inputs()
+    assert (joint.num_groups, each.num_groups, each.num_features) == (1, M, M * M * D)
+    groups = each(cls, tokens, return_parts=True)["groups"]
+    for m in range(M):
+        alone = joint.mmfa(cls, None, tokens[:, m : m + 1])[:, 0]
+        torch.testing.assert_close(groups[:, m], alone)
+    hidden = each(cls, tokens, None, PRESENT, return_parts=True)["groups"]
+    assert hidden.isfinite().all() and (hidden.transpose(1, 2)[~PRESENT] == 0).all()
+    torch.testing.assert_close(hidden[0], groups[0])

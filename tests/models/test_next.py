@@ -116,7 +116,7 @@ def test_head_settings_are_those_of_the_head(monkeypatch):
         **{"semantic_routing": "shared", "sampling_threshold": 0.2, "sampling_keep_ratio": 0.7},
         **{"modulation_scope": "map", "text_modulation": False, "masked_tokens": "drop", "aggregation": "mean"},
         **{"structure_routing": "specific", "structure_granularity": "sample", "structure_output": "each"},
-        **{"num_heads": 2, "ffn_ratio": 3.0, "mmfa_residual": True},
+        **{"num_heads": 2, "ffn_ratio": 3.0, "mmfa_residual": True, "modulation_contrast": True},
     }
     taken = []
 

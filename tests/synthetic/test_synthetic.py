@@ -1,6 +1,7 @@
 """Procedural persons: determinism, separation of streams, and the physics of three sensors."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from nextreid.synthetic import PARTS, PersonsConfig, synthetic_persons, write_fo
 from nextreid.synthetic.dataset import render_identity, render_sample
 from nextreid.synthetic.drawing import draw_person
 from nextreid.synthetic.figure import REGION, part_map
-from nextreid.synthetic.identity import make_identity, pool_pids, twin_of
+from nextreid.synthetic.identity import MATERIALS, make_identity, pool_pids, twin_of
 from nextreid.synthetic.scene import make_camera, make_frame, make_visit, visited_cameras
 from nextreid.synthetic.sensors import material_table
 
@@ -289,3 +290,63 @@ def test_folders_without_captions_and_bad_datasets(tmp_path):
     paths = tuple(dataclasses.replace(s, images=(tmp_path / "a.jpg",) * 3) for s in dataset.train)
     with pytest.raises(ValueError, match=dataset.train[0].key):
         write_folder_layout(dataclasses.replace(dataset, train=paths), tmp_path / "y")
+
+
+def digest(samples):
+    found = hashlib.blake2b(digest_size=8)
+    for sample in samples:
+        truth = sorted((name, str(value)) for name, value in sample.truth.items() if name != "parts")
+        found.update(repr((sample.key, sample.pid, sample.camid, sample.captions, truth)).encode())
+        for array in (*sample.images, sample.truth["parts"]):
+            found.update(array.tobytes())
+    return found.hexdigest()
+
+
+def test_sets_without_the_later_knobs_keep_every_byte():
+    """Digests of the generator before it had clutter, bystanders, evidence and a view gap."""
+    size = {"num_train": 3, "num_test": 3, "frames_per_visit": 2}
+    plain = synthetic_persons("tiny", **size).dataset
+    odd = synthetic_persons("tiny", **size, seed=3, occlusion=1.0, flare=1.0, caption_source="shuffled").dataset
+    assert digest((*plain.train, *plain.gallery)) == "ba87544cbb8a1753"
+    assert digest((*odd.train, *odd.gallery)) == "a27c81ef1fd2b267"
+
+
+@pytest.mark.parametrize("knob", [{"clutter": 1.0}, {"bystander": 1.0}, {"view_gap": 1.0}, {"evidence": "upper:nir"}])
+def test_what_a_knob_adds_says_nothing_of_the_person(knob):
+    """With the same body, what lies away from it is the same whoever it is: neither things nor bystanders tell."""
+    config = dataclasses.replace(CONFIG, **knob, img_size=(64, 64))
+    one, two = (moment(config, body_of=pid, defocus=0.0, motion=0.0) for pid in (PID, 200_007))
+    near = (one.truth["parts"] > 0) | (two.truth["parts"] > 0)
+    for _ in range(4):
+        padded = np.pad(near, 1)
+        near = np.any([padded[y : y + 64, x : x + 64] for y in range(3) for x in range(3)], axis=0)
+    assert all(np.array_equal(a[~near], b[~near]) for a, b in zip(one.images, two.images, strict=True))
+
+
+def test_a_bystander_stands_on_either_side_and_is_no_part_of_the_person():
+    config = dataclasses.replace(CONFIG, bystander=1.0)
+    samples = render_identity(config, PID)
+    middle = [np.nonzero(sample.truth["parts"] > 0)[1].mean() for sample in samples]
+    assert min(middle) < 14 and max(middle) > 18  # of 32 columns
+    alone = [dataclasses.replace(config, bystander=share) for share in (0.0, 1.0)]
+    frames = [make_frame(c, make_visit(c, PID, 0), PID, 0, 0) for c in alone]
+    assert frames[0].bystander is None and frames[1].bystander.pid > 800_000
+    assert frames[1].dx * frames[1].bystander.dx < 0 and abs(abs(frames[1].dx - frames[0].dx) - 0.2) < 1e-9
+
+
+def test_evidence_is_in_one_part_of_one_modality():
+    config = dataclasses.replace(CONFIG, evidence="upper:nir")
+    one, two = make_identity(config, 1), make_identity(config, 2)
+    assert one.attributes == two.attributes and one.twin == -1
+    fields = [field.name for field in dataclasses.fields(one.body)]
+    differ = [name for name in fields if not np.array_equal(getattr(one.body, name), getattr(two.body, name))]
+    assert differ == ["nir"]
+    assert [MATERIALS[i] for i in np.nonzero(one.body.nir != two.body.nir)[0]] == ["upper", "upper_trim", "inner"]
+    assert make_identity(dataclasses.replace(CONFIG, evidence="backpack:tir"), 1).attributes["backpack"] == "yes"
+
+
+def test_a_view_gap_gives_neighbouring_cameras_opposite_sides():
+    config = dataclasses.replace(CONFIG, view_gap=1.0)
+    for camid, view in ((0, "back"), (1, "front"), (2, "back")):
+        frames = [make_frame(config, make_visit(config, pid, camid), pid, camid, 0) for pid in range(1, 13)]
+        assert sum(frame.view == view for frame in frames) >= 10
