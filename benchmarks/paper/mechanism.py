@@ -180,7 +180,7 @@ def pairs(out: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
             ]
             if not both:
                 continue
-            gains = [100 * (one.mAP - other.mAP) for _, one, other in both]
+            gains = [100 * float(np.nanmean(one.ap) - np.nanmean(other.ap)) for _, one, other in both]
             mean, half = mean_interval(gains)
             joined = [
                 RetrievalResult.concat([_apart(parts[i], seed) for seed, *parts in both])
