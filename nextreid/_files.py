@@ -177,30 +177,32 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV file with a header; `unescape_surrogates` gives back the text of its cells."""
+    """Write a CSV file with a header; `unescape_cell` gives back the text of its cells."""
     buffer = io.StringIO()
-    escaped = ([escape_surrogates(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
-    csv.writer(buffer, lineterminator="\n").writerows([columns, *escaped])
+    cells = ([escape_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in [columns, *rows])
+    csv.writer(buffer, lineterminator="\n").writerows(cells)
     write_text(path, buffer.getvalue())
 
 
-def escape_surrogates(text: str) -> str:
-    r"""Make a text encodable: a lone surrogate, a byte of a file name that is not UTF-8, becomes ``\udce9``.
+def escape_cell(text: str) -> str:
+    r"""Make a text a cell that can be encoded and that no spreadsheet takes for a formula.
 
-    Backslashes before what looks like that are doubled, so that `unescape_surrogates` gives the text back.
+    A lone surrogate, a byte of a file name that is not UTF-8, becomes ``\udce9``; before what begins as a formula and is no
+    number goes an apostrophe. What looks like either is doubled, so that `unescape_cell` gives the text back.
     """
     text = re.sub(r"(\\+)(?=ud[89a-f][0-9a-f]{2}|[\ud800-\udfff])", r"\1\1", text)
-    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):x}", text)
+    text = re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):x}", text)
+    return f"'{text}" if re.match(r"'*[=+\-@\t\r]", text) and not re.fullmatch(r"[+-]\d+(\.\d+)?", text) else text
 
 
-def unescape_surrogates(text: str) -> str:
-    """Give back the text that `escape_surrogates` was given."""
+def unescape_cell(text: str) -> str:
+    """Give back the text that `escape_cell` was given."""
 
     def back(found: re.Match[str]) -> str:
         slashes = "\\" * (len(found[1]) // 2)
         return slashes + (chr(int(found[2][1:], 16)) if len(found[1]) % 2 else found[2])
 
-    return re.sub(r"(\\+)(ud[89a-f][0-9a-f]{2})", back, text)
+    return re.sub(r"(\\+)(ud[89a-f][0-9a-f]{2})", back, re.sub(r"^'(?='*[=+\-@\t\r])", "", text))
 
 
 def read_json(path: Path, *, limit: int = 2**24) -> Any:

@@ -18,14 +18,14 @@ from nextreid import _files
 from nextreid._files import (
     check_out_file,
     check_out_folder,
-    escape_surrogates,
+    escape_cell,
     find_folder,
     map_tensor,
     parse_json,
     read_header,
     read_json,
     read_tensors,
-    unescape_surrogates,
+    unescape_cell,
     user_path,
     write_csv,
     write_folder,
@@ -171,11 +171,20 @@ def test_a_mapped_tensor_is_checked_and_stays_the_one_that_was_opened(tmp_path):
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text(st.sampled_from("\\ud9e\udce9\ud83d\ude00aé\n"), max_size=12))
 def test_escaped_text_can_be_written_and_comes_back(text):
-    escaped = escape_surrogates(text)
+    escaped = escape_cell(text)
     escaped.encode()
-    assert unescape_surrogates(escaped) == text
+    assert unescape_cell(escaped) == text
     if not re.search("[\ud800-\udfff]|ud[89a-f]", text):
         assert escaped == text
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.text(st.sampled_from("=+-@\t\r'1.a"), max_size=6))
+def test_no_cell_is_a_formula_and_every_one_comes_back(text):
+    escaped = escape_cell(text)
+    assert unescape_cell(escaped) == text
+    number = re.fullmatch(r"[+-]?[\d.]+", escaped)
+    assert number or not escaped.startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
 def test_names_that_are_not_utf8_survive_every_writer(tmp_path):
@@ -187,7 +196,7 @@ def test_names_that_are_not_utf8_survive_every_writer(tmp_path):
     assert (tmp_path / "text").read_bytes() == b"caf\\udce9.jpg\n"
     cells = (tmp_path / "csv").read_text().splitlines()
     assert cells == ["key", r"caf\udce9.jpg", r"caf\\udce9.jpg"]
-    assert [unescape_surrogates(cell) for cell in cells[1:]] == [name, literal]
+    assert [unescape_cell(cell) for cell in cells[1:]] == [name, literal]
     assert json.loads((tmp_path / "json").read_bytes()) == json.loads((tmp_path / "jsonl").read_bytes()) == {name: name}
 
 

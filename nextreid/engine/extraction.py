@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nextreid._files import (
     check_out_folder,
     read_tensors,
-    unescape_surrogates,
+    unescape_cell,
     user_path,
     write_csv,
     write_tensors,
@@ -144,7 +144,7 @@ def load_embeddings(folder: str | Path) -> tuple[Tensor, list[dict[str, str]], d
     if metadata["index_sha256"] != _sha256(index):
         raise ValueError(f"{index} was edited or damaged, or belongs to another extraction than {embeddings}")
     with index.open(newline="", encoding="utf-8") as file:
-        rows = [{name: unescape_surrogates(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: unescape_cell(value) for name, value in row.items()} for row in csv.DictReader(file)]
     return tensors["embedding"], rows, metadata
 
 
