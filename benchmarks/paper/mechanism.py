@@ -50,12 +50,14 @@ class Row:
         head: Settings of the head.
         shuffled: Whether captions are exchanged between samples.
         oracle: Whether the part map is the mask.
+        recipe: Fields of the recipe to change.
     """
 
     title: str
     head: dict[str, Any]
     shuffled: bool = False
     oracle: bool = False
+    recipe: dict[str, Any] = field(default_factory=dict)
 
 
 SETTINGS = {
@@ -77,6 +79,11 @@ ROWS = {
     "random": Row("C, as many random patches", {**_TMSE, "sampling": "random", "sampling_keep_ratio": 0.5}),
     "oracle": Row("C, the part map as mask", {**_TMSE, "sampling": "all"}, oracle=True),
     "contrast": Row("C, modulation by contrast", {**_TMSE, "modulation_contrast": True}),
+    # Table 5 on D.
+    "35 %": Row("D, 35 % of the sentences", {}, recipe={"caption_quality": 0.35}),
+    "70 %": Row("D, 70 % of the sentences", {}, recipe={"caption_quality": 0.7}),
+    "35 %, words": Row("D, 35 % of the words", {}, recipe={"caption_quality": 0.35, "caption_unit": "word"}),
+    "70 %, words": Row("D, 70 % of the words", {}, recipe={"caption_quality": 0.7, "caption_unit": "word"}),
 }
 # Pairs that a hypothesis speaks of: first minus second.
 PAIRS = (
@@ -84,6 +91,7 @@ PAIRS = (
     *((row, "C") for row in ("no text", "shuffled", "random", "oracle", "contrast")),
     ("oracle", "random"),
     ("contrast", "shuffled"),
+    *((row, "D") for row in ROWS if "%" in row),
 )
 
 
@@ -97,7 +105,7 @@ def unit_of(setting: str, row: str, seed: int) -> Unit:
     if model.oracle:
         data["part_maps"] = True
     arguments = {**(tower_arguments(start) if start else {}), "head": model.head}
-    recipe = get_recipe("tiny", **RECIPE, seed=seed)
+    recipe = get_recipe("tiny", **{**RECIPE, **model.recipe, "seed": seed})
     made = asdict(start) if start else {"weights": BUNDLED}
     return Unit(data, ORACLE if model.oracle else "next_tiny", arguments, recipe.to_dict(), made)
 
