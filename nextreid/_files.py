@@ -158,9 +158,6 @@ def _check_parents(path: Path) -> None:
         raise PermissionError(f"{parent} may not be written; name another folder")
 
 
-# Text
-
-
 def write_text(path: Path, text: str) -> None:
     r"""Write a text file in UTF-8, with line ends as they are and a lone surrogate as ``\udce9``."""
     write_whole(path, lambda temporary: temporary.write_bytes(text.encode(errors="backslashreplace")))
