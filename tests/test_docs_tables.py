@@ -1,8 +1,8 @@
 """Figures in the tables of the docs are rows of benchmarks/results, or say that they are not.
 
 The line above a table of figures says where they come from: ``<!-- figures: FILE.csv ... -->``, or
-``<!-- figures: observed once -->`` for what was seen and not recorded, or ``<!-- figures: published -->`` for what others
-state.
+``<!-- figures: observed once -->`` for what was seen and not recorded, or ``<!-- figures: published -->`` for what
+others state.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Modality dropout in training: every subset of modalities as query against every subset as gallery, with and without."""
+"""Modality dropout in training: each subset of modalities as query against each as gallery, with it and without."""
 
 import tempfile
 from collections.abc import Iterator
@@ -35,5 +35,5 @@ def run() -> Iterator[dict[str, Any]]:
                         **{"model": name, "drop_modality": share, "seed": seed},
                         "query": "+".join(rule.query_modalities or ()),
                         "gallery": "+".join(rule.gallery_modalities or ()),
-                        **{"mAP": round(report.result.mAP, 5), "rank_1": round(report.result.metrics["rank-1"], 5)},
+                        **{name: round(report.result.metrics[name] or 0.0, 5) for name in ("mAP", "rank-1")},
                     }

@@ -180,7 +180,7 @@ def test_registered_layers_build_by_name():
     for name in list_layers():
         kwargs = {} if name == "TextModulation" else {"dim": D}
         assert type(create_layer(name, **kwargs)).__name__ == name
-    with pytest.raises(KeyError, match="[Dd]id you mean 'MMFA'"):
+    with pytest.raises(KeyError, match=r"[Dd]id you mean 'MMFA'"):
         create_layer("MMFa", dim=D)
     with pytest.raises(ValueError, match="'MMFA' is registered already"):
         register_layer(type("MMFA", (torch.nn.Module,), {}))
