@@ -11,6 +11,7 @@ SPEED = (
     "train_step", "demo", "retrieval", "search", "startup", "caption_merge", "captions",
 )  # fmt: skip
 MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {
+    "reliability": "benchmarks.reliability",
     "weights": "benchmarks.weights.build",
     "weights_lr": "benchmarks.weights.lr_search",
     "drop_modality": "benchmarks.paper.drop_modality",
