@@ -10,7 +10,7 @@ from typing import Any
 
 from nextreid.viz import Table
 
-KILLS, FLIPS, INPUTS = 100, 40, 1500
+KILLS, FLIPS, INPUTS = 100, 30, 1000
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 _COLUMNS = ("attack", "target", "tries", "unharmed", "rejected", "wrong", "note")
 

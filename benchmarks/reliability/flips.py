@@ -1,8 +1,10 @@
 """Files of which one bit is flipped: whoever reads them must notice, or get what was written."""
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,10 @@ def _files(folder: Path) -> Iterator[tuple[str, Path, Callable[[], None]]]:
         assert [row["loss"] for row in report.history] == losses, "damage was not noticed"
 
     def load() -> None:
-        loaded = nextreid.create_model(f"local-dir:{run / 'last'}")
+        with _warnings() as said:
+            loaded = nextreid.create_model(f"local-dir:{run / 'last'}")
+        if said:
+            raise ValueError("a warning: people edit config.json")
         found = loaded.state_dict()
         described.append((loaded.pretrained_cfg, loaded.model_args))
         assert described[-1] == described[0] and all(
@@ -129,3 +134,19 @@ def _files(folder: Path) -> Iterator[tuple[str, Path, Callable[[], None]]]:
             assert len(kept) == 3, "an answer is gone without a word"
 
     yield "store of answers", store, rows
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect what the library warns of, which this benchmark silences otherwise."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    level, logger = logging.root.manager.disable, logging.getLogger("nextreid")
+    logging.disable(logging.NOTSET)
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logging.disable(level)

@@ -70,7 +70,10 @@ def json_near(draw: st.DrawFn, valid: Any, most: int = 2) -> str:
     value = copy.deepcopy(valid)
     for _ in range(draw(st.integers(1, most))):
         path = draw(st.sampled_from(list(_paths(value))))
-        edit, odd = draw(st.sampled_from(("replace", "replace", "remove", "add"))), draw(st.sampled_from(ODD))
+        edit, odd = (
+            draw(st.sampled_from(("replace", "replace", "remove", "add"))),
+            copy.deepcopy(draw(st.sampled_from(ODD))),
+        )
         if not path:
             value = odd if edit == "replace" and draw(st.integers(0, 9)) == 0 else value
             continue
