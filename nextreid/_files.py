@@ -184,8 +184,8 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
 def escape_cell(text: str) -> str:
     r"""Make a text a cell that can be encoded and that no spreadsheet takes for a formula.
 
-    A lone surrogate, a byte of a file name that is not UTF-8, becomes ``\udce9``; before what begins as a formula and is
-    no number goes an apostrophe. What looks like either is doubled, so that `unescape_cell` gives the text back.
+    A lone surrogate, a byte of a file name that is not UTF-8, becomes ``\udce9``; before what begins as a formula and
+    is no number goes an apostrophe. What looks like either is doubled, so that `unescape_cell` gives the text back.
     """
     text = re.sub(r"(\\+)(?=ud[89a-f][0-9a-f]{2}|[\ud800-\udfff])", r"\1\1", text)
     text = re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):x}", text)
