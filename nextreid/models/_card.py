@@ -93,4 +93,5 @@ def _text(value: Any) -> str:
     if value is None or value == "":
         return UNKNOWN
     words = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(words.replace("|", "\\|").split())
+    # Markdown shows HTML as such: a tag in a note would be one in the card
+    return " ".join(words.replace("|", "\\|").replace("&", "&amp;").replace("<", "&lt;").split())
