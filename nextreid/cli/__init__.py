@@ -45,7 +45,7 @@ def _message(error: Exception) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if "Original Traceback" in text:  # torch wraps what a loader's worker raised
         text = text.strip().splitlines()[-1].partition(": ")[2]
-    return clip(text, 4000)
+    return clip(text, 2000)
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ class Parser(argparse.ArgumentParser):
         for word in wrong[:3]:
             if near := [dashes + name for name in closest(word, known)]:
                 message += f"; {dashes}{word}: did you mean {' or '.join(near)}?"
-        super().error(clip(message, 2000))
+        super().error(clip(message, 1000))
 
 
 class Commands:

@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nextreid._names import show
+
 _LONGEST_PAIR = 10_000  # characters of NAME=VALUE
 
 
@@ -88,11 +90,11 @@ def pairs(items: Sequence[str], option: str, reserved: Sequence[str] = ()) -> di
     for item in items:
         name, sign, value = item.partition("=")
         if not sign or not name:
-            raise ValueError(f"{option} takes NAME=VALUE pairs, got {item!r}")
+            raise ValueError(f"{option} takes NAME=VALUE pairs, got {show(item)}")
         if len(item) > _LONGEST_PAIR:
             raise ValueError(f"{option}: the value of {name[:80]!r} is longer than {_LONGEST_PAIR} characters")
         if name in reserved:
-            raise ValueError(f"{name!r} is an option of its own and cannot be set by {option}")
+            raise ValueError(f"{show(name)} is an option of its own and cannot be set by {option}")
         table[name] = _value(value)
     return table
 
