@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 
-from nextreid._names import unknown
+from nextreid._names import show, unknown
 from nextreid.data.image_cache import SUFFIX
 
 # What must hold for a number: lowest, highest, whether the lowest itself is allowed. None is allowed where it is the
@@ -132,7 +133,7 @@ class Recipe:
             _check(field.name, field.type, getattr(self, field.name))
         if self.store not in ("off", "memory") and not self.store.endswith(SUFFIX):
             allowed = f"'off', 'memory', or the name of a file that ends in {SUFFIX}"
-            raise ValueError(f"recipe field 'store' is {self.store!r}; allowed: {allowed}")
+            raise ValueError(f"recipe field 'store' is {show(self.store)}; allowed: {allowed}")
         if self.store != "off" and self.eval_interpolation != "same":
             raise ValueError("a store keeps images resized once: set store='off' or eval_interpolation='same'")
 
@@ -147,6 +148,8 @@ class Recipe:
         Raises:
             ValueError: A field is unknown or its value is not allowed.
         """
+        if not isinstance(fields, Mapping):
+            raise ValueError(f"a recipe is a mapping of its fields to values, got {show(fields)}")
         _check_names(fields)
         return cls(**fields)
 
@@ -159,20 +162,24 @@ def _check_names(fields: Mapping[str, Any]) -> None:
 
 def _check(name: str, annotation: Any, value: Any) -> None:
     if get_origin(annotation) is Literal and value not in get_args(annotation):
-        raise ValueError(f"recipe field {name!r} is {value!r}; allowed: {', '.join(map(repr, get_args(annotation)))}")
+        raise ValueError(
+            f"recipe field {name!r} is {show(value)}; allowed: {', '.join(map(repr, get_args(annotation)))}"
+        )
     if get_origin(annotation) is Literal or (value is None and annotation == float | None):
         return
     # JSON and the command line write 1 for 1.0; a bool is an int to Python but never meant as a number here.
     expected = int | float if annotation in (float, float | None) else annotation
     if not isinstance(value, expected) or isinstance(value, bool) != (annotation is bool):
-        raise ValueError(f"recipe field {name!r} is {value!r}; it takes {getattr(annotation, '__name__', annotation)}")
+        raise ValueError(
+            f"recipe field {name!r} is {show(value)}; it takes {getattr(annotation, '__name__', annotation)}"
+        )
     if name in _RANGES:
         low, high, closed = _RANGES[name]
         above = value >= low if closed else value > low
-        if not above or value > high or math.isinf(value):
+        if not above or value > min(high, sys.float_info.max):  # integers know no infinity
             bounds = f"{'at least' if closed else 'more than'} {low}"
             bounds += f" and at most {high}" if high < math.inf else " and finite"
-            raise ValueError(f"recipe field {name!r} is {value!r}; it must be {bounds}")
+            raise ValueError(f"recipe field {name!r} is {show(value)}; it must be {bounds}")
 
 
 # What IDEA's code does on RGBNT201 and MSVR310, as its released log shows: one learning rate, a warm-up that starts at
