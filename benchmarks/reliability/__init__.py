@@ -45,7 +45,7 @@ def write_page(rows: Sequence[Mapping[str, Any]], page: Path = PAGE) -> None:
     """Put the rows into the page, in place of the table that stands there."""
     table = Table("", _COLUMNS, [[row[column] for column in _COLUMNS] for row in rows]).markdown()
     text = page.read_text(encoding="utf-8")
-    mark = "<!-- results/reliability.csv -->"
+    mark = "<!-- figures: reliability.csv -->"
     written, count = re.subn(
         rf"{re.escape(mark)}\n\n.*?\n\n", lambda _: f"{mark}\n\n{table}\n\n", text, flags=re.DOTALL
     )

@@ -63,7 +63,8 @@ def test_last_with_captions_and_without_and_best(run, tmp_path):
     assert config["pretrained_cfg"]["metrics"] == measured
     assert config["pretrained_cfg"]["protocol"] == "synthetic-persons"
     assert described["dataset"]["source"] == {
-        "root": None,
+        "root": "synthetic-persons",
+        "pattern": None,
         "captions": None,
         "options": "num_train=4 num_test=4 frames_per_visit=4",
     }
