@@ -46,9 +46,7 @@ def write_page(rows: Sequence[Mapping[str, Any]], page: Path = PAGE) -> None:
     table = Table("", _COLUMNS, [[row[column] for column in _COLUMNS] for row in rows]).markdown()
     text = page.read_text(encoding="utf-8")
     mark = "<!-- figures: reliability.csv -->"
-    written, count = re.subn(
-        rf"{re.escape(mark)}\n.*?\n\n", lambda _: f"{mark}\n{table}\n\n", text, flags=re.DOTALL
-    )
+    written, count = re.subn(rf"{re.escape(mark)}\n.*?\n\n", lambda _: f"{mark}\n{table}\n\n", text, flags=re.DOTALL)
     if count != 1:
         raise ValueError(f"{page} needs one table below {mark}")
     page.write_text(written, encoding="utf-8")

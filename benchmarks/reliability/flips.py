@@ -106,7 +106,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path, Callable[[], None]]]:
     sums = read_sums(saved)
     published = {path.name: path.read_bytes() for path in saved.iterdir()}
     for path in sorted(saved.glob("[!R]*")):  # README.md is for people, who may edit it
-        yield f"published: {path.name}", path, verify
+        yield f"published: {path.name.replace('SHA256SUMS', 'list of sums')}", path, verify
     extract(trained, dataset.query, out)
     expected, index, _ = load_embeddings(out)
     for name in ("embeddings.safetensors", "index.csv"):
