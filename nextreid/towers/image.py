@@ -1,15 +1,16 @@
 """Pixels to tokens: any timm vision transformer, one that the modalities share or one each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import timm
 import torch
+from timm.models import VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from .._download import fetch_file
-from .._schema import Kind, distinct, flag, listed, number, optional, table, whole, word
+from .._schema import Kind, choice, distinct, flag, listed, number, optional, table, whole, word
 
 Size = tuple[int, int]
 
@@ -38,6 +39,7 @@ TOWER_ARGS: dict[str, Kind] = {
     for name in names.split()
 }
 """What `tower_args` may hold, all plain: of timm's arguments those that shape a vision transformer, and no other."""
+CAMERA_SCOPES = ("class", "all")
 tower_args_kind = table(TOWER_ARGS, "argument of a timm vision transformer")
 
 
@@ -52,9 +54,15 @@ class ImageTower(nn.Module):
             CLIP weights need a ``quickgelu`` architecture, such as ``vit_base_patch16_clip_quickgelu_224``.
         img_size: Height and width in pixels; any multiple of the patch size, square or not.
         embed_dim: Width D after the projection; None leaves the tower's width, without a projection.
-        num_cameras: Number of cameras to learn an embedding for; 0 for none. It is added to the class token.
+        num_cameras: Number of cameras to learn an embedding for; 0 for none.
         drop_path: Stochastic depth rate.
         tower_args: Further arguments of the timm model, such as ``{"depth": 4}``: those of `TOWER_ARGS`.
+        camera_scope: Which tokens the camera embedding is added to: the ``"class"`` token (CLIP-ReID) or ``"all"``
+            tokens (TransReID).
+        camera_scale: Factor of the camera embedding (TransReID: 3).
+
+    Attributes:
+        width: Width W of the tower's own tokens, before the projection.
 
     Raises:
         ValueError: If timm has no such model, it is not a vision transformer, an argument is not one of those that are
@@ -69,6 +77,8 @@ class ImageTower(nn.Module):
         num_cameras: int = 0,
         drop_path: float = 0.0,
         tower_args: Mapping[str, Any] | None = None,
+        camera_scope: str = "class",
+        camera_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.name = word("image_tower", name)
@@ -76,6 +86,8 @@ class ImageTower(nn.Module):
         self.num_cameras = cameras_kind("num_cameras", num_cameras)
         embed_dim = optional(width_kind)("embed_dim", embed_dim)
         drop_path = _rate("drop_path", drop_path)
+        self.camera_scope = choice(*CAMERA_SCOPES)("camera_scope", camera_scope)
+        self.camera_scale = number(0, 100)("camera_scale", camera_scale)
         given = tower_args_kind("image_tower_args", tower_args or {})
         if not timm.is_model(name):
             raise ValueError(f"timm has no model named {name!r}; see timm.list_models('vit_*')")
@@ -86,7 +98,7 @@ class ImageTower(nn.Module):
             )
             self.grid_size: Size = tuple(self.trunk.patch_embed.grid_size)
             self.patch_size: Size = tuple(self.trunk.patch_embed.patch_size)
-            width, blocks = int(self.trunk.num_features), len(self.trunk.blocks)
+            self.width, blocks = int(self.trunk.num_features), len(self.trunk.blocks)
         except (
             Exception
         ) as error:  # timm's families fail in ways of their own, by assertions and missing attributes too
@@ -107,15 +119,17 @@ class ImageTower(nn.Module):
                 f"img_size {self.img_size} is not a multiple of {name!r}'s patch size {self.patch_size}: "
                 f"pixels at the edge would be lost; try {near}"
             )
-        self.embed_dim = embed_dim or width
+        self.embed_dim = embed_dim or self.width
         self.proj: nn.Module = nn.Identity()
         if embed_dim:
-            self.proj = linear = nn.Linear(width, embed_dim, bias=False)
-            nn.init.normal_(linear.weight, std=width**-0.5)
+            self.proj = linear = nn.Linear(self.width, embed_dim, bias=False)
+            nn.init.normal_(linear.weight, std=self.width**-0.5)
         if self.num_cameras:
             if getattr(self.trunk, "cls_token", None) is None:
                 raise ValueError(f"a camera embedding is added to the class token, and {name!r} has none")
-            self.camera = nn.Parameter(torch.empty(self.num_cameras, width))
+            if self.camera_scope == "all" and not self.is_plain:
+                raise ValueError(f"camera_scope='all' needs a plain vision transformer, and {name!r} is none")
+            self.camera = nn.Parameter(torch.empty(self.num_cameras, self.width))
             nn.init.trunc_normal_(self.camera, std=0.02)
 
     def load_timm(self, cache_dir: str | None = None) -> str:
@@ -168,20 +182,69 @@ class ImageTower(nn.Module):
         Raises:
             ValueError: If the images' size is not the tower's, or a camera number is too large.
         """
+        prefix = self.trunk.num_prefix_tokens
+        if self.is_plain:
+            tokens = self.proj(self.trunk.norm(self.run_blocks(self.stem(images, camid))))
+            return tokens[:, 0] if prefix else tokens.mean(1), tokens[:, prefix:]
+        self._check(images)
+        if self.num_cameras:
+            # The trunk expands its class token over the batch, so one class token per sample takes its place.
+            token = self.trunk.cls_token + self.camera_scale * self._camera_embedding(images.shape[0], camid)[:, None]
+            tokens = functional_call(self.trunk, {"cls_token": token}, (images,))
+        else:
+            tokens = self.trunk(images)
+        tokens = self.proj(tokens)
+        patches = tokens[:, prefix:]
+        return tokens[:, 0] if prefix else patches.mean(1), patches
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the tower is timm's plain vision transformer, which can be run part by part.
+
+        Its parts are `stem`, `run_blocks`, ``trunk.norm`` and ``proj``.
+        """
+        return isinstance(self.trunk, VisionTransformer) and (
+            type(self.trunk).forward_features is VisionTransformer.forward_features
+        )
+
+    def stem(self, images: Tensor, camid: Tensor | None = None) -> Tensor:
+        """Tokens before the first block: patches, positions, cameras and, in a CLIP, its first norm.
+
+        Args:
+            images: ``(B, 3, H, W)``, normalised.
+            camid: Cameras ``(B,)``, as in `forward`.
+
+        Returns:
+            ``(B, P+N, W)``: P prefix tokens, the class token first, then the patch tokens.
+
+        Raises:
+            ValueError: If the tower is no plain vision transformer, or as in `forward`.
+        """
+        if not self.is_plain:
+            raise ValueError(
+                f"{self.name!r} cannot be run part by part, which this method needs; name a plain vision transformer, "
+                "such as vit_base_patch16_224 or vit_base_patch16_clip_quickgelu_224"
+            )
+        self._check(images)
+        tokens = self.trunk._pos_embed(self.trunk.patch_embed(images))  # timm has no public name for it
+        if self.num_cameras:
+            camera = self.camera_scale * self._camera_embedding(images.shape[0], camid)[:, None]
+            wide = self.camera_scope == "all"
+            tokens = tokens + camera if wide else torch.cat([tokens[:, :1] + camera, tokens[:, 1:]], dim=1)
+        return self.trunk.norm_pre(self.trunk.patch_drop(tokens))
+
+    def run_blocks(self, tokens: Tensor) -> Tensor:
+        """Run all blocks on tokens ``(B, T, W)``; recomputed in the backward pass where that is set."""
+        if self.trunk.grad_checkpointing:
+            return checkpoint_seq(self.trunk.blocks, tokens)
+        return self.trunk.blocks(tokens)
+
+    def _check(self, images: Tensor) -> None:
         if images.shape[-2:] != self.img_size:
             raise ValueError(
                 f"images are {images.shape[-2]}x{images.shape[-1]} (HxW), this model takes "
                 f"{self.img_size[0]}x{self.img_size[1]}; resize them or build the model with img_size="
             )
-        if self.num_cameras:
-            # The trunk expands its class token over the batch, so one class token per sample takes its place.
-            token = self.trunk.cls_token + self._camera_embedding(images.shape[0], camid)[:, None]
-            tokens = functional_call(self.trunk, {"cls_token": token}, (images,))
-        else:
-            tokens = self.trunk(images)
-        tokens, prefix = self.proj(tokens), self.trunk.num_prefix_tokens
-        patches = tokens[:, prefix:]
-        return tokens[:, 0] if prefix else patches.mean(1), patches
 
     def _camera_embedding(self, batch: int, camid: Tensor | None) -> Tensor:
         unknown = self.camera.mean(0)
@@ -218,14 +281,20 @@ class ImageTowers(nn.ModuleList):
         num_cameras: int = 0,
         drop_path: float = 0.0,
         tower_args: Mapping[str, Any] | None = None,
+        camera_scope: str = "class",
+        camera_scale: float = 1.0,
     ) -> None:
         self.modalities: tuple[str, ...] = modalities_kind("modalities", modalities)
         size: Size = img_size_kind("img_size", img_size)
         count = 1 if flag("share_image_tower", shared) else len(self.modalities)
-        super().__init__(ImageTower(name, size, embed_dim, num_cameras, drop_path, tower_args) for _ in range(count))
+        super().__init__(
+            ImageTower(name, size, embed_dim, num_cameras, drop_path, tower_args, camera_scope, camera_scale)
+            for _ in range(count)
+        )
         first = self.towers()[0]
         self.img_size, self.grid_size, self.patch_size = first.img_size, first.grid_size, first.patch_size
         self.embed_dim, self.num_tokens, self.num_cameras = first.embed_dim, first.num_tokens, first.num_cameras
+        self.width, self.num_prefix_tokens = first.width, int(first.trunk.num_prefix_tokens)
 
     def forward(
         self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None
@@ -243,6 +312,56 @@ class ImageTowers(nn.ModuleList):
         Raises:
             ValueError: If the images' or the mask's shape is not the towers'.
         """
+        cls, tokens = self._encode(ImageTower.forward, images, present, camid)
+        if present is not None:
+            cls = cls * present[..., None].to(cls.dtype)
+            tokens = tokens * present[..., None, None].to(tokens.dtype)
+        return cls, tokens
+
+    def stem(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Tensor:
+        """Tokens before the first block, ``(B, M, P+N, W)``; see `ImageTower.stem`.
+
+        An absent modality's image counts as zeros here; what becomes of its tokens is the caller's.
+        """
+        (tokens,) = self._encode(lambda *args: (ImageTower.stem(*args),), images, present, camid)
+        return tokens
+
+    def run_blocks(self, tokens: Tensor) -> Tensor:
+        """Run all blocks of each modality's tower on tokens ``(B, M, T, W)``."""
+        return self.for_each(lambda tower, part, _: tower.run_blocks(part), tokens)
+
+    def norm(self, tokens: Tensor) -> Tensor:
+        """The towers' last norm on tokens ``(B, M, ..., W)``."""
+        return self.for_each(lambda tower, part, _: tower.trunk.norm(part), tokens)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(B, M, ..., W)`` projected to width D."""
+        return self.for_each(lambda tower, part, _: tower.proj(part), tokens)
+
+    def for_each(self, function: Callable[[ImageTower, Tensor, int | None], Tensor], tokens: Tensor) -> Tensor:
+        """Apply a function to the tokens of each tower.
+
+        Args:
+            function: Called with a tower, its tokens ``(b, ...)`` and the number of its modality; a shared tower is
+                called once, with the modalities folded into the batch, b = B*M, and None for their number.
+            tokens: ``(B, M, ...)``.
+
+        Returns:
+            What the function gave, ``(B, M, ...)``.
+        """
+        if len(self) == 1:
+            return function(self.towers()[0], tokens.flatten(0, 1), None).unflatten(0, tokens.shape[:2])
+        parts = [function(tower, tokens[:, m], m) for m, tower in enumerate(self.towers())]
+        return torch.stack(parts, dim=1)
+
+    def _encode(
+        self,
+        function: Callable[[ImageTower, Tensor, Tensor | None], tuple[Tensor, ...]],
+        images: Tensor,
+        present: Tensor | None,
+        camid: Tensor | None,
+    ) -> list[Tensor]:
+        """What a function of (tower, images ``(b, 3, H, W)``, cameras ``(b,)``) gives, each part ``(B, M, ...)``."""
         self._check(images, present)
         count = len(self.modalities)
         images = images.to(next(self.parameters()).dtype)  # half precision where the weights are
@@ -250,15 +369,11 @@ class ImageTowers(nn.ModuleList):
             # Whatever stands in for an absent image, NaN included, must not reach the sample.
             images = images.masked_fill(~present[:, :, None, None, None], 0.0)
         if len(self) == 1:
-            folded = self[0](images.flatten(0, 1), None if camid is None else camid.repeat_interleave(count))
-            cls, tokens = (part.unflatten(0, (-1, count)) for part in folded)
-        else:
-            pairs = [tower(images[:, m], camid) for m, tower in enumerate(self.towers())]
-            cls, tokens = (torch.stack(part, dim=1) for part in zip(*pairs, strict=True))
-        if present is not None:
-            cls = cls * present[..., None].to(cls.dtype)
-            tokens = tokens * present[..., None, None].to(tokens.dtype)
-        return cls, tokens
+            cameras = None if camid is None else camid.repeat_interleave(count)
+            parts = function(self.towers()[0], images.flatten(0, 1), cameras)
+            return [part.unflatten(0, (-1, count)) for part in parts]
+        apart = [function(tower, images[:, m], camid) for m, tower in enumerate(self.towers())]
+        return [torch.stack(part, dim=1) for part in zip(*apart, strict=True)]
 
     def _check(self, images: Tensor, present: Tensor | None) -> None:
         count = len(self.modalities)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from nextreid.towers import (
     CONTEXT,
     ImageTower,
+    ImageTowers,
     TextTower,
     clip_weights,
     load_clip_weights,
@@ -316,3 +317,35 @@ def test_special_tokens_in_a_caption_are_letters(text_tower, text):
     assert ids.count(vocabulary - 1) == 1 and ids.count(vocabulary - 2) == 1  # one end, one start
     red, blue = text_tower.encode([[f"A man. {text} He wears {color}."] for color in ("red", "blue")])
     assert not torch.equal(red, blue)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_plain_tower_runs_part_by_part(shared):
+    towers = ImageTowers("vit_tiny_patch16_224", (64, 32), ("rgb", "nir"), 24, shared, tower_args={"depth": 2})
+    images = torch.rand(3, 2, 3, 64, 32)
+    tokens = towers.project(towers.norm(towers.run_blocks(towers.stem(images))))
+    cls, patches = towers(images)
+    assert towers.stem(images).shape == (3, 2, 1 + 8, 192)
+    torch.testing.assert_close(tokens[:, :, 0], cls)
+    torch.testing.assert_close(tokens[:, :, towers.num_prefix_tokens :], patches)
+
+
+@pytest.mark.parametrize("scope", ["class", "all"])
+def test_the_camera_embedding_is_added_within_its_scope(scope):
+    tower = ImageTower(
+        "vit_tiny_patch16_224", (64, 32), None, 3, 0.0, {"depth": 1}, camera_scope=scope, camera_scale=3.0
+    ).eval()
+    images, camid = torch.rand(2, 3, 64, 32), torch.tensor([2, -1])
+    added = tower.stem(images, camid)
+    with torch.no_grad():
+        camera = 3 * torch.stack([tower.camera[2], tower.camera.mean(0)])
+        tower.camera.zero_()
+    plain = tower.stem(images, camid)
+    plain[:, : 1 if scope == "class" else None] += camera[:, None]
+    torch.testing.assert_close(added, plain)
+
+
+def test_a_tower_that_is_not_plain_is_named_by_what_needs_its_parts():
+    tower = ImageTower("eva02_tiny_patch14_224", (28, 28), tower_args={"depth": 1})
+    with pytest.raises(ValueError, match=r"eva02_tiny_patch14_224.*vit_base_patch16_224"):
+        tower.stem(torch.rand(1, 3, 28, 28))
