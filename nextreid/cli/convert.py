@@ -12,12 +12,15 @@ def add(command: Any) -> None:
     convert = command(
         "convert",
         run,
-        "Put the weights of a CLIP into the towers of a model: write a checkpoint folder.",
-        epilog="SOURCE is a .safetensors, .pth, .pt or .bin file with OpenAI's, open_clip's or timm's names. Pickles\n"
-        "are read as tensors only (torch.load with weights_only=True, torch 2.10 or later) and in no other way.",
+        "Write a checkpoint folder from third-party weights: a CLIP's towers, or a method's released model.",
+        epilog="SOURCE is a .safetensors, .pth, .pt or .bin file. Without --from it is a CLIP in the names of OpenAI,\n"
+        "open_clip or timm, and --model says whose towers it fills; with --from METHOD it is what its authors\n"
+        "released, such as --from demo. Pickles are read as tensors only (torch.load with weights_only=True,\n"
+        "torch 2.10 or later) and in no other way.",
     )
     convert.add_argument("source", type=Path, help="file of weights, see below")
-    convert.add_argument("--model", required=True, help="the model to fill, such as next_clip_b16")
+    convert.add_argument("--from", dest="method", metavar="METHOD", help="the method whose authors released the file")
+    convert.add_argument("--model", help="the model to fill, such as next_clip_b16; with --from the method's own")
     convert.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     list_argument(convert, "--model-arg", "NAME=VALUE", "arguments of the model")
     convert.add_argument("--overwrite", action="store_true", help="replace a checkpoint folder that is there")
@@ -25,11 +28,22 @@ def add(command: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nextreid.models import convert_clip
+    from nextreid.models import convert_authors, convert_clip
 
-    options = pairs(
-        args.model_arg, "--model-arg", reserved=("source", "model_name", "folder", "overwrite", "pretrained")
-    )
+    reserved = ("method", "source", "model_name", "folder", "overwrite", "pretrained")
+    options = pairs(args.model_arg, "--model-arg", reserved=reserved)
+    if args.method:
+        done_authors = convert_authors(
+            args.method, args.source, args.out, args.model, overwrite=args.overwrite, **options
+        )
+        for note in done_authors.notes:
+            print(note)
+        read = ", ".join(f"{name}={value}" for name, value in done_authors.arguments.items())
+        print(f"{done_authors.filled} tensors fill {done_authors.model}; read from their shapes: {read}")
+        print(done_authors.folder)
+        return
+    if not args.model:
+        raise ValueError("say which model a CLIP's towers fill (--model), or whose released weights these are (--from)")
     done = convert_clip(args.source, args.model, args.out, overwrite=args.overwrite, **options)
     for note in done.notes:
         print(note)

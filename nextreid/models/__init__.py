@@ -2,6 +2,7 @@
 
 from . import baseline, next, unicat  # noqa: F401  (each registers its models)
 from ._adapter import AdaptedModel, adapt, as_reid_model
+from ._authors import AuthorsConversion, convert_authors, list_authors
 from ._base import Head, ReIDModel, ReIDOutput
 from ._builder import build_model_with_cfg, load_checkpoint
 from ._convert import Conversion, convert_clip
@@ -25,6 +26,7 @@ from .unicat import UniCat
 __all__ = [
     "NEXT",
     "AdaptedModel",
+    "AuthorsConversion",
     "Baseline",
     "Conversion",
     "Finding",
@@ -36,12 +38,14 @@ __all__ = [
     "adapt",
     "as_reid_model",
     "build_model_with_cfg",
+    "convert_authors",
     "convert_clip",
     "create_model",
     "from_pretrained",
     "generate_default_cfgs",
     "get_pretrained_cfg",
     "is_model",
+    "list_authors",
     "list_models",
     "list_pretrained",
     "load_checkpoint",
