@@ -35,6 +35,8 @@ _logger = logging.getLogger(__name__)
 
 TOWERS, REPORT = "towers.safetensors", "pretrain.json"
 _TOWER_NAMES = ("image_tower.", "text_tower.")
+_NUMBER = re.compile(r"^image_tower\.\d+\.")
+_PROJECTION = "image_tower.0.proj.weight"
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,9 @@ def pool_samples(config: PretrainConfig) -> tuple[Sample, ...]:
 def load_towers(model: ReIDModel, folder: str | Path) -> PretrainConfig:
     """Fill a model's towers from a folder of `pretrain`; its other layers stay as they are.
 
+    Where a method has a tower for each modality, all start alike. What it adds to its towers (adapters, prompts,
+    cameras) stays new, and so does a projection to a width of its own.
+
     Args:
         model: Built with `tower_arguments` of the folder's settings; a text tower is filled if there is one.
         folder: Where `pretrain` wrote.
@@ -161,11 +166,19 @@ def load_towers(model: ReIDModel, folder: str | Path) -> PretrainConfig:
     """
     path = _towers(folder)
     tensors, metadata = read_tensors(path)
-    wanted = {name for name in model.state_dict() if name.startswith(_TOWER_NAMES)}
-    chosen = {name: value for name, value in tensors.items() if name in wanted}
-    if missing := sorted(wanted - chosen.keys()):
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(_TOWER_NAMES)}
+    chosen, missing = {}, []
+    for name, value in own.items():
+        source = _NUMBER.sub("image_tower.0.", name)
+        if source in tensors and (source != _PROJECTION or tensors[source].shape == value.shape):
+            chosen[name] = tensors[source]
+        elif source != _PROJECTION and not name.endswith(".camera") and model.param_role(name) != "adapters":
+            missing.append(name)
+    left = {name for name in tensors if name.startswith("image_tower.")} - own.keys() - {_PROJECTION}
+    if missing or left:
         raise ValueError(
-            f"{path} has no {missing[:3]}: the model was built with other towers than {metadata['config']}"
+            f"the model was built with other towers than those of {path}, {metadata['config']}: "
+            f"{', '.join([*missing, *sorted(left)][:3])}"
         )
     try:
         model.load_state_dict(chosen, strict=False)

@@ -1,12 +1,14 @@
 """The paper's tables as data: one file per row, and what the paper and the related methods published."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 PUBLISHED = "published.json"
+MEASURES = ("mAP", "rank-1", "rank-5", "rank-10")
 CAPTIONS = ("next", "idea", "shuffled")
+TRACKS = ("", "visual", "captions", "test-time")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +26,16 @@ class BenchRow:
         caption_unit: What it keeps or loses: a ``"sentence"`` or a ``"word"``.
         needs_captions: Whether the row is about captions, so that without them it would be another one.
         model: Name of the zoo.
+        tiny: What stands in for it on synthetic data.
+        track: What a method may use: ``"visual"``, ``"captions"`` too, or unlabelled images at ``"test-time"``; empty
+            in tables of one method.
         arguments: Of ``create_model``.
         widen_to: Name of a row whose number of trainable parameters this one gets, by the head's ``ffn_ratio``.
         recipe: Our recipe's name.
         overrides: Fields of the recipe to change.
         reference: Name of the row that paired differences are taken to; empty for none.
-        paper: Published figures in percent, by measure; empty where the paper has none that can be read.
+        paper: Published figures in percent, by measure; empty where the paper has none that can be read. A related
+            method's are those of `load_published`.
     """
 
     name: str
@@ -42,6 +48,8 @@ class BenchRow:
     caption_unit: str = "sentence"
     needs_captions: bool = False
     model: str = "next_clip_b16"
+    tiny: str = "next_tiny"
+    track: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
     widen_to: str = ""
     recipe: str = "next"
@@ -52,12 +60,16 @@ class BenchRow:
     def __post_init__(self) -> None:
         if self.captions not in CAPTIONS:
             raise ValueError(f"row {self.name!r}: captions is {self.captions!r}; allowed: {', '.join(CAPTIONS)}")
+        if self.track not in TRACKS:
+            raise ValueError(f"row {self.name!r}: track is {self.track!r}; allowed: {', '.join(TRACKS[1:])}")
         if not 0 < self.caption_quality <= 1:
             raise ValueError(f"row {self.name!r}: caption_quality is {self.caption_quality}, not a share in (0, 1]")
 
     @property
     def reads_text(self) -> bool:
         """Whether captions change what this row's model computes."""
+        if not self.tiny.startswith("next"):
+            return self.track == "captions"
         head = {
             "num_semantic_experts": 1,
             "text_modulation": True,
@@ -85,13 +97,17 @@ def load_rows(folder: Path | None = None) -> dict[str, BenchRow]:
     """
     folder = folder or recipes_folder()
     rows = {}
+    figures = {(f["table"], f["method"], f["dataset"]): f for f in load_published(folder)}
     for path in sorted(folder.glob("*.json")):
         if path.name == PUBLISHED:
             continue
         try:
-            rows[path.stem] = BenchRow(name=path.stem, **json.loads(path.read_text(encoding="utf-8")))
+            row = BenchRow(name=path.stem, **json.loads(path.read_text(encoding="utf-8")))
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no benchmark row: {error}") from error
+        if figure := figures.get((row.table, row.row, row.dataset)):
+            row = replace(row, paper={measure: figure[measure] for measure in MEASURES if measure in figure})
+        rows[path.stem] = row
     for row in rows.values():
         for other in (row.reference, row.widen_to):
             if other and other not in rows:
@@ -101,7 +117,8 @@ def load_rows(folder: Path | None = None) -> dict[str, BenchRow]:
 
 def load_published(folder: Path | None = None) -> list[dict[str, Any]]:
     """Read the related methods' figures of Tables 1 and 2: table, method, venue, structure, dataset, percent."""
-    return json.loads(((folder or recipes_folder()) / PUBLISHED).read_text(encoding="utf-8"))
+    path = (folder or recipes_folder()) / PUBLISHED
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def select_rows(names: list[str], rows: dict[str, BenchRow]) -> list[BenchRow]:

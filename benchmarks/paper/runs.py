@@ -143,7 +143,7 @@ def unit_of(row: BenchRow, seed: int, settings: BenchSettings, rows: Mapping[str
             there are none.
     """
     _check_data(row, settings)
-    model = "next_tiny" if settings.profile else row.model
+    model = row.tiny if settings.profile else row.model
     size: dict[str, Any] = {}
     if settings.profile:
         start = PRETRAIN[settings.profile]
@@ -315,7 +315,7 @@ def run_unit(unit: Unit, out: Path, start: Path | str | None = None, device: str
             model = create_model(unit.model, pretrained=start is None, **unit.arguments)
     if start is not None:
         take_towers(model, start) if isinstance(start, str) else load_towers(model, start)
-        if model.text_tower is not None:  # frozen: what one run has encoded, the next one need not
+        if type(model.text_tower) is TextTower:  # frozen: what one run has encoded, the next one need not
             model.text_tower = _TEXT_TOWERS.setdefault(str(start), model.text_tower)
     if model.uses_text and recipe.text and not has_captions(dataset.train):
         raise ValueError(f"{unit.model} reads captions and {dataset.name} has none: give them, or set text=false")
@@ -356,7 +356,7 @@ def kept_share(model: ReIDModel, dataset: ReIDDataset) -> list[list[float]]:
             batch = batch.to(device)
             text = batch.captions if model.uses_text else None
             features = model.forward_features(batch.images, text, batch.present, batch.camid)
-            if "mask" not in features:
+            if "mask" not in features or features["mask"].dim() != 4:  # (B, experts, M, N)
                 return []
             total, count = total + features["mask"].mean(-1).sum(0).cpu(), count + len(batch)
     return [[round(share, 4) for share in row] for row in (total / count).tolist()]

@@ -82,6 +82,9 @@ def markdown(results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, A
     columns = ["row", "", paper_heading, "runs", f"{ours}: mAP", "R-1", "mAP without text", "mAP − reference", "paper"]
     if not synthetic:
         columns.insert(8, "mAP − paper's")
+    of_tracks = any(row["track"] for row in rows)
+    if of_tracks:
+        columns.insert(2, "may use")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     by_row = {row["name"]: _numbers(results, row["name"]) for row in rows}
     for row in rows:
@@ -99,6 +102,8 @@ def markdown(results: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, A
             cells += [f"{mean - paper['mAP']:+.1f}" if paper and mean is not None else "–"]
         other: dict[str, float] = next((r["paper"] for r in rows if r["name"] == row["reference"]), {})
         cells += [f"{paper['mAP'] - other['mAP']:+.1f}" if paper and other else "–"]
+        if of_tracks:
+            cells.insert(2, row["track"])
         lines.append("| " + " | ".join(cells) + " |")
     failed = [f"{r['row']['name']} seed {r['seed']}: {r['error']}" for r in results if "error" in r]
     names = {row["name"] for row in rows}

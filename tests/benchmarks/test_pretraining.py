@@ -41,7 +41,7 @@ def folder(tmp_path_factory, pool):
 def build(name="next_tiny", seed=0, **more):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return create_model(name, **tower_arguments(SMALL), **more)
+        return create_model(name, **{**tower_arguments(SMALL), **more})
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,13 @@ def test_towers_are_filled_and_nothing_else(folder):
             assert torch.equal(value, filled.state_dict()[name]), name
     for name, value in baseline.image_tower.state_dict().items():
         assert torch.equal(value, filled.image_tower.state_dict()[name])
+    towers = build("unicat_tiny", num_cameras=2)  # one for each modality, without a projection
+    cameras = [tower.camera.clone() for tower in towers.image_tower]
+    load_towers(towers, folder)
+    for tower, camera in zip(towers.image_tower, cameras, strict=True):
+        assert torch.equal(tower.camera, camera)
+        for name, value in tower.trunk.state_dict().items():
+            assert torch.equal(value, filled.image_tower[0].trunk.state_dict()[name])
     assert not any(p.requires_grad for p in filled.text_tower.parameters())
     assert all(p.requires_grad for p in filled.image_tower.parameters())
 
@@ -175,8 +182,11 @@ def test_pieces_of_words_that_were_never_met_are_zero(folder, pool):
 def test_mistakes_say_what_to_do(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="paper pretrain"):
         load_towers(build(), tmp_path)
-    with pytest.raises(ValueError, match=r"does not fit|has no"):
+    with pytest.raises(ValueError, match=r"does not fit|other towers"):
         load_towers(create_model("next_tiny", embed_dim=32, text_tower={"width": 32, "heads": 2, "layers": 2}), folder)
+    shallow = {**tower_arguments(SMALL)["image_tower_args"], "depth": 3}
+    with pytest.raises(ValueError, match=r"other towers.*blocks\.3"):
+        load_towers(build("baseline_tiny", image_tower_args=shallow), folder)
 
 
 def test_pointing_and_naming_of_a_model_that_knows():
