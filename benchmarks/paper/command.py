@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: %(default)s)")
     run.add_argument("--device", default=None, help="such as cpu or cuda")
     run.add_argument("--collect", action="store_true", help="write the tables of what is finished; run nothing")
+    bench("page", run_page, "Write the tables of docs/zoo.md.")
     pretrain = bench("pretrain", run_pretrain, "Pretrain the image and text tower that synthetic runs start from.")
     pretrain.add_argument(
         "--profile", choices=("tiny", "small", "full"), default="small", help="(default: %(default)s)"
@@ -98,6 +99,14 @@ def run_rows(args: argparse.Namespace) -> None:
         if path.suffix == ".md":
             print(path.read_text(encoding="utf-8"))
     print(f"tables and rows: {args.out}")
+
+
+def run_page(args: argparse.Namespace) -> None:
+    """Run ``python -m benchmarks paper page``."""
+    from benchmarks.paper.page import PAGE, write_page
+
+    write_page()
+    print(PAGE)
 
 
 def run_pretrain(args: argparse.Namespace) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks.paper import runs as bench
+from benchmarks.paper.page import load_methods, write_page
 from benchmarks.paper.pretraining import PretrainConfig
-from benchmarks.paper.rows import BenchRow, load_published, load_rows, recipes_folder, select_rows
+from benchmarks.paper.rows import TRACKS, BenchRow, load_published, load_rows, recipes_folder, select_rows
 from benchmarks.paper.runs import BenchSettings, finished, held_out, kept_share, run_bench, run_unit, unit_of
 from benchmarks.paper.tables import markdown, mean_interval, result_rows, write_tables
 from nextreid.models import create_model, list_models
@@ -354,3 +355,30 @@ def test_markdown_pairs_seeds():
     assert (d[4], d[5], d[8]) == ("0", "–", "–")
     real = markdown(results, rows, synthetic=False).splitlines()
     assert "mAP − paper's" in real[0] and "-15.6" in real[3]  # 63.3 - 78.9
+
+
+def test_every_method_is_in_the_zoo_or_is_not_for_a_reason():
+    methods = {method.method: method for method in load_methods()}
+    assert {figure["method"] for figure in load_published()} <= methods.keys()
+    here = {method.here for method in methods.values() if method.here}
+    families = {name.removesuffix("_tiny") for name in list_models("*_tiny")}
+    assert here == families - {"baseline"}
+    assert methods["DeMo"].figures["msvr310"] == [49.2, 59.8] and methods["DeMo"].venue == "AAAI25"
+    assert all(method.track in TRACKS[1:] for method in methods.values())
+
+
+def test_a_page_gets_its_tables_between_its_lines(tmp_path):
+    page = tmp_path / "zoo.md"
+    page.write_text(
+        "# A\n<!-- begin: models -->\nold\n<!-- end: models -->\nb\n<!-- begin: methods --><!-- end: methods -->"
+    )
+    with pytest.raises(ValueError, match="begin: methods"):
+        write_page(page)
+    page.write_text(
+        "# A\n<!-- begin: models -->\nold\n<!-- end: models -->\nb\n<!-- begin: methods -->\n<!-- end: methods -->"
+    )
+    write_page(page)
+    once = page.read_text()
+    assert "old" not in once and "| `next_tiny` | NEXT on a four-layer tower" in once and "\nb\n" in once
+    write_page(page)
+    assert page.read_text() == once
