@@ -172,6 +172,18 @@ def load_model(name: str) -> Any:
     return nextreid.create_model(name, pretrained=True)
 
 
+def short_names(checkpoints: Sequence[str]) -> list[str]:
+    """Return what to write beside each model: the shortest ends of their paths that tell them apart."""
+    parts = [Path(name).parts[::-1] for name in checkpoints]
+    if len(set(checkpoints)) < len(checkpoints):
+        raise ValueError(f"the same checkpoint is named twice: {', '.join(checkpoints)}")
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[:length][::-1]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(checkpoints)
+
+
 def embed_options(args: argparse.Namespace, device: str) -> Any:
     """Return the options of `run_arguments` as one value."""
     from nextreid.engine import EmbedOptions

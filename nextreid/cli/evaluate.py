@@ -19,6 +19,7 @@ from .arguments import (
     pick_device,
     policy_arguments,
     run_arguments,
+    short_names,
 )
 
 
@@ -27,12 +28,19 @@ def add(command: Any) -> None:
     evaluation = command(
         "eval",
         run,
-        "Evaluate a trained model under a protocol, with its captions and without.",
+        "Evaluate trained models under a protocol, with captions and without; several are compared with the first.",
         epilog="example:\n  nextreid eval runs/rgbnt201/last --dataset rgbnt201 --root data \\\n"
         "      --captions captions/RGBNT201\n\nthermal queries in a gallery of colour images:\n"
-        "  nextreid eval runs/rgbnt201/last --dataset rgbnt201 --root data --protocol 'rgbnt201:tir>rgb'",
+        "  nextreid eval runs/rgbnt201/last --dataset rgbnt201 --root data --protocol 'rgbnt201:tir>rgb'\n\n"
+        "several models side by side, with the paired difference to the first:\n"
+        "  nextreid eval baseline_tiny next_tiny --dataset synthetic-persons",
     )
-    evaluation.add_argument("checkpoint", help="checkpoint folder, such as runs/x/last, or a model with weights")
+    evaluation.add_argument(
+        "checkpoint",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="checkpoint folder, such as runs/x/last, or a model with weights",
+    )
     dataset_arguments(evaluation)
     evaluation.add_argument("--protocol", help="such as camera or camera:tir>rgb (default: the dataset's own)")
     list_argument(evaluation, "--missing", "MODALITY", "modalities to hide at test; 'all': every subset in turn")
@@ -63,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     matrix = args.cross or args.missing == ["all"]
     if (matrix and args.missing not in ([], ["all"])) or (not matrix and "all" in args.missing):
         raise ValueError("--missing takes names of modalities or 'all'; with --cross it is 'all' or left out")
+    if len(args.checkpoint) > 1 and (matrix or args.save_queries):
+        raise ValueError("--cross, --missing all and --save-queries are of one model: name one checkpoint")
     device = pick_device(args.device)
     json_file, queries = (path and path.expanduser() for path in (args.json, args.save_queries))
     if json_file:
@@ -70,24 +80,58 @@ def run(args: argparse.Namespace) -> int:
     if queries:
         check_out_folder(queries, ("*.safetensors",))
     with process_group(device):
-        dataset = dataset_of(args)
-        model = load_model(args.checkpoint)
-        open_text_cache(model, args.text_cache)
-        reports = _reports(args, model, dataset, matrix, device)
+        dataset, names = dataset_of(args), short_names(args.checkpoint)
+        results: list[dict[str, Any]] = []
+        compared = []
+        for name, checkpoint in zip(names, args.checkpoint, strict=True):
+            model = load_model(checkpoint)
+            open_text_cache(model, args.text_cache)
+            reports = _reports(args, model, dataset, matrix, device)
+            if not is_main():
+                continue
+            rows = []
+            for cells in reports:
+                rows += [_row(cell, args.bootstrap, queries) for cell in cells]
+                if args.cross:
+                    print(_cross_tables(cells))
+                elif matrix:
+                    print(_table(cells, dataset.modalities))
+                else:
+                    print(_line(rows[-1]) if len(names) == 1 else f"{name}: {_line(rows[-1])}")
+            trained_on = model.pretrained_cfg.trained_on
+            about = {"checkpoint": checkpoint, "dataset": dataset.name, "trained_on": trained_on}
+            results.append({**about, "results": rows})
+            compared.append((name, reports[0][0]))
         if not is_main():
             return 0
-        rows = []
-        for cells in reports:
-            rows += [_row(cell, args.bootstrap, queries) for cell in cells]
-            if args.cross:
-                print(_cross_tables(cells))
-            else:
-                print(_table(cells, dataset.modalities) if matrix else _line(rows[-1]))
+        written = results[0]
+        if len(names) > 1:
+            table, differences = _comparison(compared)
+            print(table)
+            written = {"models": results, "differences": differences}
         if json_file:
-            trained_on = model.pretrained_cfg.trained_on
-            about = {"checkpoint": args.checkpoint, "dataset": dataset.name, "trained_on": trained_on}
-            write_json(json_file, {**about, "results": rows})
-    return int(any("hint" in row for row in rows))
+            write_json(json_file, written)
+    return int(any("hint" in row for each in results for row in each["results"]))
+
+
+def _comparison(reports: Sequence[tuple[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
+    """A table of several models' results, and each one's paired difference of mAP to the first model's."""
+    from nextreid.retrieval import METRICS, compare
+    from nextreid.viz import Table
+
+    first, rows, differences = reports[0], [], []
+    for name, report in reports:
+        difference = "–"
+        if report is not first[1] and report.result.num_valid:
+            found = compare(first[1].result, report.result)
+            value, low, high = (100 * x for x in (found.difference.value, found.difference.low, found.difference.high))
+            difference = f"{value:+.1f} [{low:+.1f}, {high:+.1f}], p = {found.p_value:.3f}"
+            differences.append({"model": name, "to": first[0], "p_value": found.p_value, **found.difference.to_dict()})
+        metrics = [percent(report.result.metric(metric)) for metric in METRICS]
+        rows.append([name, "yes" if report.text else "no", *metrics, difference])
+    columns = ["model", "captions", *METRICS, f"mAP less {first[0]}'s"]
+    note = "differences over the same queries, with 95 % intervals over identities" if differences else ""
+    return Table("", columns, rows, note).text(), differences
 
 
 def _reports(args: argparse.Namespace, model: Any, dataset: Any, matrix: bool, device: str) -> list[list[Any]]:

@@ -13,21 +13,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL.Image import Image
 
 from nextreid._files import check_out_folder, user_path, write_json
-from nextreid.data import ReIDDataset, Sample, collate, open_image
-from nextreid.data.loader import SampleDataset
+from nextreid.data import ReIDDataset, Sample, open_image
 from nextreid.models import ReIDModel, create_model
-from nextreid.retrieval import Comparison, compare, get_protocol, rank, top_k
+from nextreid.retrieval import Comparison, compare, rank
 from nextreid.synthetic import synthetic_persons
 from nextreid.version import __version__
-from nextreid.viz import Table, mask_image, rank_list_image, save_image, write_report
+from nextreid.viz import Table, save_image, write_report
 
 from .ablations import hide_modalities
-from .embedding import EmbedOptions, embed_samples, eval_transform
+from .embedding import EmbedOptions
 from .evaluation import EvaluationReport, evaluate, evaluate_conditions, identities
+from .figures import expert_masks, rank_lists
 from .recipe import get_recipe
 from .trainer import train as train_model
 
@@ -155,9 +154,9 @@ def run_demo(
     verdict = _verdict(won, size.num_test)
     results = _table(rows, dataset.modalities)
     write_line(f"\n{results.text()}\n\n{verdict}\n\n{textwrap.fill(explained, 110)}\n")
-    ranks = _rank_list(models["next_tiny"], dataset, full["next_tiny"].ap)
+    ranks = rank_lists({"next_tiny": models["next_tiny"]}, dataset)
     shown = _first_of_each(dataset)[:SHOWN_MASKS]
-    masks = _masks(models["next_tiny"], dataset, shown)
+    masks = expert_masks(models["next_tiny"], dataset, shown)
     lap("images", "drew the rank lists and the experts' masks")
     metrics = {
         "seed": seed,
@@ -249,43 +248,6 @@ def _table(rows: Sequence[dict[str, Any]], modalities: Sequence[str]) -> Table:
     return Table("Results, mAP / rank-1 in percent", columns, table)
 
 
-def _rank_list(model: ReIDModel, dataset: ReIDDataset, ap: np.ndarray) -> Image:
-    """Draw the worst queries, those nearest to the mean, and the best, so that failures show."""
-    embeddings, keys = embed_samples(model, dataset.query), [sample.key for sample in dataset.query]
-    worst_first = [int(i) for i in ap.argsort(kind="stable") if ap[i] == ap[i]]
-    orders = {"worst": worst_first, "best": worst_first[::-1]}
-    orders["typical"] = sorted(worst_first, key=lambda i: abs(ap[i] - np.nanmean(ap)))
-    chosen, seen = dict[int, str](), set[int]()
-    for word in ("worst", "typical", "best"):
-        for _ in range(SHOWN_EACH):
-            if place := next(((i,) for i in orders[word] if dataset.query[i].pid not in seen), None):
-                seen.add(dataset.query[place[0]].pid)
-                chosen[place[0]] = f"{word} query: average precision {100 * ap[place[0]]:.1f} %"
-    queries = [dataset.query[i] for i in chosen]
-    ids, chosen_keys = (identities(queries), identities(dataset.query)), [keys[i] for i in chosen]
-    indices, matches = top_k(
-        embeddings[list(chosen)],
-        embeddings,
-        *ids,
-        get_protocol(dataset.protocol),
-        TOP,
-        query_keys=chosen_keys,
-        gallery_keys=keys,
-    )
-    unit = F.normalize(embeddings, dim=1)
-    scores = (unit[list(chosen)] @ unit.T).gather(1, torch.from_numpy(indices).clamp(min=0)).numpy()
-    return rank_list_image(
-        queries,
-        list(dataset.gallery),
-        indices,
-        matches,
-        dataset.modalities,
-        scores=scores,
-        titles=list(chosen.values()),
-        label_names=dataset.label_names,
-    )
-
-
 def _first_of_each(dataset: ReIDDataset) -> list[Sample]:
     """Return the first query of each identity."""
     firsts: dict[int, Sample] = {}
@@ -300,17 +262,6 @@ def _write_images(samples: Sequence[Sample], modalities: Sequence[str], folder: 
         for modality, image in zip(modalities, sample.images, strict=True):
             if image is not None:
                 save_image(open_image(image), folder / modality / f"{number}.png")
-
-
-def _masks(model: ReIDModel, dataset: ReIDDataset, samples: Sequence[Sample]) -> Image:
-    """Draw what each semantic expert samples, and the captions it read."""
-    source = SampleDataset(samples, eval_transform(model), model.modalities)
-    batch = collate([source[i] for i in range(len(samples))])
-    model.eval()
-    with torch.no_grad():
-        features = model.forward_features(batch.images, batch.captions, batch.present)
-    mask, gamma = (features[name].unflatten(-1, model.image_tower.grid_size).numpy() for name in ("mask", "gamma"))
-    return mask_image(samples, mask, model.modalities, gamma, label_names=dataset.label_names)
 
 
 def _report(path: Path, metrics: dict[str, Any], intro: str, results: Table, ranks: Image, masks: Image) -> None:

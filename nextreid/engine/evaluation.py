@@ -134,7 +134,7 @@ def evaluate_conditions(
         The report of each condition.
     """
     model = as_reid_model(model)
-    dataset = _checked(model, dataset, on_error, allow_leak)
+    dataset = checked(model, dataset, on_error, allow_leak)
     return _with_provenance(measure(model, dataset, conditions, options, protocol, rerank), model, dataset)
 
 
@@ -174,7 +174,7 @@ def modality_matrix(
             f"protocol {rule.name!r} fixes the modalities of query and gallery; a matrix of all subsets takes one "
             f"without, such as {rule.name.partition(':')[0]!r}"
         )
-    dataset = _checked(model, dataset, on_error, allow_leak)
+    dataset = checked(model, dataset, on_error, allow_leak)
     shown = subsets(dataset.modalities)
     cells = []
     for reads in [text] if isinstance(text, bool) else text:
@@ -203,7 +203,7 @@ def measure(
     rule = get_protocol(protocol or dataset.protocol)
     check_modalities(model, dataset)
     cells = [
-        _Cell(rule, _of_query_and_gallery(rule, dataset.modalities, condition), condition.hidden(dataset.modalities))
+        _Cell(rule, of_query_and_gallery(rule, dataset.modalities, condition), condition.hidden(dataset.modalities))
         for condition in conditions
     ]
     return _measure_cells(model, dataset, cells, rerank, options)
@@ -255,16 +255,7 @@ def _measure_cells(
             f"protocol {cells[averaged.index(True)].rule.name!r} compares different modalities behind the neck, where "
             'an absent modality leaves its mark; take feature="before_neck"'
         )
-    # A sample of both splits is one, unless only its captions differ.
-    rows: dict[tuple[str, tuple[tuple[str, ...], ...]], int] = {}
-    samples: list[Sample] = []
-    by_key: dict[str, Sample] = {}
-    for sample in (*dataset.query, *dataset.gallery):
-        known = by_key.setdefault(sample.key, sample)
-        if known is not sample and not _same(known, sample):
-            raise ValueError(f"key {sample.key!r} names two different samples of query and gallery; make keys unique")
-        if rows.setdefault((sample.key, sample.captions), len(samples)) == len(samples):
-            samples.append(sample)
+    samples, place_of = unique_samples(dataset)
     conditions = list(dict.fromkeys(condition for cell in cells for condition in cell.shown))
     embedded = dict(zip(conditions, embed_conditions(model, samples, conditions, options), strict=True))
     text = {condition: reads_text(model, samples, condition) for condition in conditions}
@@ -276,7 +267,7 @@ def _measure_cells(
         for split, condition in zip(splits, cell.shown, strict=True):
             shows = condition.shows(dataset.modalities)
             ranked.append([sample for sample in split if is_visible(sample, shows)])
-            places = [rows[sample.key, sample.captions] for sample in ranked[-1]]
+            places = [place_of[sample.key, sample.captions] for sample in ranked[-1]]
             vectors = embedded[condition][places]
             embeddings.append(model.average_modalities(vectors) if average else vectors)
             views |= {(place, _view(sample, shows)) for place, sample in zip(places, ranked[-1], strict=True)}
@@ -296,6 +287,24 @@ def _measure_cells(
         )
         reports.append(report)
     return reports
+
+
+def unique_samples(dataset: ReIDDataset) -> tuple[list[Sample], dict[tuple[str, tuple[tuple[str, ...], ...]], int]]:
+    """Return the samples of query and gallery, those of both once, and their places by key and captions.
+
+    Raises:
+        ValueError: If a key names two different samples.
+    """
+    places: dict[tuple[str, tuple[tuple[str, ...], ...]], int] = {}
+    samples: list[Sample] = []
+    by_key: dict[str, Sample] = {}
+    for sample in (*dataset.query, *dataset.gallery):
+        known = by_key.setdefault(sample.key, sample)
+        if known is not sample and not _same(known, sample):
+            raise ValueError(f"key {sample.key!r} names two different samples of query and gallery; make keys unique")
+        if places.setdefault((sample.key, sample.captions), len(samples)) == len(samples):
+            samples.append(sample)
+    return samples, places
 
 
 def _view(sample: Sample, shows: Sequence[bool]) -> tuple[tuple[bool, bool], ...]:
@@ -327,7 +336,7 @@ def _rank(
     return RetrievalResult.concat(distributed.all_gather_objects([result])) if several else result
 
 
-def _of_query_and_gallery(rule: Protocol, modalities: Sequence[str], condition: Condition) -> list[Condition]:
+def of_query_and_gallery(rule: Protocol, modalities: Sequence[str], condition: Condition) -> list[Condition]:
     """What query and gallery show when the protocol and the condition are both kept; ValueError if that is nothing."""
     hidden = condition.hidden(modalities)
     conditions = []
@@ -347,7 +356,10 @@ def _of_query_and_gallery(rule: Protocol, modalities: Sequence[str], condition: 
     return conditions
 
 
-def _checked(model: ReIDModel, dataset: ReIDDataset, on_error: OnError, allow_leak: bool) -> ReIDDataset:
+def checked(
+    model: ReIDModel, dataset: ReIDDataset, on_error: OnError = "raise", allow_leak: bool = False
+) -> ReIDDataset:
+    """Return the dataset without what cannot be read; ValueError if it is not one to evaluate the model on."""
     reject_leak(trained_sets(model), dataset.name, allow_leak)
     check_modalities(model, dataset)
     if distributed.is_main():

@@ -1,5 +1,8 @@
 """What every figure is drawn with: a canvas, images of samples, marks of right and wrong, and saving."""
 
+import base64
+import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -9,7 +12,7 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nextreid._files import write_whole
+from nextreid._files import user_path, write_whole
 from nextreid.data.image import Image as Source
 from nextreid.data.image import open_image
 from nextreid.data.sample import Sample
@@ -30,6 +33,8 @@ WRONG: Colour = (213, 94, 0)
 MARGIN = 24
 TEXT = 13
 _SUPERSAMPLING = 4
+_DPI = 144.0
+_DARK, _LIFTED, _STEEPEST = 0.12, 0.25, 0.35  # mean grey values of 1, and the least gamma
 
 
 class Canvas:
@@ -161,6 +166,20 @@ def draw_image(source: Source | None, size: Size) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC if enlarged else Image.Resampling.LANCZOS)
 
 
+def readable(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Brighten an image that is too dark to see on paper; return it, and whether it was.
+
+    A gamma curve lifts the mean grey value to a quarter of the scale; it keeps black, white and the order of values.
+    """
+    histogram = image.convert("L").histogram()
+    mean = sum(value * count for value, count in enumerate(histogram)) / (255 * sum(histogram))
+    if not 0 < mean < _DARK:
+        return image, False
+    gamma = max(_STEEPEST, math.log(_LIFTED) / math.log(mean))
+    curve = [round(255 * (value / 255) ** gamma) for value in range(256)]
+    return image.point(curve * len(image.getbands())), True
+
+
 def hatched(size: Size) -> Image.Image:
     """Return the placeholder of a missing image: diagonal lines on light grey."""
     width, height = (pixels * _SUPERSAMPLING for pixels in size)
@@ -187,15 +206,41 @@ def mark(correct: bool, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
+def check_image_path(path: str | Path) -> Path:
+    """Return where an image is to be saved; ValueError if its ending is none that `save_image` writes."""
+    path = user_path(path)
+    if path.suffix.lower() != ".svg" and Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(
+            f"cannot save {path.name!r}: unknown image suffix {path.suffix!r}; use .png, .jpg, .pdf or .svg"
+        )
+    return path
+
+
 def save_image(image: Image.Image, path: str | Path) -> Path:
     """Save an image in the format of its suffix; a reader sees the old file or the whole new one.
 
+    In a PDF and an SVG it is an image of 144 dots an inch, since photographs are none of lines.
+
     Raises:
-        ValueError: If Pillow cannot write the suffix.
+        ValueError: If the suffix is no format that can be written.
     """
-    path = Path(path)
-    format_name = Image.registered_extensions().get(path.suffix.lower())
-    if format_name not in Image.SAVE:
-        raise ValueError(f"cannot save {path.name!r}: unknown image suffix {path.suffix!r}; use .png or .jpg")
-    write_whole(path, lambda temporary: image.save(temporary, format=format_name))
+    path = check_image_path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".svg":
+        write_whole(path, lambda temporary: temporary.write_text(_svg(image), encoding="utf-8"))
+        return path
+    options = {"resolution": _DPI} if suffix == ".pdf" else {}
+    write_whole(path, lambda temporary: image.save(temporary, Image.registered_extensions()[suffix], **options))
     return path
+
+
+def _svg(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    width, height = (72 / _DPI * pixels for pixels in image.size)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}pt" height="{height:g}pt" '
+        f'viewBox="0 0 {image.width} {image.height}">'
+        f'<image width="{image.width}" height="{image.height}" href="data:image/png;base64,{data}"/></svg>\n'
+    )

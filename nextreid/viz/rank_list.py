@@ -24,6 +24,7 @@ from .drawing import (
     font,
     hatched,
     mark,
+    readable,
     size_to_draw,
 )
 
@@ -47,6 +48,7 @@ def rank_list_image(
     modalities: Sequence[str],
     *,
     scores: np.ndarray | None = None,
+    ignored: np.ndarray | None = None,
     titles: Sequence[str] = (),
     label_names: LabelNames | None = None,
     image_size: int = 144,
@@ -54,7 +56,8 @@ def rank_list_image(
     """Draw one row per query: its modalities stacked, then its k nearest gallery entries, names and labels below.
 
     A correct entry has a solid frame and a tick in a disc; a wrong one a dashed frame and a cross in a square. Where
-    the identity of query or entry is unknown there is nothing to judge: a thin grey frame, and no mark.
+    the identity of query or entry is unknown there is nothing to judge: a thin grey frame, and no mark. One that the
+    protocol ignores has a dashed grey frame, and a dash for its rank. Dark images are drawn brighter, and it says so.
 
     Args:
         queries: Q samples.
@@ -63,6 +66,7 @@ def rank_list_image(
         matches: ``(Q, k)`` bool, whether an entry shows the query's identity.
         modalities: M names, in the order of the samples' images.
         scores: ``(Q, k)`` similarities to write below the entries; None leaves them out.
+        ignored: ``(Q, k)`` bool, entries that the protocol ignores; they take no rank. None for none.
         titles: A line above each query; none at all by default.
         label_names: What the files call identities, cameras and scenes; see `ReIDDataset`.
         image_size: Longer side of one drawn image, in pixels.
@@ -86,6 +90,8 @@ def rank_list_image(
         )
     if scores is not None and np.shape(scores) != indices.shape:
         raise ValueError(f"scores must have the shape of indices, {indices.shape}; got {np.shape(scores)}")
+    if ignored is not None and np.shape(ignored) != indices.shape:
+        raise ValueError(f"ignored must have the shape of indices, {indices.shape}; got {np.shape(ignored)}")
     if titles and len(titles) != len(queries):
         raise ValueError(f"{len(titles)} titles for {len(queries)} queries: give one each, or none")
     check_modalities([*queries, *(gallery[i] for i in np.unique(indices) if i >= 0)], modalities)
@@ -102,7 +108,9 @@ def rank_list_image(
     entries = [(_symbol(True), "same identity"), (_symbol(False), "other identity"), (hatched((30, 20)), "no image")]
     if any(i >= 0 and not known for q, line in enumerate(judged) for i, known in zip(indices[q], line, strict=True)):
         entries.append((_symbol(None), "identity unknown"))
-    canvas.legend(entries)
+    if ignored is not None and np.any(ignored):
+        entries.append((_symbol(None, ignored=True), "ignored"))
+    end, dark = canvas.legend(entries), False
     for q, query in enumerate(queries):
         x, y = MARGIN + _LABELS, top + q * row
         if titles:
@@ -113,24 +121,31 @@ def rank_list_image(
             middle = head + _INSET + m * (size[1] + 2) + size[1] // 2
             canvas.text((MARGIN, middle), name.upper(), "lm", width=_LABELS - 4)
         canvas.text((x + column // 2, y + _HEAD // 2), "query", "mm", size=TEXT + 1)
-        box = _draw_sample(canvas, (x, head, x + column, foot), query, size, label_names)
+        box, was_dark = _draw_sample(canvas, (x, head, x + column, foot), query, size, label_names)
+        dark |= was_dark
         canvas.frame(box, BLACK, 2)
         x += step
         canvas.draw.line([(x - 1, y), (x - 1, foot + caption)], fill=LIGHT, width=2)
         x += _GAP
+        rank = 0
         for place, (index, known) in enumerate(zip(indices[q].tolist(), judged[q], strict=True)):
             outer, middle = (x, head, x + column, foot), x + column // 2
+            out = ignored is not None and bool(ignored[q, place])
+            rank += not out
             if index < 0:
-                canvas.text((middle, y + _HEAD // 2), str(place + 1), "mm", GREY, size=TEXT + 1)
+                canvas.text((middle, y + _HEAD // 2), str(rank), "mm", GREY, size=TEXT + 1)
                 canvas.frame((middle - width // 2, head, middle - width // 2 + width, foot), LIGHT, 1)
                 canvas.text((middle, head + height // 2), "no entry", "mm", GREY)
             else:
-                correct = bool(matches[q, place]) if known else None
-                _draw_rank(canvas, middle, y + _HEAD // 2, str(place + 1), correct)
+                correct = bool(matches[q, place]) if known and not out else None
+                _draw_rank(canvas, middle, y + _HEAD // 2, "-" if out else str(rank), correct)
                 score = None if scores is None else float(scores[q, place])
-                box = _draw_sample(canvas, outer, gallery[index], size, label_names, score)
-                _draw_frame(canvas, box, correct)
+                box, was_dark = _draw_sample(canvas, outer, gallery[index], size, label_names, score)
+                dark |= was_dark
+                _draw_frame(canvas, box, correct, out)
             x += step
+    if dark:
+        canvas.text((end, MARGIN + 8), "dark images are drawn brighter", "lm", GREY)
     return canvas.image
 
 
@@ -141,13 +156,20 @@ def _draw_sample(
     size: Size,
     names: LabelNames | None,
     score: float | None = None,
-) -> tuple[int, int, int, int]:
-    """Stack the images of a sample in the middle of a column, its name, labels and score below; return their box."""
+) -> tuple[tuple[int, int, int, int], bool]:
+    """Stack the images of a sample in the middle of a column, its name, labels and score below.
+
+    Returns:
+        Their box, and whether any image was dark.
+    """
     x, y, right, bottom = outer
     middle, width = (x + right) // 2, size[0] + 2 * _INSET
     left = middle - width // 2
+    dark = False
     for m, source in enumerate(sample.images):
-        canvas.image.paste(draw_image(source, size), (left + _INSET, y + _INSET + m * (size[1] + 2)))
+        image, was_dark = readable(draw_image(source, size))
+        canvas.image.paste(image, (left + _INSET, y + _INSET + m * (size[1] + 2)))
+        dark |= was_dark
     identity, place = describe_labels(sample, names)
     at, widest = bottom + 6, right - x + _GAP - 4
     at += (_NAME + 3) * canvas.paragraph((middle, at), sample.key, "mt", widest, _LINES, GREY, _NAME)
@@ -155,13 +177,13 @@ def _draw_sample(
         if text:
             canvas.text((middle, at), text, "mt", colour, widest)
             at += TEXT + 3
-    return left, y, left + width, bottom
+    return (left, y, left + width, bottom), dark
 
 
-def _draw_frame(canvas: Canvas, box: tuple[int, int, int, int], correct: bool | None) -> None:
-    """Frame an entry: right, wrong, or not to be judged."""
+def _draw_frame(canvas: Canvas, box: tuple[int, int, int, int], correct: bool | None, ignored: bool = False) -> None:
+    """Frame an entry: right, wrong, not to be judged, or ignored."""
     if correct is None:
-        canvas.frame(box, GREY, 1)
+        canvas.frame(box, GREY, 2 if ignored else 1, dashed=ignored)
     else:
         canvas.frame(box, CORRECT if correct else WRONG, _FRAME, dashed=not correct)
 
@@ -178,10 +200,10 @@ def _draw_rank(canvas: Canvas, x: int, y: int, rank: str, correct: bool | None) 
     canvas.image.paste(badge, (round(left + length - badge.width), y - badge.height // 2), badge)
 
 
-def _symbol(correct: bool | None) -> Image.Image:
+def _symbol(correct: bool | None, ignored: bool = False) -> Image.Image:
     """Return the frame and the mark of an entry, for the legend."""
     canvas = Canvas(30 if correct is None else 55, 20)
-    _draw_frame(canvas, (0, 0, 30, 20), correct)
+    _draw_frame(canvas, (0, 0, 30, 20), correct, ignored)
     if correct is not None:
         badge = mark(correct, 17)
         canvas.image.paste(badge, (38, 2), badge)

@@ -18,6 +18,7 @@ from nextreid.viz.drawing import (
     font,
     hatched,
     mark,
+    readable,
     size_to_draw,
     wrap_text,
 )
@@ -144,3 +145,20 @@ def test_file_names_break_at_their_marks():
 def test_labels_are_shown_as_files_name_them(labels, shown):
     names = {"pid": {7: "anna"}, "camid": {1: "0002"}}
     assert describe_labels(Sample("a", *labels, (None,)), names) == shown
+
+
+def test_dark_images_are_brightened_and_no_others():
+    dark = Image.fromarray(np.linspace(0, 30, 1200).astype(np.uint8).reshape(30, 40)).convert("RGB")
+    shown, was_dark = readable(dark)
+    before, after = np.asarray(dark)[..., 0].ravel(), np.asarray(shown)[..., 0].ravel()
+    assert was_dark and after.mean() > 2 * before.mean() and after.max() <= 255
+    assert (np.diff(after.astype(int)) >= 0).all() and after[before == 0].max() == 0  # order and black stay
+    for image in (Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8), (90, 90, 90))):
+        assert readable(image) == (image, False)
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.svg", b"<svg"), ("a.PDF", b"%PDF"), ("a.jpg", b"\xff\xd8")])
+def test_figures_are_saved_by_their_ending(name, start, tmp_path):
+    assert save_image(Image.new("RGB", (40, 20)), tmp_path / name).read_bytes().startswith(start)
+    with pytest.raises(ValueError, match=r"unknown image suffix '\.txt'"):
+        save_image(Image.new("RGB", (4, 2)), tmp_path / "a.txt")

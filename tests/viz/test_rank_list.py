@@ -123,3 +123,15 @@ def test_scores_titles_and_names_of_the_files_are_written(make_sample):
 
 def test_ten_entries_fit_a_page_of_1400_pixels(make_sample):
     assert draw(make_sample, [[0] * 10], [[True] * 10]).width <= 1400 - 2 * 40
+
+
+def test_ignored_entries_take_no_rank(make_sample):
+    """The entry behind an ignored one has its rank, mark and frame as if it were the first."""
+    alone = np.asarray(draw(make_sample, [[0]], [[True]]))
+    behind = np.asarray(draw(make_sample, [[1, 0]], [[False, True]], ignored=np.array([[True, False]])))
+    step, left = 100 + 12, 24 + 40 + (100 + 12) + 12
+    rows = slice(24 + 40, None)
+    assert np.array_equal(behind[rows, left + step : left + 2 * step - 12], alone[rows, left : left + step - 12])
+    assert count(draw(make_sample, [[0]], [[False]], ignored=np.array([[True]])), WRONG) < 400  # of the legend
+    with pytest.raises(ValueError, match="ignored must have the shape"):
+        draw(make_sample, [[0]], [[True]], ignored=np.array([True]))

@@ -1,0 +1,62 @@
+"""``nextreid show``, and ``nextreid eval`` of several models: pictures, tables, mistakes."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from nextreid.cli import main
+
+DATA = ("--dataset", "synthetic-persons", "--dataset-arg", "num_train=0", "num_test=3", "frames_per_visit=2")
+
+
+def run(*words):
+    return main([str(word) for word in (*words, *DATA, "--device", "cpu", "--no-progress")])
+
+
+def test_rank_lists_of_two_models(tmp_path, capsys):
+    out = tmp_path / "ranks.pdf"
+    line = ("show", "ranks", "next_tiny", "baseline_tiny", "--queries", "differ", "--count", "1", "--top", "3")
+    assert run(*line, "--image-size", "32", "--out", out) == 0
+    assert capsys.readouterr().out.strip() == str(out) and out.read_bytes().startswith(b"%PDF")
+    assert run(*line, "--out", out) == 2 and "--overwrite" in capsys.readouterr().err
+
+
+def test_masks_of_an_expert(tmp_path, capsys):
+    out = tmp_path / "experts.png"
+    assert run("show", "experts", "next_tiny", "--count", "1", "--image-size", "32", "--out", out) == 0
+    assert Image.open(out).width > 400
+    assert run("show", "experts", "baseline_tiny", "--out", tmp_path / "no.png") == 2
+    assert "no semantic experts" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--out", "x.doc"), "use .png, .jpg, .pdf or .svg"),
+        (("--out", "x.png", "--queries", "wurst"), "Did you mean 'worst'?"),
+        (("--out", "x.png", "--image-size", "9000"), "16 to 2048"),
+        (("--out", "x.png", "--missing", "rbg"), "Did you mean 'rgb'?"),
+    ],
+)
+def test_mistakes_say_what_to_do(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("show", "ranks", "baseline_tiny", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_models_are_compared_with_the_first(tmp_path, capsys):
+    file = tmp_path / "both.json"
+    assert run("eval", "baseline_tiny", "next_tiny", "--json", file) == 0
+    table = capsys.readouterr().out.splitlines()[-4:]
+    assert table[0].split()[:2] == ["model", "captions"] and table[1].startswith("baseline_tiny  no")
+    assert table[2].startswith("next_tiny") and "p = " in table[2]
+    written = json.loads(file.read_text())
+    first, second = (model["results"][0]["mAP"] for model in written["models"])
+    (difference,) = written["differences"]
+    assert difference["value"] == pytest.approx(second - first) and difference["to"] == "baseline_tiny"
+    assert run("eval", "baseline_tiny", "baseline_tiny") == 2
+    assert "named twice" in capsys.readouterr().err
+    assert run("eval", "baseline_tiny", "next_tiny", "--cross") == 2
+    assert "name one checkpoint" in capsys.readouterr().err
