@@ -15,7 +15,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "qu
 
 
 class SideAdapter(nn.Module):
-    """A bottleneck of two layers, ``scale * up(dropout(act(down(x))))`` (ICPL-ReID; MambaPro; AdaptFormer, Eq. 5).
+    """A bottleneck of two layers, ``scale * up(dropout(act(down(x))))`` (ICPL-ReID, MambaPro, after AdaptFormer).
 
     Args:
         width: Width W of the tokens.
