@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "ops": set(),
     "layers": {"ops"},
     "towers": {"_download", "layers"},
-    "models": {"_download", "layers", "ops", "towers"},
+    "models": {"_download", "layers", "losses", "ops", "towers"},
     "losses": set(),
     "retrieval": set(),
     "data": set(),

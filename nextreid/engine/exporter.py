@@ -145,7 +145,8 @@ class _Embedding(nn.Module):
     def __init__(self, model: ReIDModel, normalize: bool) -> None:
         super().__init__()
         bare = copy.copy(model)
-        bare._modules = {**model._modules, "text_tower": None, "necks": nn.ModuleList()}
+        unused = {"text_tower": None, **{name: nn.ModuleList() for name in model.of_identities}}
+        bare._modules = {**model._modules, **unused}
         self.model = copy.deepcopy(bare).cpu().float().eval()
         self.normalize = normalize
         self.eval()

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from .distributed import (
     rank,
     world_size,
 )
-from .embedding import EmbedOptions, eval_transform, keep_texts, move_to_device
+from .embedding import EmbedOptions, embed_samples, eval_transform, keep_texts, move_to_device
 from .evaluation import check_modalities, measure
 from .optimizer import build_optimizer, lr_factor, lr_noise, set_lr
 from .progress import duration, progress_bar, progress_line
@@ -78,7 +78,8 @@ def train(
 
     Several processes that ``torchrun`` started share each batch and take the steps of one process: identities are
     spread over them, necks and losses see the whole batch. Losses of the model's own (`ReIDModel.own_losses`) are those
-    of each process's share, averaged. The first process writes the folder, which all must see.
+    of each process's share, averaged; those that need identities see the whole batch. The first process writes the
+    folder, which all must see.
 
     After every epoch the folder holds ``metrics.jsonl`` (one row an epoch), ``last/`` and ``best/`` (model folders for
     ``create_model("local-dir:...")``) and ``state.safetensors``, which ``resume=True`` continues from. On the CPU an
@@ -175,11 +176,17 @@ def train(
     forward: Callable[..., Any] = model if world_size() == 1 else partial(_forward_share, model)
     if recipe.compile:
         forward = torch.compile(forward)
+    known = torch.tensor([classes[pid] for pid in labels])
+
+    def embed_training(name: str | None) -> tuple[Tensor, Tensor]:
+        return embed_samples(model, dataset.train, Condition(text), replace(options, embedding=name)), known
+
     loop = _Epoch(model, forward, optimizer, recipe, loader, transform, classes, text, device, progress)
     started, seconds = len(history), 0.0
     for epoch in range(started + 1, recipe.epochs + 1):
         start = time.perf_counter()
         sampler.set_epoch(epoch)
+        model.start_epoch(epoch, embed_training)
         row = {"epoch": epoch, **loop.run(epoch)}
         row["train_seconds"] = round(time.perf_counter() - start, 3)
         row |= _evaluations(model, dataset, recipe, epoch, text, options)
@@ -241,10 +248,10 @@ def _save(folder: Path, model: ReIDModel, optimizer: torch.optim.Optimizer, hist
 
 def _forward_share(
     model: ReIDModel, images: Tensor, **inputs: Tensor | None
-) -> tuple[tuple[tuple[Tensor, Tensor | None], ...], dict[str, Tensor]]:
-    """What a process computes of its share of a batch: the vectors to classify and the model's own losses."""
+) -> tuple[tuple[tuple[Tensor, Tensor | None], ...], dict[str, Tensor], dict[str, Tensor]]:
+    """What a process computes of its share of a batch: the vectors to classify, the model's own losses, all parts."""
     features = model.forward_features(images, **inputs)
-    return model.pool_heads(features), model.own_losses(features)
+    return model.pool_heads(features), model.own_losses(features), features
 
 
 @dataclass(frozen=True)
@@ -269,7 +276,6 @@ class _Epoch:
         lrs = set_lr(self.optimizer, lr_factor(recipe, epoch) * (1 + lr_noise(recipe.lr_noise, epoch)))
         sums: dict[str, float] = {}
         steps = 0
-        after_step: Any = getattr(self.model, "after_step", None)
         self.model.train()
         bar = progress_bar(self.loader, f"epoch {epoch}/{recipe.epochs}", "step", shown=self.progress and is_main())
         other = [rank()] if rank() else []  # processes drop other features; the first draws what a single one does
@@ -278,8 +284,6 @@ class _Epoch:
                 losses = self._step(self._on_device(batch, epoch, steps), criterion, f"epoch {epoch}, step {steps}")
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value
-                if after_step is not None:
-                    after_step(epoch, steps)
                 bar.set_postfix(loss=f"{losses['total']:.3f}", lr=f"{max(lrs.values()):.1e}", refresh=False)
         if not steps:
             raise ValueError(f"the sampler gave no batch of {recipe.num_ids} identities in epoch {epoch}")
@@ -304,17 +308,18 @@ class _Epoch:
             draw = caption_sampler(captions, batch.keys, batch.draws, recipe.seed, recipe.caption_keep_ratio)
             text = self.model.prepare_text(captions, draw)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
-            heads, own = self._forward(batch, text)
-        losses = criterion(heads, pid, own)
+            heads, own, parts = self._forward(batch, text)
+        losses = criterion(heads, pid, own | self.model.identity_losses(parts, pid))
         values = {name: loss.item() for name, loss in losses.items()}
         if not torch.isfinite(losses["total"]):
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             self._stop(f"loss ({numbers})", where, batch, heads)
         self.model.zero_grad(set_to_none=True)
         losses["total"].backward()
-        # Each process has the whole gradient of the necks, and of the rest what its own samples give.
+        # Each process has the whole gradient of what belongs to identities, and of the rest what its own samples give.
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        all_reduce_gradients(trained, list(self.model.get_classifier().parameters()))
+        whole = [p for name in self.model.of_identities for p in self.model.get_submodule(name).parameters()]
+        all_reduce_gradients(trained, whole)
         parameters = [p for p in trained if p.grad is not None]
         norm = get_total_norm([p.grad for p in parameters])
         if not torch.isfinite(norm):
@@ -322,18 +327,23 @@ class _Epoch:
         if self.recipe.grad_clip is not None:
             clip_grads_with_norm_(parameters, self.recipe.grad_clip, norm)
         self.optimizer.step()
+        self.model.after_step({name: part.detach() for name, part in parts.items()}, pid)
         return values
 
-    def _forward(self, batch: Batch, text: Tensor | None) -> tuple[tuple[Head, ...], dict[str, Tensor]]:
-        """Return heads and own losses of the whole batch, whichever processes hold its samples."""
+    def _forward(
+        self, batch: Batch, text: Tensor | None
+    ) -> tuple[tuple[Head, ...], dict[str, Tensor], dict[str, Tensor]]:
+        """Return heads, own losses and ``loss_parts`` of the whole batch, whichever processes hold its samples."""
         output = self.forward(batch.images, text=text, present=batch.present, camid=batch.camid)
+        names = self.model.loss_parts
         if world_size() == 1:
-            return output.heads, {name: loss.float() for name, loss in output.losses.items()}
-        vectors, own = output
+            parts = {name: output.features[name] for name in names if name in output.features}
+            return output.heads, {name: loss.float() for name, loss in output.losses.items()}, parts
+        vectors, own, features = output
         gathered = [(all_gather(vector), None if rows is None else all_gather(rows)) for vector, rows in vectors]
-        return self.model.classify(gathered), {
-            name: all_gather(loss.float().reshape(1)).mean() for name, loss in own.items()
-        }
+        means = {name: all_gather(loss.float().reshape(1)).mean() for name, loss in own.items()}
+        parts = {name: all_gather(features[name]) for name in names if name in features}
+        return self.model.classify(gathered), means, parts
 
     def _stop(self, what: str, where: str, batch: Batch, heads: Sequence[Head]) -> None:
         """Raise in all processes alike, naming the samples whose embedding is bad, or else the batch."""

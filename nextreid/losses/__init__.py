@@ -2,6 +2,24 @@
 
 from .criterion import Criterion
 from .identity import identity_loss
+from .prototypes import (
+    center_loss,
+    class_means,
+    pairwise_contrast,
+    prototype_loss,
+    update_centers,
+    update_prototypes,
+)
 from .triplet import batch_hard_triplet
 
-__all__ = ["Criterion", "batch_hard_triplet", "identity_loss"]
+__all__ = [
+    "Criterion",
+    "batch_hard_triplet",
+    "center_loss",
+    "class_means",
+    "identity_loss",
+    "pairwise_contrast",
+    "prototype_loss",
+    "update_centers",
+    "update_prototypes",
+]

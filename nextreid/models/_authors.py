@@ -195,18 +195,21 @@ def build_from_authors(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model(model_name or authors.model, **{**found, **model_args})
-    model.load_state_dict(rename(authors, state, model.state_dict()))
+    model.load_state_dict(rename(authors, state, model.state_dict(), model.of_identities))
     reasons = Counter(why for key in state if (why := _dropped(authors, key)))
     return model, found, [f"dropped {count} tensors: {reason}" for reason, count in reasons.items()]
 
 
-def rename(authors: Authors, state: State, wanted: State) -> dict[str, Tensor]:
+def rename(
+    authors: Authors, state: State, wanted: State, of_identities: Sequence[str] = ("necks",)
+) -> dict[str, Tensor]:
     """Bring the authors' tensors into our names and shapes.
 
     Args:
         authors: The name map.
         state: Tensors in the authors' names, all of which the map knows.
         wanted: The state that is to be filled.
+        of_identities: Modules of ours that a model with ``num_classes=0`` has not got.
 
     Raises:
         ValueError: If shapes do not fit, one place is filled twice with different numbers, or a place stays empty.
@@ -224,7 +227,7 @@ def rename(authors: Authors, state: State, wanted: State) -> dict[str, Tensor]:
         for name, part in zip(names, state[key].chunk(len(names)) if len(names) > 1 else [state[key]], strict=True):
             index = _INDEX.search(name)
             ours, entry = (name[: index.start()], str(index[1])) if index else (name, "")
-            if ours.startswith("necks.") and not classified:
+            if ours.startswith(tuple(f"{name}." for name in of_identities)) and not classified:
                 continue
             if ours not in filled:
                 raise ValueError(f"{key} belongs to {ours}, which the model has not got: its arguments are of another")

@@ -15,6 +15,9 @@ Captions = Sequence[Sequence[Sequence[str] | str | None]]
 Features = dict[str, Tensor]
 SampleCaption = Callable[[int, int, int], Sequence[str]]
 """Draws the sentences of a caption in training: called with the batch row, the modality and the number of the draw."""
+EmbedTraining = Callable[[str | None], tuple[Tensor, Tensor]]
+"""Embeds all training images without augmentation, in evaluation mode: called with the name of a vector (None for the
+default), gives the vectors ``(n, F)``, parts of absent modalities zero, and the class indices ``(n,)``."""
 
 
 class Head(NamedTuple):
@@ -55,8 +58,9 @@ class ReIDModel(nn.Module):
 
     A method implements `encode_images`, `forward_tokens` and `pool`, sets ``img_size``, ``num_features`` and
     ``embeddings``, and ends its constructor with `reset_classifier`. One with several heads overrides `pool_heads` and
-    `head_widths`, one that reads captions `prepare_text`, one with losses of its own `own_losses`. A method
-    ``after_step(epoch, step)``, where there is one, is called after every training step.
+    `head_widths`, and `neck_of` where heads share a neck; one that reads captions `prepare_text`; one with losses of
+    its own `own_losses`, or `identity_losses` where they need identities. What changes by epoch, or is rebuilt from all
+    training images, is done in `start_epoch`, what follows the batches in `after_step`.
 
     Args:
         modalities: Names of the modalities, in the order of the images' axis M; a string is one of them.
@@ -69,6 +73,10 @@ class ReIDModel(nn.Module):
             one is a part of that name in what `forward_features` gives.
         modality_width: Width D of each modality's part where the embedding is ``(..., M, D)`` flattened, else None.
         uses_text: Whether captions change the embedding.
+        loss_parts: Names of the parts that `identity_losses` and `after_step` read.
+        of_identities: Names of the modules that belong to the training identities: `reset_classifier` makes them again,
+            a model with other identities leaves a checkpoint's behind, and only `identity_losses` may use their
+            parameters.
         text_tower: The frozen text tower, or None.
         loaded_weights: Where the weights were loaded from last, in words; None as long as none were.
 
@@ -89,6 +97,8 @@ class ReIDModel(nn.Module):
     modalities: tuple[str, ...]
     uses_text: bool = False
     loaded_weights: str | None = None
+    loss_parts: tuple[str, ...] = ()
+    of_identities: tuple[str, ...] = ("necks",)
 
     def __init__(self, modalities: Sequence[str] = ("rgb", "nir", "tir")) -> None:
         super().__init__()
@@ -154,13 +164,40 @@ class ReIDModel(nn.Module):
         """Widths F_i of the vectors that `pool_heads` gives."""
         return (self.num_features,)
 
+    @property
+    def neck_of(self) -> tuple[int, ...]:
+        """The number of each head's neck; heads of one width may share one."""
+        return tuple(range(len(self.head_widths)))
+
     def own_losses(self, features: Features) -> dict[str, Tensor]:
         """The method's own losses besides identity and triplet, already weighted."""
         return {}
 
+    def identity_losses(self, features: Features, pid: Tensor) -> dict[str, Tensor]:
+        """The method's own losses that need identities, already weighted.
+
+        Args:
+            features: Those of ``loss_parts`` that `forward_features` gave, of a whole batch, whichever processes hold
+                its samples.
+            pid: Class indices ``(B,)``.
+        """
+        return {}
+
+    def start_epoch(self, epoch: int, embed: EmbedTraining) -> None:
+        """Called before every epoch of a training; a resumed one starts with the epoch after the last whole one.
+
+        Args:
+            epoch: Number of the epoch, from 1.
+            embed: Embeds all training images as they are; it costs a pass of the model over them.
+        """
+
+    def after_step(self, features: Features, pid: Tensor) -> None:
+        """Called behind every training step with what `identity_losses` got."""
+
     def classify(self, vectors: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Head, ...]:
         """Logits of the vectors that `pool_heads` gave."""
-        return tuple(Head(neck(vector), vector, rows) for neck, (vector, rows) in zip(self.necks, vectors, strict=True))
+        pairs = zip(self.neck_of, vectors, strict=True)
+        return tuple(Head(self.necks[i](vector), vector, rows) for i, (vector, rows) in pairs)
 
     def forward_head(self, features: Features, pre_logits: bool = False) -> Tensor | ReIDOutput:
         """Pool the parts into the embedding and classify.
@@ -209,8 +246,8 @@ class ReIDModel(nn.Module):
         if after_neck:
             if self.num_classes == 0:
                 raise ValueError("a model with num_classes=0 has no neck; use the feature before the neck")
-            pairs = zip(self.necks, self.pool_heads(features), strict=True)
-            return torch.cat([neck.get_submodule("norm")(vector) for neck, (vector, _) in pairs], dim=1)
+            pairs = zip(self.neck_of, self.pool_heads(features), strict=True)
+            return torch.cat([self.necks.get_submodule(f"{i}.norm")(vector) for i, (vector, _) in pairs], dim=1)
         if name is None or name == next(iter(self.embeddings)):
             return self.pool(features)
         if name not in self.embeddings:
@@ -243,14 +280,15 @@ class ReIDModel(nn.Module):
         return (parts.sum(dim=-2) / present.clamp_min(1)).flatten(-2)
 
     def get_classifier(self) -> nn.ModuleList:
-        """The necks with their identity classifiers, one for each head; empty with ``num_classes=0``."""
+        """The necks with their identity classifiers, see `neck_of`; empty with ``num_classes=0``."""
         return self.necks
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace necks and classifiers by fresh ones for ``num_classes`` identities; 0 removes them."""
         self.num_classes = num_classes
         reference = next(self.parameters())
-        necks = nn.ModuleList(BNNeck(width, num_classes) for width in self.head_widths if num_classes)
+        widths = dict(zip(self.neck_of, self.head_widths, strict=True))
+        necks = nn.ModuleList(BNNeck(widths[i], num_classes) for i in range(len(widths)) if num_classes)
         self.necks = necks.to(device=reference.device, dtype=reference.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

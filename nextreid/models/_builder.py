@@ -181,7 +181,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
         model.pretrained_cfg = model.pretrained_cfg.replace(**recorded)
     else:
         _logger.warning("%s: no %s beside it says for which images and modalities it was trained", path, CONFIG)
-    saved, wanted = ({k: v for k, v in s.items() if k.startswith("necks.")} for s in (state, model.state_dict()))
+    prefixes = tuple(f"{name}." for name in model.of_identities)
+    saved, wanted = ({k: v for k, v in s.items() if k.startswith(prefixes)} for s in (state, model.state_dict()))
     if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in wanted.items()}:
         if wanted:
             message = "%s: its identity classifier does not fit %d classes; a new one is started"

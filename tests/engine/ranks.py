@@ -37,10 +37,24 @@ def recipe_of(**changes):
 
 
 def several_heads():
-    """UniCat, which has a head for each modality, with a loss of its own."""
+    """UniCat, which has a head for each modality, with losses of its own: of rows, and of whole batches and epochs."""
     torch.manual_seed(0)
     model = create_model("unicat_tiny")
     model.own_losses = lambda features: {"size": 0.1 * features["cls"].square().mean()}
+    model.loss_parts = ("cls",)
+    moved = []
+
+    def start_epoch(epoch, embed):
+        vectors, labels = embed(None)
+        moved[:] = [epoch * vectors[labels == 1].mean()]
+
+    def after_step(features, pid):
+        moved[0] = moved[0] + features["cls"][pid == pid[-1]].mean()
+
+    def identity_losses(features, pid):
+        return {"whole": moved[0] * features["cls"][pid == pid[0]].mean(0).square().sum()}
+
+    model.start_epoch, model.after_step, model.identity_losses = start_epoch, after_step, identity_losses
     return model
 
 

@@ -96,7 +96,7 @@ def test_two_processes_take_the_steps_of_one(pair):
 
 def test_several_heads_absent_modalities_and_own_losses_are_shared_too(pair):
     first, second = (told["heads"] for told in pair.told)
-    assert first == second and first["losses"][0].keys() == {"total", "identity", "triplet", "size"}
+    assert first == second and first["losses"][0].keys() == {"total", "identity", "triplet", "size", "whole"}
     for shared, single in zip(first["losses"], pair.heads, strict=True):
         assert shared == pytest.approx(single["losses"], rel=1e-4)
 

@@ -35,7 +35,8 @@ def test_shapes_and_output_types(name):
     model.reset_classifier(42)
     for mode in (False, True):
         out = model.train(mode)(images, CAPTIONS, PRESENT)
-        assert isinstance(out, ReIDOutput) and len(out.heads) == len(model.head_widths) == len(model.get_classifier())
+        assert isinstance(out, ReIDOutput) and len(out.heads) == len(model.head_widths)
+        assert set(model.neck_of) == set(range(len(model.get_classifier())))
         for head, width in zip(out.heads, model.head_widths, strict=True):
             assert isinstance(head, Head) and head.logits.shape == (3, 42) and head.feature.shape == (3, width)
             assert head.present is None or (head.present.dtype == torch.bool and head.present.shape == (3,))
@@ -57,8 +58,8 @@ def test_named_vectors(name):
     behind = model.vector(features, after_neck=True)
     assert behind.shape == (3, sum(model.head_widths))
     heads = model.forward_head(features).heads
-    for neck, head, part in zip(model.necks, heads, behind.split(model.head_widths, 1), strict=True):
-        torch.testing.assert_close(neck.classifier(part), head.logits)
+    for i, head, part in zip(model.neck_of, heads, behind.split(model.head_widths, 1), strict=True):
+        torch.testing.assert_close(model.necks[i].classifier(part), head.logits)
     with pytest.raises(ValueError, match=rf"no embedding 'other'; there are: {first}"):
         model.vector(features, "other")
     model.reset_classifier(0)
