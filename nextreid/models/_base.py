@@ -299,7 +299,7 @@ class ReIDModel(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are tables of positions, not weights."""
-        names = {"cls_token", "pos_embed", "reg_token", "camera"}
+        names = {"cls_token", "pos_embed", "reg_token", "camera", "relative_position_bias_table"}
         return {name for name, _ in self.named_parameters() if name.split(".")[-1] in names}
 
     def param_groups(self) -> dict[str, dict[str, nn.Parameter]]:
@@ -316,9 +316,10 @@ class ReIDModel(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that order the parameters from stem to head, for timm's layer-wise tools."""
-        tower = r"^image_tower\.(?:\d+\.)"
-        blocks = rf"{tower}trunk\.blocks\.(\d+)" if not coarse else rf"{tower}trunk\.blocks"
+        tower = next((part for part in self.modules() if isinstance(part, ImageTower)), None)
+        stem, blocks = tower.layer_groups(coarse) if tower else ([], [])
+        prefix = r"^image_tower\.(?:\d+\.)"
         return {
-            "stem": rf"{tower}(?:camera|trunk\.(?:cls_token|pos_embed|reg_token|patch_embed|norm_pre))|^text_tower\.",
-            "blocks": [(blocks, None), (rf"{tower}(?:trunk\.(?:fc_)?norm|proj)", (99999,))],
+            "stem": "|".join([*(rf"{prefix}{pattern}" for pattern in stem), r"^text_tower\."]),
+            "blocks": [(rf"{prefix}{pattern}", place) for pattern, place in blocks],
         }

@@ -70,6 +70,7 @@ def build_model_with_cfg(
         tag=cfg.tag if pretrained else "",
         input_size=(3, *model.img_size),
         modalities=tuple(model.modalities),
+        first_conv=f"image_tower.0.{model.image_tower.towers()[0].first_conv}",
     )
     if pretrained:
         load_pretrained(model, cfg, cache_dir)

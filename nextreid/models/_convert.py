@@ -14,7 +14,7 @@ from torch.torch_version import TorchVersion
 from .._files import check_out_folder, user_path
 from ..towers.clip_weights import ClipMapping, load_clip_weights
 from ._factory import create_model
-from ._hub import CONFIG, read_weights, sha256
+from ._hub import CONFIG, activations, read_weights, sha256
 from ._publish import save_pretrained
 from ._registry import model_entrypoint
 
@@ -97,8 +97,8 @@ def convert_clip(
     )
     model.pretrained_cfg = cfg.replace(clip=None, notes=text)
     save_pretrained(model, folder)
-    act = model.image_tower.towers()[0].trunk.blocks[0].mlp.act
-    return Conversion(folder, mapping, type(act).__name__, untrained, tuple(notes))
+    act = " and ".join(activations(model.image_tower).get("0", ["no activation"]))
+    return Conversion(folder, mapping, act, untrained, tuple(notes))
 
 
 def read_third_party(path: str | Path) -> tuple[dict[str, Tensor], list[str]]:

@@ -1,4 +1,4 @@
-"""Pixels to tokens: any timm vision transformer, one that the modalities share or one each."""
+"""Pixels to tokens: any timm network, one that the modalities share or one each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,64 +8,57 @@ import torch
 from timm.models import VisionTransformer, checkpoint_seq
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._download import fetch_file
-from .._schema import Kind, choice, distinct, flag, listed, number, optional, table, whole, word
+from .._schema import choice, distinct, flag, listed, number, optional, whole, word
+from .trunk import (
+    Size,
+    as_tokens,
+    build_trunk,
+    img_size_kind,
+    pool_features,
+    rate_kind,
+    tower_args_kind,
+    width_kind,
+)
 
-Size = tuple[int, int]
-
-img_size_kind = listed(whole(1, 4096), 2, 2, "(height, width) in pixels, two whole numbers of 1 to 4096")
 modalities_kind = distinct(listed(word, 1, 16, "one or more distinct names of modalities, at most 16"))
-width_kind = whole(1, 8192)
 cameras_kind = whole(0, 100_000)
-_rate = number(0, 0.999)
-TOWER_ARGS: dict[str, Kind] = {
-    name: kind
-    for kind, names in {
-        whole(1, 256): "patch_size depth num_heads num_kv_heads",
-        width_kind: "embed_dim",
-        whole(0, 1024): "reg_tokens num_reg_tokens",
-        number(0.01, 64): "mlp_ratio",
-        optional(number(0, 1e6)): "init_values",
-        number(0, 1e6): "rope_temperature",
-        flag: "qkv_bias qk_norm proj_bias class_token no_embed_class pre_norm final_norm swiglu_mlp scale_mlp "
-        "scale_attn_norm scale_mlp_norm scale_attn_inner use_abs_pos_emb use_rot_pos_emb use_post_norm "
-        "use_pre_transformer_norm rope_rotate_half",
-        optional(flag): "fc_norm use_fc_norm use_post_transformer_norm",
-        _rate: "drop_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate",
-        word: "act_layer norm_layer pos_embed weight_init attn_type rope_type rope_grid_indexing",
-        optional(img_size_kind): "ref_feat_shape",
-    }.items()
-    for name in names.split()
-}
-"""What `tower_args` may hold, all plain: of timm's arguments those that shape a vision transformer, and no other."""
 CAMERA_SCOPES = ("class", "all")
-tower_args_kind = table(TOWER_ARGS, "argument of a timm vision transformer")
 
 
 class ImageTower(nn.Module):
-    """A timm ViT that gives the class token and the patch tokens of one image, projected to width D.
+    """A timm network that gives the class token and the patch tokens of one image, projected to width D.
 
     Tokens are taken after the tower's final norm. With a CLIP tower the projection is CLIP's visual projection,
     applied to every token, so that patches and captions share one space.
 
+    A network of convolutions or of stages gives the positions of its last map as tokens, row by row. Where a network
+    has no class token, what it pools its tokens to (by attention, or by a mean and its head's norm) is one.
+
     Args:
-        name: timm name of a vision transformer (``timm.list_models("vit_*")``, EVA and DINO families too). OpenAI's
-            CLIP weights need a ``quickgelu`` architecture, such as ``vit_base_patch16_clip_quickgelu_224``.
+        name: timm name of a network: vision transformers (``vit_*``, EVA, DINO), hierarchical ones and networks of
+            convolutions. OpenAI's CLIP weights need a ``quickgelu`` architecture, such as
+            ``vit_base_patch16_clip_quickgelu_224``.
         img_size: Height and width in pixels; any multiple of the patch size, square or not.
         embed_dim: Width D after the projection; None leaves the tower's width, without a projection.
         num_cameras: Number of cameras to learn an embedding for; 0 for none.
         drop_path: Stochastic depth rate.
-        tower_args: Further arguments of the timm model, such as ``{"depth": 4}``: those of `TOWER_ARGS`.
+        tower_args: Further arguments of the timm model, such as ``{"depth": 4}``: those of `TOWER_ARGS`. Besides,
+            ``stage`` takes the tokens from that stage of a network of stages, as timm counts them from 0, and leaves
+            out the later ones; ``{"output_stride": 16}`` is ReID's usual ResNet, with twice the rows and columns.
         camera_scope: Which tokens the camera embedding is added to: the ``"class"`` token (CLIP-ReID) or ``"all"``
             tokens (TransReID).
         camera_scale: Factor of the camera embedding (TransReID: 3).
 
     Attributes:
         width: Width W of the tower's own tokens, before the projection.
+        grid_size: Rows and columns of patch tokens.
+        patch_size: Height and width in pixels of what a patch token stands for.
 
     Raises:
-        ValueError: If timm has no such model, it is not a vision transformer, an argument is not one of those that are
+        ValueError: If timm has no such model, it gives no grid of tokens, an argument is not one of those that are
             allowed, or the size does not fit its patches.
     """
 
@@ -85,48 +78,22 @@ class ImageTower(nn.Module):
         self.img_size: Size = img_size_kind("img_size", img_size)
         self.num_cameras = cameras_kind("num_cameras", num_cameras)
         embed_dim = optional(width_kind)("embed_dim", embed_dim)
-        drop_path = _rate("drop_path", drop_path)
+        drop_path = rate_kind("drop_path", drop_path)
         self.camera_scope = choice(*CAMERA_SCOPES)("camera_scope", camera_scope)
         self.camera_scale = number(0, 100)("camera_scale", camera_scale)
-        given = tower_args_kind("image_tower_args", tower_args or {})
-        if not timm.is_model(name):
-            raise ValueError(f"timm has no model named {name!r}; see timm.list_models('vit_*')")
-        self._settings = {"img_size": self.img_size, **given}
-        try:
-            self.trunk = timm.create_model(
-                name, num_classes=0, global_pool="", drop_path_rate=drop_path or None, **self._settings
-            )
-            self.grid_size: Size = tuple(self.trunk.patch_embed.grid_size)
-            self.patch_size: Size = tuple(self.trunk.patch_embed.patch_size)
-            self.width, blocks = int(self.trunk.num_features), len(self.trunk.blocks)
-        except (
-            Exception
-        ) as error:  # timm's families fail in ways of their own, by assertions and missing attributes too
-            raise ValueError(
-                f"{name!r} does not build as a vision transformer with img_size={self.img_size} and "
-                f"image_tower_args={given} ({type(error).__name__}: {error}); name one of "
-                "timm.list_models('vit_*') and arguments that fit it"
-            ) from error
-        if (
-            not blocks
-            or not hasattr(self.trunk, "num_prefix_tokens")
-            or not hasattr(self.trunk, "set_grad_checkpointing")
-        ):
-            raise ValueError(f"{name!r} is not a vision transformer: it gives no class and patch tokens")
-        if any(size % patch for size, patch in zip(self.img_size, self.patch_size, strict=True)):
-            near = tuple(max(1, round(s / p)) * p for s, p in zip(self.img_size, self.patch_size, strict=True))
-            raise ValueError(
-                f"img_size {self.img_size} is not a multiple of {name!r}'s patch size {self.patch_size}: "
-                f"pixels at the edge would be lost; try {near}"
-            )
+        args = tower_args_kind("image_tower_args", tower_args or {})
+        self.trunk, self.layout = build_trunk(name, self.img_size, args, drop_path)
+        self.grid_size, self.patch_size = self.layout.grid, self.layout.stride
+        self.width, self.num_prefix_tokens = self.layout.width, self.layout.prefix
+        self.has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.trunk.modules())
         self.embed_dim = embed_dim or self.width
         self.proj: nn.Module = nn.Identity()
         if embed_dim:
             self.proj = linear = nn.Linear(self.width, embed_dim, bias=False)
             nn.init.normal_(linear.weight, std=self.width**-0.5)
         if self.num_cameras:
-            if getattr(self.trunk, "cls_token", None) is None:
-                raise ValueError(f"a camera embedding is added to the class token, and {name!r} has none")
+            if self.layout.pool != "token" or not hasattr(self.trunk, "cls_token"):
+                raise ValueError(f"a camera embedding is added to the class token, and {name!r} has none that it reads")
             if self.camera_scope == "all" and not self.is_plain:
                 raise ValueError(f"camera_scope='all' needs a plain vision transformer, and {name!r} is none")
             self.camera = nn.Parameter(torch.empty(self.num_cameras, self.width))
@@ -142,7 +109,8 @@ class ImageTower(nn.Module):
             ValueError: If timm knows no weights, or they do not fit the tower's arguments.
             ConnectionError: If the hub cannot be reached and the cache has not got them.
         """
-        known = timm.get_pretrained_cfg(self.name)
+        known, settings = timm.get_pretrained_cfg(self.name), dict(self.layout.settings)
+        settings.pop("global_pool", None)
         if not known.has_weights:
             raise ValueError(f"timm has no weights for {self.name!r}; see timm.list_pretrained()")
         repo, overlay = known.hf_hub_id, None
@@ -152,10 +120,10 @@ class ImageTower(nn.Module):
             overlay = {"file": str(file), "custom_load": False}
         try:  # with its classifier: without one, timm loads what fits and keeps silent on the rest
             source = timm.create_model(
-                self.name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **self._settings
+                self.name, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache_dir, **settings
             ).state_dict()
         except RuntimeError as error:
-            raise ValueError(f"timm's weights for {self.name!r} do not fit {self._settings}: {error}") from error
+            raise ValueError(f"timm's weights for {self.name!r} do not fit {settings}: {error}") from error
         own = self.trunk.state_dict()
         if missing := [key for key in own if key not in source and not key.startswith("norm.")]:
             raise ValueError(f"timm's weights for {self.name!r} lack {', '.join(missing[:4])}")
@@ -167,6 +135,26 @@ class ImageTower(nn.Module):
         """Number N of patch tokens of one image."""
         return self.grid_size[0] * self.grid_size[1]
 
+    @property
+    def first_conv(self) -> str:
+        """Name of the first convolution, as timm's configuration has it, in this module."""
+        name = self.trunk.default_cfg.get("first_conv") or "patch_embed.proj"
+        return f"trunk.{name if isinstance(name, str) else name[0]}"
+
+    def layer_groups(self, coarse: bool = False) -> tuple[list[str], list[tuple[str, tuple[int, ...] | None]]]:
+        """Names of parameters from stem to head, as timm's ``group_matcher`` orders them.
+
+        Returns:
+            Regular expressions of the stem's names, and of the blocks' with their place: None for the numbers that the
+            expression holds.
+        """
+        own = self.trunk.group_matcher(coarse=coarse)
+        blocks = [(own["blocks"], None)] if isinstance(own["blocks"], str) else own["blocks"]
+        stem = [own["stem"], *(["reg_token|norm_pre"] if self.is_plain else [])]  # which timm takes for the head's
+        ours = [(rf"trunk\.(?:{pattern.replace('^', '')})", place) for pattern, place in blocks]
+        last = (r"trunk\.(?:fc_norm|attn_pool|head)|proj", (99999,))
+        return ["camera", *(rf"trunk\.(?:{pattern.replace('^', '')})" for pattern in stem)], [*ours, last]
+
     def forward(self, images: Tensor, camid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encode images.
 
@@ -176,26 +164,32 @@ class ImageTower(nn.Module):
                 learned embeddings. Ignored when the tower has no camera embedding.
 
         Returns:
-            Class tokens ``(B, D)`` and patch tokens ``(B, N, D)``. Without a class token in the tower, the mean of
-            the patch tokens takes its place; register tokens are left out.
+            Class tokens ``(B, D)`` and patch tokens ``(B, N, D)``. Without a class token in the tower, its own pooling
+            or else the mean of the patch tokens takes its place; register tokens are left out.
 
         Raises:
             ValueError: If the images' size is not the tower's, or a camera number is too large.
         """
-        prefix = self.trunk.num_prefix_tokens
+        features = self._run(images, camid)
+        tokens = self.proj(as_tokens(self.trunk, self.layout, features))
+        patches = tokens[:, self.num_prefix_tokens :]
+        if self.layout.pool in ("token", "mean"):
+            return tokens[:, 0] if self.num_prefix_tokens else patches.mean(1), patches
+        return self.proj(pool_features(self.trunk, self.layout, features)), patches
+
+    def _run(self, images: Tensor, camid: Tensor | None) -> Tensor:
+        """What the trunk gives, in its own layout."""
         if self.is_plain:
-            tokens = self.proj(self.trunk.norm(self.run_blocks(self.stem(images, camid))))
-            return tokens[:, 0] if prefix else tokens.mean(1), tokens[:, prefix:]
+            return self.trunk.norm(self.run_blocks(self.stem(images, camid)))
         self._check(images)
+        if self.layout.stage is not None:
+            kept = {"indices": [self.layout.stage], "intermediates_only": True, "output_fmt": "NCHW"}
+            return self.trunk.forward_intermediates(images, **kept)[0]
         if self.num_cameras:
             # The trunk expands its class token over the batch, so one class token per sample takes its place.
             token = self.trunk.cls_token + self.camera_scale * self._camera_embedding(images.shape[0], camid)[:, None]
-            tokens = functional_call(self.trunk, {"cls_token": token}, (images,))
-        else:
-            tokens = self.trunk(images)
-        tokens = self.proj(tokens)
-        patches = tokens[:, prefix:]
-        return tokens[:, 0] if prefix else patches.mean(1), patches
+            return functional_call(self.trunk, {"cls_token": token}, (images,))
+        return self.trunk.forward_features(images)
 
     @property
     def is_plain(self) -> bool:
@@ -259,6 +253,25 @@ class ImageTower(nn.Module):
         return torch.where((camid < 0)[:, None], unknown, self.camera[camid.clamp_min(0)])
 
 
+_Encode = Callable[[ImageTower, Tensor, Tensor | None], tuple[Tensor, ...]]
+
+
+def _run(
+    function: _Encode, tower: ImageTower, images: Tensor, camid: Tensor | None, present: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Call a function with a tower, images and cameras; absent images have no part in a batch norm's statistics."""
+    if present is None or not (tower.training and tower.has_batch_norm):
+        return function(tower, images, camid)
+    rows = present.nonzero()[:, 0]
+    if not len(rows):
+        try:
+            return function(tower.eval(), images, camid)
+        finally:
+            tower.train()
+    parts = function(tower, images[rows], None if camid is None else camid[rows])
+    return tuple(part.new_zeros(len(images), *part.shape[1:]).index_copy(0, rows, part) for part in parts)
+
+
 class ImageTowers(nn.ModuleList):
     """The image towers of M modalities: a single `ImageTower` that all share, or one each.
 
@@ -294,7 +307,7 @@ class ImageTowers(nn.ModuleList):
         first = self.towers()[0]
         self.img_size, self.grid_size, self.patch_size = first.img_size, first.grid_size, first.patch_size
         self.embed_dim, self.num_tokens, self.num_cameras = first.embed_dim, first.num_tokens, first.num_cameras
-        self.width, self.num_prefix_tokens = first.width, int(first.trunk.num_prefix_tokens)
+        self.width, self.num_prefix_tokens = first.width, first.num_prefix_tokens
 
     def forward(
         self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None
@@ -356,7 +369,7 @@ class ImageTowers(nn.ModuleList):
 
     def _encode(
         self,
-        function: Callable[[ImageTower, Tensor, Tensor | None], tuple[Tensor, ...]],
+        function: _Encode,
         images: Tensor,
         present: Tensor | None,
         camid: Tensor | None,
@@ -370,9 +383,11 @@ class ImageTowers(nn.ModuleList):
             images = images.masked_fill(~present[:, :, None, None, None], 0.0)
         if len(self) == 1:
             cameras = None if camid is None else camid.repeat_interleave(count)
-            parts = function(self.towers()[0], images.flatten(0, 1), cameras)
+            rows = None if present is None else present.flatten()
+            parts = _run(function, self.towers()[0], images.flatten(0, 1), cameras, rows)
             return [part.unflatten(0, (-1, count)) for part in parts]
-        apart = [function(tower, images[:, m], camid) for m, tower in enumerate(self.towers())]
+        columns = [None] * count if present is None else present.unbind(1)
+        apart = [_run(function, tower, images[:, m], camid, columns[m]) for m, tower in enumerate(self.towers())]
         return [torch.stack(part, dim=1) for part in zip(*apart, strict=True)]
 
     def _check(self, images: Tensor, present: Tensor | None) -> None:

@@ -257,7 +257,7 @@ def test_numpy_numbers_and_one_modality_are_plain_in_the_file(tmp_path):
         ({"drop_path": 1.0}, "drop_path must be a number of 0 to 0.999; got 1.0"),
         ({"share_image_tower": 1}, "share_image_tower must be True or False; got 1"),
         ({"image_tower_args": {"dept": 3}}, "image_tower_args: unknown .* 'dept'. Did you mean 'depth'"),
-        ({"image_tower_args": {"num_heads": 5}}, "does not build as a vision transformer .*num_heads"),
+        ({"image_tower_args": {"num_heads": 5}}, "does not build as a tower .*num_heads"),
         ({"pretrained_cfg_overlay": {"mean": 0.5}}, r"pretrained_cfg\.mean must be three numbers"),
         ({"pool": torch.nn.GELU}, "pool must be a name"),
     ],

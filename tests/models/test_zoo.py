@@ -1,12 +1,13 @@
 """What every registered model must pass, whatever its method is."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from timm.models import group_parameters
-from zoo import CAPTIONS, PRESENT, fill, random_images, small
+from zoo import CAPTIONS, PRESENT, TOWERS, fill, random_images, small
 
 import nextreid
 from nextreid.losses import Criterion
@@ -14,7 +15,7 @@ from nextreid.models import Head, ReIDOutput
 
 MODELS = nextreid.list_models()
 GOLDEN = Path(__file__).parents[1] / "golden"
-every_model = pytest.mark.parametrize("name", MODELS)
+every_model = pytest.mark.parametrize("name", MODELS + [f"next_tiny+{kind}" for kind in TOWERS])
 
 
 def part_of_each_modality(model, embedding):
@@ -33,6 +34,7 @@ def test_shapes_and_output_types(name):
     assert all(len(part) == 3 for part in features.values())
     assert torch.equal(model.forward_head(features), embedding) and torch.equal(model.pool(features), embedding)
     model.reset_classifier(42)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
     for mode in (False, True):
         out = model.train(mode)(images, CAPTIONS, PRESENT)
         assert isinstance(out, ReIDOutput) and len(out.heads) == len(model.head_widths)
@@ -40,6 +42,7 @@ def test_shapes_and_output_types(name):
         for head, width in zip(out.heads, model.head_widths, strict=True):
             assert isinstance(head, Head) and head.logits.shape == (3, 42) and head.feature.shape == (3, width)
             assert head.present is None or (head.present.dtype == torch.bool and head.present.shape == (3,))
+    model.load_state_dict(state)  # a batch norm's statistics move in training
     out = model.eval()(images, CAPTIONS, PRESENT)
     assert torch.equal(out.embedding, embedding)
     assert torch.equal(model.forward_head(out.features, pre_logits=True), embedding)
@@ -120,7 +123,8 @@ def test_gradient_checkpointing_changes_nothing(name):
     model.zero_grad()
     model.set_grad_checkpointing()
     calls = []
-    block = next(iter(model.image_tower.towers())).trunk.blocks[0]
+    blocks = r"trunk\.(blocks|layers?)[\d.]+.*(fc1|conv1)"
+    block = next(part for n, part in model.image_tower.named_modules() if re.search(blocks, n))
     block.register_forward_pre_hook(lambda *_: calls.append(1))
     again = model(images, CAPTIONS)
     forward = len(calls)
@@ -200,17 +204,21 @@ def test_parameter_groups_and_attributes_are_true(name):
     assert model.no_weight_decay() <= set(names)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
     assert set(groups) == set(names)
-    first, block, last = (
-        f"image_tower.0.trunk.{part}" for part in ("pos_embed", "blocks.0.norm1.weight", "norm.weight")
-    )
-    assert groups[first] == 0 < groups[block] < groups[last] <= groups["necks.0.norm.weight"] == max(groups.values())
+    first, *blocks = [
+        min(groups[n] for n in names if re.match(rf"image_tower\.0\.trunk\.{part}", n))
+        for part in (r"(patch_embed|conv1)", r"(blocks|layers?)[\d.]+")
+    ]
+    assert first == 0 < blocks[0] < groups["necks.0.norm.weight"] == max(groups.values())
+    assert all(groups[n] in (0, blocks[0]) or groups[n] > blocks[0] for n in names)
+    stem = [n for n in names if re.search(r"pos_embed|_token|norm_pre|\.camera", n)]
+    assert {groups[n] for n in stem if ".trunk." in n} <= {0}
     roles = model.param_groups()
     assert roles.keys() <= {"tower", "adapters", "new"}
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     assert sorted(n for group in roles.values() for n in group) == sorted(trainable)
     assert roles["tower"].keys() >= {n for n in trainable if ".trunk." in n}
     assert "necks.0.classifier.weight" in roles["new"]
-    assert model.pretrained_cfg.architecture == name
+    assert model.pretrained_cfg.architecture == name.partition("+")[0]
     assert model.pretrained_cfg.input_size == (3, *model.img_size)
     state = model.state_dict()
     assert f"{model.pretrained_cfg.first_conv}.weight" in state

@@ -7,6 +7,13 @@ import torch
 
 import nextreid
 
+TOWERS = {
+    "rope": ("vit_small_patch16_dinov3", {"embed_dim": 32, "depth": 1, "num_heads": 2}),
+    "pooled": ("vit_base_patch16_siglip_224", {"embed_dim": 32, "depth": 1, "num_heads": 2}),
+    "cnn": ("resnet10t", {"channels": [16, 16, 24, 32], "output_stride": 16}),
+    "stages": ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]}),
+}
+"""A small tower of each kind besides the plain one: rotary positions and registers, pooled by attention, and so on."""
 TEXT = {"width": 32, "heads": 2, "layers": 1}
 CAPTIONS = [
     [("An adult male seen from the side.", "He is carrying a backpack."), None, "The image appears blurry."],
@@ -30,9 +37,19 @@ def _small_arguments(name):
 
 
 def small(name, **kwargs):
-    """The named model with narrow towers of few blocks, at 4x2 patches."""
+    """The named model with narrow towers of few blocks, at 4x2 patches; ``name+kind`` has another of `TOWERS`."""
     torch.manual_seed(0)
-    return nextreid.create_model(name, **{**_small_arguments(name), **kwargs})
+    name, _, kind = name.partition("+")
+    given = {**_small_arguments(name), **kwargs}
+    if kind:
+        given |= dict(zip(("image_tower", "image_tower_args"), TOWERS[kind], strict=True), img_size=(64, 32))
+    if kind not in ("", "rope"):
+        given.pop("num_cameras", None)  # they are added to a class token
+    model = nextreid.create_model(name, **given)
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):  # timm's residual branches begin as zeros, which no gradient passes
+            torch.nn.init.ones_(norm.weight)
+    return model
 
 
 def random_images(model, batch=3, seed=0):
