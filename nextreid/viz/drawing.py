@@ -1,7 +1,7 @@
 """What every figure is drawn with: a canvas, images of samples, marks of right and wrong, and saving."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -12,12 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from nextreid._files import write_whole
 from nextreid.data.image import Image as Source
 from nextreid.data.image import open_image
-from nextreid.data.sample import Sample
+from nextreid.data.sample import LabelNames, Sample
 
 Size: TypeAlias = tuple[int, int]
 Colour: TypeAlias = tuple[int, int, int]
-LabelNames: TypeAlias = Mapping[str, Mapping[int, str]]
-"""What files call a label, by field (``"pid"``, ``"camid"``, ``"sceneid"``) and number; numbers without a name stay."""
 
 WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (32, 36, 43)
