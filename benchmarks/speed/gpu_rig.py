@@ -85,8 +85,10 @@ class Rig:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.gpu)
 
     def compile(self, code: Any, fullgraph: bool = False) -> Any:
-        """`torch.compile`; on the CPU without Inductor, which would need minutes and a compiler."""
-        return torch.compile(code, fullgraph=fullgraph, backend=self.pick("inductor", "aot_eager"))
+        """`torch.compile`; on the CPU only a full graph, without Inductor: all else takes longer than it tells."""
+        if self.gpu or fullgraph:
+            return torch.compile(code, fullgraph=fullgraph, backend=self.pick("inductor", "aot_eager"))
+        return code
 
     @cached_property
     def _waste(self) -> Tensor:

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         args.format,
         text=False if args.no_text else None,
         normalize=not args.raw,
-        check=read_samples(args.check, model.modalities, **source) if args.check else (),
+        check=read_samples(args.check, model.modalities, **source)[0] if args.check else (),
         overwrite=args.overwrite,
     )
     images = f"{done.synthetic} synthetic samples" + (f" and {done.real} of {args.check}" if done.real else "")

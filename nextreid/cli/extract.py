@@ -51,15 +51,19 @@ def run(args: argparse.Namespace) -> None:
         on_main(lambda: check_extraction(out, args.overwrite))
         model = load_model(args.checkpoint)
         open_text_cache(model, args.text_cache)
+        samples, label_names = read_samples(
+            args.source, model.modalities, pattern=args.pattern, window=window, captions=args.captions
+        )
         done = extract(
             model,
-            read_samples(args.source, model.modalities, pattern=args.pattern, window=window, captions=args.captions),
+            samples,
             out,
             text=not args.no_text,
             normalize=not args.raw,
             overwrite=args.overwrite,
             on_error=args.on_error,
             options=options,
+            label_names=label_names,
         )
         if is_main():
             print(f"{done.samples} embeddings of {done.dim} numbers: {done.embeddings} (samples: {done.index.name})")

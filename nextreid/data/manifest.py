@@ -87,13 +87,18 @@ def manifest_splits(
     window: Mapping[str, Window] | None,
     anywhere: bool,
     encoding: str | None = None,
+    *,
+    whole: bool = False,
 ) -> Manifest:
-    """Return the samples of `read_manifest` by split; keys need to be unique in each split only."""
+    """Return the samples of `read_manifest` by split; keys need to be unique in each split only.
+
+    With `whole` all are under ``""``, in the order of the file.
+    """
     chosen, rows = _known_columns(path, modalities, encoding)
     labels, names = _number_columns(rows)
     places: dict[str, list[int]] = {}
     for place, (_, cells) in enumerate(rows):
-        places.setdefault(cells.get("split", ""), []).append(place)
+        places.setdefault("" if whole else cells.get("split", ""), []).append(place)
     splits = {
         word: _samples(path, [rows[p] for p in found], [labels[p] for p in found], chosen, window, anywhere)
         for word, found in places.items()

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ import torch
 from .image import Image, ImageError, ImageFile, OnError, image_path, try_images
 
 MODALITIES: tuple[str, ...] = ("rgb", "nir", "tir")
+LabelNames: TypeAlias = Mapping[str, Mapping[int, str]]
+"""What files call a label, by field (``"pid"``, ``"camid"``, ``"sceneid"``) and number; numbers without a name stay."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -179,7 +181,7 @@ class ReIDDataset:
     query: tuple[Sample, ...]
     gallery: tuple[Sample, ...]
     notes: tuple[str, ...] = ()
-    label_names: Mapping[str, Mapping[int, str]] = field(default_factory=dict, hash=False)
+    label_names: LabelNames = field(default_factory=dict, hash=False)
 
     def __repr__(self) -> str:
         counts = (

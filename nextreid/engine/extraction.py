@@ -23,9 +23,10 @@ from nextreid._files import (
 from nextreid.data import Sample, drop_unreadable
 from nextreid.data.captions import add_captions, caption_home
 from nextreid.data.image import OnError, Window
-from nextreid.data.manifest import read_manifest
-from nextreid.data.pattern import read_folder, read_pattern
-from nextreid.data.sample import repeated_keys
+from nextreid.data.labels import LABELS
+from nextreid.data.manifest import manifest_splits
+from nextreid.data.pattern import pattern_splits, read_folder
+from nextreid.data.sample import LabelNames, repeated_keys
 from nextreid.models import as_reid_model
 
 from .ablations import Condition
@@ -46,7 +47,7 @@ class Extraction:
     Attributes:
         embeddings: Safetensors file with ``embedding`` ``(n, F)`` float32; its header says how it was made.
         index: CSV file with one line for each row of it: row, key, pid, camid, sceneid, present. Bytes of a key that
-            are not UTF-8 stand there as ``\udce9``.
+            are not UTF-8 stand there as ``\udce9``. Labels are as the files name them, unknown ones -1.
         samples: Number of rows n.
         dim: Width F.
     """
@@ -67,6 +68,7 @@ def extract(
     overwrite: bool = False,
     on_error: OnError = "raise",
     options: EmbedOptions = EmbedOptions(),
+    label_names: LabelNames | None = None,
 ) -> Extraction:
     """Embed images and write the embeddings with an index.
 
@@ -83,6 +85,7 @@ def extract(
         on_error: What to do about images that cannot be read: ``"raise"`` at the first one, or look at all before
             and ``"skip"`` their samples or ``"mask"`` those modalities; what was done is logged.
         options: Batch size, device, loading processes, the model's embedding.
+        label_names: What files call the labels of samples that are given, such as ``dataset.label_names``.
 
     Returns:
         The two files and the shape of what is in them.
@@ -96,7 +99,10 @@ def extract(
     on_main(lambda: check_extraction(folder, overwrite))
     if is_main():
         warn_domain(model)
-    samples = read_samples(source, tuple(model.modalities)) if isinstance(source, str | Path) else list(source)
+    if isinstance(source, str | Path):
+        samples, label_names = read_samples(source, tuple(model.modalities))
+    else:
+        samples = list(source)
     if on_error != "raise":
         kept, notes = drop_unreadable({"samples": samples}, model.modalities, on_error)
         samples = list(kept["samples"])
@@ -114,8 +120,8 @@ def extract(
 
     def write() -> None:
         with write_together(folder, (INDEX, EMBEDDINGS)) as fresh:
-            columns = ("row", "key", "pid", "camid", "sceneid", "present")
-            write_csv(fresh / INDEX, columns, _index_rows(samples, model.modalities))
+            columns = ("row", "key", *LABELS, "present")
+            write_csv(fresh / INDEX, columns, _index_rows(samples, model.modalities, label_names or {}))
             write_tensors(fresh / EMBEDDINGS, tensors, {**metadata, "index_sha256": _sha256(fresh / INDEX)})
 
     on_main(write)
@@ -168,7 +174,7 @@ def read_samples(
     pattern: str | None = None,
     window: Mapping[str, Window] | None = None,
     captions: str | Path | None = None,
-) -> list[Sample]:
+) -> tuple[list[Sample], LabelNames]:
     """Read images to embed, with labels and captions where there are some.
 
     Args:
@@ -178,6 +184,9 @@ def read_samples(
         pattern: How the files of the folder are named; see `read_pattern`.
         window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
         captions: What ``nextreid captions run`` wrote for these images; takes the place of a manifest's own captions.
+
+    Returns:
+        The samples, and what the files call their labels.
 
     Raises:
         FileNotFoundError: If there is neither a folder nor a file, or no image or no caption file where it should be.
@@ -189,20 +198,26 @@ def read_samples(
     if pattern is not None and not path.is_dir():
         raise ValueError(f"a pattern is for a folder, and {path} is a file")
     home = caption_home(captions, (), modalities, splits=("all",))
+    names: LabelNames = {}
+    notes: list[str] = []
     if not path.is_dir():
-        samples = read_manifest(path, modalities, window=window)
+        _, splits, names = manifest_splits(path, modalities, window, anywhere=False, whole=True)
+        samples = splits[""]
     elif pattern is not None:
-        samples = read_pattern(path, pattern, modalities, window=window)
+        _, splits, names, notes = pattern_splits(path, pattern, modalities, window)
+        samples = sorted((sample for found in splits.values() for sample in found), key=lambda sample: sample.key)
     else:
         samples = read_folder(path, modalities, window, nested=True)
-    notes: list[str] = []
     samples = add_captions(samples, home, "all", modalities, notes)
     for note in notes:
         _logger.warning("%s: %s", path, note)
-    return samples
+    return samples, names
 
 
-def _index_rows(samples: Sequence[Sample], modalities: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def _index_rows(
+    samples: Sequence[Sample], modalities: Sequence[str], label_names: LabelNames
+) -> Iterator[tuple[Any, ...]]:
     for row, sample in enumerate(samples):
         present = "+".join(m for m, image in zip(modalities, sample.images, strict=True) if image is not None)
-        yield row, sample.key, sample.pid, sample.camid, sample.sceneid, present
+        labels = (label_names.get(field, {}).get(value := getattr(sample, field), value) for field in LABELS)
+        yield row, sample.key, *labels, present

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -15,12 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from nextreid._files import user_path, write_whole
 from nextreid.data.image import Image as Source
 from nextreid.data.image import open_image
-from nextreid.data.sample import Sample
+from nextreid.data.sample import LabelNames, Sample
 
 Size: TypeAlias = tuple[int, int]
 Colour: TypeAlias = tuple[int, int, int]
-LabelNames: TypeAlias = Mapping[str, Mapping[int, str]]
-"""What files call a label, by field (``"pid"``, ``"camid"``, ``"sceneid"``) and number; numbers without a name stay."""
 
 WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (32, 36, 43)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from nextreid.data.sample import Sample
+from nextreid.data.sample import LabelNames, Sample
 
 from .drawing import (
     BLACK,
@@ -15,7 +15,6 @@ from .drawing import (
     MARGIN,
     TEXT,
     Canvas,
-    LabelNames,
     Size,
     check_modalities,
     describe_labels,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from nextreid.data.sample import Sample
+from nextreid.data.sample import LabelNames, Sample
 
 from .drawing import (
     BLACK,
@@ -16,7 +16,6 @@ from .drawing import (
     TEXT,
     WRONG,
     Canvas,
-    LabelNames,
     Size,
     check_modalities,
     describe_labels,

@@ -84,6 +84,18 @@ def test_a_pattern_reads_labels_from_names(extract, tmp_path):
     assert [(row["pid"], row["camid"], row["present"]) for row in rows] == [("7", "2", "rgb+nir"), ("8", "1", "rgb")]
 
 
+def test_labels_that_are_words_stay_words(extract, tmp_path):
+    for path in ("Zoe_left/rgb.png", "ann_right/rgb.png"):
+        write(tmp_path / "images" / path)
+    by_pattern = extract(tmp_path / "images", "--pattern", "{pid:word}_{camid:word}/{modality}.{ext}")
+    table = "rgb;pid;camid;sceneid;split\n{0}ann_right/rgb.png;ann;right;7;query\n{0}Zoe_left/rgb.png;Zoe;;8;train\n"
+    (tmp_path / "list.csv").write_text(table.format("images/"))
+    by_manifest = extract(tmp_path / "list.csv")
+    labels = [[(row["pid"], row["camid"], row["sceneid"]) for row in rows] for rows in (by_pattern, by_manifest)]
+    assert labels[0] == [("Zoe", "left", "-1"), ("ann", "right", "-1")]
+    assert labels[1] == [("ann", "right", "7"), ("Zoe", "-1", "8")]
+
+
 @pytest.mark.parametrize("window", ["tir=7000,9000", "tir=minmax"])
 def test_a_window_reads_thermal_images_of_16_bits(extract, tmp_path, window):
     write(tmp_path / "images" / "tir" / "a.png", 7900, np.uint16)

@@ -85,9 +85,12 @@ def expected(model, batch):
         return F.normalize(embed(model, **batch), dim=1)
 
 
-@pytest.mark.parametrize("format", BOTH)
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow) if case == "next without text" else case for case in CASES]
+    ("case", "format"),
+    [
+        *(pytest.param(case, "onnx", marks=needs_onnx) for case in ("next", "towers and cameras")),
+        *((case, "torch_export") for case in CASES),
+    ],
 )
 def test_a_file_gives_the_models_embeddings_at_any_batch(exported, case, format):
     model, report, run = exported(case, format)

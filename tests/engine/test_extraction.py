@@ -30,6 +30,9 @@ def test_rows_of_both_files_belong_together(build, dataset, tmp_path):
     assert [(int(r["pid"]), int(r["camid"]), int(r["sceneid"])) for r in rows] == [
         (s.pid, s.camid, s.sceneid) for s in samples
     ]
+    named = extract(model, samples, tmp_path / "named", label_names={"camid": {0: "0001", 1: "=gate"}})
+    expected = [{0: "0001", 1: "=gate"}.get(s.camid, str(s.camid)) for s in samples]
+    assert [row["camid"] for row in load_embeddings(named.index.parent)[1]] == expected
     written = load_file(done.embeddings)["embedding"]
     assert written.shape == (done.samples, done.dim) == (4, model.num_features) and written.dtype == torch.float32
     expected = embed_samples(model, samples, options=EmbedOptions(3))

@@ -59,9 +59,9 @@ def test_a_run_killed_in_its_writes_ends_as_the_undisturbed_one(whole, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_a_run_killed_at_any_moment_ends_as_the_undisturbed_one(whole, tmp_path, seed):
-    moments = np.random.default_rng(seed).uniform(0.02, 0.5, 4)
+def test_a_run_killed_at_any_moment_ends_as_the_undisturbed_one(whole, tmp_path):
+    """Five of the 400 moments of ``benchmarks reliability``."""
+    moments = np.random.default_rng(0).uniform(0.02, 0.5, 5)
     statuses, errors = killed(tmp_path / "run", [["seconds", float(moment)] for moment in moments])
     assert statuses[-1] == 0 and set(statuses[:-1]) <= {-9, 0}, errors  # 0: it was done before
     assert losses(tmp_path / "run") == losses(whole)
