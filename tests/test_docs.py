@@ -13,9 +13,9 @@ import nextreid
 from benchmarks.paper.page import render
 from nextreid import cli
 from nextreid.cli.arguments import pairs
-from nextreid.data import list_datasets
+from nextreid.data import MODALITIES, list_datasets, load_dataset
 from nextreid.data.datasets import registry as datasets_registry
-from nextreid.engine import RECIPES, Recipe, get_recipe
+from nextreid.engine import RECIPES, Recipe, demo, get_recipe
 from nextreid.layers import NEXTHead
 from nextreid.layers import _registry as layers_registry
 from nextreid.models import NEXT
@@ -76,8 +76,9 @@ def test_python_blocks_run(path, tmp_path, monkeypatch):
         monkeypatch.setattr(models_registry, name, dict(getattr(models_registry, name)))
     found = blocks(path.read_text(encoding="utf-8"), "python")
     assert found
-    if path.name == "README.md":  # its example reads images of its first command
-        cli.main(["demo", "--smoke"])
+    if path.name == "README.md":  # its example reads images that its first command leaves
+        samples = load_dataset("synthetic-persons", num_test=1, splits=["test"]).query
+        demo._write_images(samples[:4], MODALITIES, cli._parser().parse_args(["demo"]).out / demo.IMAGES)
     namespace = {"__name__": f"docs.{path.stem}"}
     for line, code in found:
         exec(compile("\n" * line + code, str(path), "exec"), namespace)

@@ -19,7 +19,7 @@ from nextreid.layers.experts import Experts, TokenSets
 from nextreid.layers.mmfa import Aggregator
 from nextreid.layers.router import Router
 
-B, M, N, D = 2, 3, 5, 16
+B, M, N, D = 2, 3, 4, 8
 
 
 def affine(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

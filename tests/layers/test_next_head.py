@@ -149,14 +149,6 @@ def test_parts_on_request():
     assert torch.equal(parts["tokens"], tokens * PRESENT[..., None, None])
 
 
-def test_compiles_as_one_graph():
-    head = make(in_dim=24, num_semantic_experts=1, num_structure_experts=1).eval()
-    cls, tokens, text = inputs(width=24)
-    compiled = torch.compile(head, fullgraph=True, backend="eager")
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(cls, tokens, text, PRESENT), head(cls, tokens, text, PRESENT))
-
-
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

@@ -513,7 +513,9 @@ def test_published_captions_over_the_window_are_counted_and_not_cut(
     counts = [tower.count_tokens(text) for text in texts]
     assert len(texts) == captions and max(counts) == longest
     assert f"{sum(count > CONTEXT for count in counts) / captions:.1%}" == share
-    for text, count in zip(texts, counts, strict=True):
+    long = [place for place, count in enumerate(counts) if count > CONTEXT]
+    for place in sorted({*range(0, len(texts), 10), *long[:200]}):
+        text, count = texts[place], counts[place]
         windows = tower.windows(split_sentences(text))
         assert (len(windows) > 1) == (count > CONTEXT)
         assert " ".join(windows) == " ".join(text.split()) and max(map(tower.count_tokens, windows)) <= CONTEXT
