@@ -6,17 +6,20 @@ from .experts import Experts, ExpertTokens, TokenSets
 from .mmfa import MMFA, Aggregator
 from .neck import BNNeck
 from .next_head import NEXTHead
+from .reconstruction import ComplementaryReconstruction
 from .router import Router
 from .sampling import straight_through_mask, topk_threshold
 from .semantic_experts import SampledTokens, SemanticSamplingExpert, SemanticSamplingExperts
 from .structure_experts import StructureExpert, StructureExperts, StructureTokens
 from .text_modulation import TextModulation
+from .token_permutation import TokenPermutation
 
 __all__ = [
     "MMFA",
     "NEXTHead",
     "Aggregator",
     "BNNeck",
+    "ComplementaryReconstruction",
     "CrossAttention",
     "ExpertTokens",
     "Experts",
@@ -28,6 +31,7 @@ __all__ = [
     "StructureExperts",
     "StructureTokens",
     "TextModulation",
+    "TokenPermutation",
     "TokenSets",
     "create_layer",
     "list_layers",

@@ -1,6 +1,6 @@
 """The zoo: names in, modules out."""
 
-from . import baseline, next, unicat  # noqa: F401  (each registers its models)
+from . import baseline, next, topreid, unicat  # noqa: F401  (each registers its models)
 from ._adapter import AdaptedModel, adapt, as_reid_model
 from ._authors import AuthorsConversion, convert_authors, list_authors
 from ._base import Head, ReIDModel, ReIDOutput
@@ -21,6 +21,7 @@ from ._registry import (
 )
 from .baseline import Baseline
 from .next import NEXT
+from .topreid import TOPReID
 from .unicat import UniCat
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "PretrainedCfg",
     "ReIDModel",
     "ReIDOutput",
+    "TOPReID",
     "UniCat",
     "adapt",
     "as_reid_model",
