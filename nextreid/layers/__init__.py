@@ -2,7 +2,10 @@
 
 from ._registry import create_layer, list_layers, register_layer
 from .attention import CrossAttention
+from .batch_norm import StackedBatchNorm
+from .decoupling import HierarchicalDecoupling
 from .experts import Experts, ExpertTokens, TokenSets
+from .gated_experts import AttentionTriggeredExperts, GatedFeatures
 from .mmfa import MMFA, Aggregator
 from .neck import BNNeck
 from .next_head import NEXTHead
@@ -13,25 +16,31 @@ from .semantic_experts import SampledTokens, SemanticSamplingExpert, SemanticSam
 from .structure_experts import StructureExpert, StructureExperts, StructureTokens
 from .text_modulation import TextModulation
 from .token_permutation import TokenPermutation
+from .token_reduction import TokenReduction
 
 __all__ = [
     "MMFA",
     "NEXTHead",
     "Aggregator",
+    "AttentionTriggeredExperts",
     "BNNeck",
     "ComplementaryReconstruction",
     "CrossAttention",
     "ExpertTokens",
     "Experts",
+    "GatedFeatures",
+    "HierarchicalDecoupling",
     "Router",
     "SampledTokens",
     "SemanticSamplingExpert",
     "SemanticSamplingExperts",
+    "StackedBatchNorm",
     "StructureExpert",
     "StructureExperts",
     "StructureTokens",
     "TextModulation",
     "TokenPermutation",
+    "TokenReduction",
     "TokenSets",
     "create_layer",
     "list_layers",

@@ -1,6 +1,6 @@
 """The zoo: names in, modules out."""
 
-from . import baseline, next, topreid, unicat  # noqa: F401  (each registers its models)
+from . import baseline, demo, next, topreid, unicat  # noqa: F401  (each registers its models)
 from ._adapter import AdaptedModel, adapt, as_reid_model
 from ._authors import AuthorsConversion, convert_authors, list_authors
 from ._base import Head, ReIDModel, ReIDOutput
@@ -20,6 +20,7 @@ from ._registry import (
     register_model,
 )
 from .baseline import Baseline
+from .demo import DeMo
 from .next import NEXT
 from .topreid import TOPReID
 from .unicat import UniCat
@@ -30,6 +31,7 @@ __all__ = [
     "AuthorsConversion",
     "Baseline",
     "Conversion",
+    "DeMo",
     "Finding",
     "Head",
     "PretrainedCfg",

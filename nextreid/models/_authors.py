@@ -28,8 +28,8 @@ class Rule(NamedTuple):
     Attributes:
         pattern: Regular expression of whole names in the authors' files.
         ours: Our name, with ``\1`` for the first group of the pattern, and so on. Several names share the tensor in
-            equal parts of its first axis; a name that ends in ``[2]`` or ``[2,0]`` is that entry of a stacked
-            parameter.
+            equal parts of its first axis, an empty one leaves its part out; a name that ends in ``[2]`` or ``[2,0]`` is
+            that entry of a stacked parameter.
         layout: ``""``: as it is; ``"T"``: transposed; ``"reshape"``: the same numbers in our shape.
     """
 
@@ -227,7 +227,8 @@ def rename(
         for name, part in zip(names, state[key].chunk(len(names)) if len(names) > 1 else [state[key]], strict=True):
             index = _INDEX.search(name)
             ours, entry = (name[: index.start()], str(index[1])) if index else (name, "")
-            if ours.startswith(tuple(f"{name}." for name in of_identities)) and not classified:
+            of_others = ours.startswith(tuple(f"{name}." for name in of_identities)) and not classified
+            if not ours or of_others:
                 continue
             if ours not in filled:
                 raise ValueError(f"{key} belongs to {ours}, which the model has not got: its arguments are of another")
