@@ -89,7 +89,7 @@ def label(text):
 
 @cache
 def runs(file):
-    """Rows that differ in nothing but their seed, and the numbers that follow from them: means, spreads, differences."""
+    """Rows that differ in nothing but their seed, and what follows from them: means, spreads, differences."""
     groups = defaultdict(dict)
     for row in records(file):
         groups[tuple(row.get(column, "") for column in KEYS)][row.get("seed")] = row
