@@ -14,20 +14,24 @@ def parameter_groups(model: ReIDModel, recipe: Recipe) -> list[dict]:
     """Group the trainable parameters by the roles of ``model.param_groups()``, for a torch optimizer, in a fixed order.
 
     The role ``"tower"`` learns at ``lr_tower``, every other at ``lr_new``. With ``decay_all`` False, one-dimensional
-    parameters and those that ``model.no_weight_decay()`` names are in groups of their own without weight decay. A group
-    has a ``name``, its full learning rate ``base_lr``, and ``param_names`` in the order of ``params``.
+    parameters and those that ``model.no_weight_decay()`` names are in groups of their own without weight decay; biases
+    are in groups of their own where they learn at another rate. A group has a ``name``, its full learning rate
+    ``base_lr``, and ``param_names`` in the order of ``params``.
     """
     spared = model.no_weight_decay()
     groups = []
     for role, parameters in sorted(model.param_groups().items()):
-        for decays in (True, False):
+        full = recipe.lr_tower if role == "tower" else recipe.lr_new
+        for decays, bias in ((True, False), (True, True), (False, False), (False, True)):
             members = {
                 name: parameter
                 for name, parameter in parameters.items()
                 if decays == (recipe.decay_all or (parameter.ndim > 1 and name not in spared))
+                and bias == (recipe.bias_lr != 1 and name.endswith("bias"))
             }
-            lr = recipe.lr_tower if role == "tower" else recipe.lr_new
-            group: dict[str, Any] = {"name": role if decays else f"{role}.no_decay", "lr": lr, "base_lr": lr}
+            lr = full * recipe.bias_lr if bias else full
+            name = role + (".bias" if bias else "") + ("" if decays else ".no_decay")
+            group: dict[str, Any] = {"name": name, "lr": lr, "base_lr": lr}
             group |= {"params": list(members.values()), "param_names": list(members)}
             group["weight_decay"] = recipe.weight_decay if decays else 0.0
             groups += [group] if members else []
@@ -38,9 +42,11 @@ def parameter_groups(model: ReIDModel, recipe: Recipe) -> list[dict]:
 
 def build_optimizer(model: ReIDModel, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over `parameter_groups`; one fused call updates all tensors of a group."""
-    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     groups = parameter_groups(model, recipe)
     fused = all(parameter.device.type in ("cpu", "cuda") for group in groups for parameter in group["params"])
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr_new, momentum=recipe.beta1, fused=fused)
+    optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     return optimizer(groups, lr=recipe.lr_new, betas=(recipe.beta1, recipe.beta2), fused=fused)
 
 

@@ -19,7 +19,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     for bounds, fields in {
         (1, math.inf, True): "epochs eval_batch_size",
         (2, math.inf, True): "num_ids num_instances",
-        (0, math.inf, False): "lr_tower lr_new grad_clip",
+        (0, math.inf, False): "lr_tower lr_new bias_lr grad_clip",
         (0, math.inf, True): "weight_decay warmup_epochs warmup_start identity_weight triplet_weight margin pad "
         "eval_every workers",
         (0, 1, True): "beta1 beta2 floor smoothing flip erase lr_noise drop_modality",
@@ -41,12 +41,14 @@ class Recipe:
         epochs: Passes of the identity sampler (related methods: 50).
         num_ids: P, identities of a batch (related methods: batch 64 with 8 images each).
         num_instances: K, samples of each identity in a batch.
-        optimizer: ``"adam"`` (the paper; weight decay is coupled) or ``"adamw"``.
+        optimizer: ``"adam"`` (the paper; weight decay is coupled), ``"adamw"``, or ``"sgd"`` with momentum (TOP-ReID,
+            EDITOR).
         lr_tower: Learning rate of the pretrained towers (the paper: 3.5e-6). Frozen parameters are left out.
         lr_new: Learning rate of every other trainable layer (DeMo, MambaPro: 3.5e-4).
         weight_decay: The paper: 1e-4.
         decay_all: Whether biases, norms and tables decay too, as in all related methods. ``False`` spares them.
-        beta1: The paper's "momentum 0.9".
+        bias_lr: Factor of the learning rate of biases (related methods: 2).
+        beta1: The paper's "momentum 0.9", which SGD takes too.
         beta2: Adam's second moment (0.999, the optimiser's default in all related methods).
         grad_clip: Largest norm of the gradient; None, as in all related methods, does not clip.
         schedule: ``"cosine"`` (related methods) or ``"constant"``; warm-up applies to both.
@@ -89,11 +91,12 @@ class Recipe:
     epochs: int = 50
     num_ids: int = 8
     num_instances: int = 8
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr_tower: float = 3.5e-6
     lr_new: float = 3.5e-4
     weight_decay: float = 1e-4
     decay_all: bool = True
+    bias_lr: float = 1.0
     beta1: float = 0.9
     beta2: float = 0.999
     grad_clip: float | None = None
@@ -195,6 +198,23 @@ _IDEA = Recipe(
     eval_interpolation="bilinear",
 )
 
+# TOP-ReID and EDITOR: SGD at one rate, both losses at weight 1; MSVR310 has few images and long trainings.
+_TOPREID = Recipe(
+    name="topreid",
+    epochs=120,
+    num_instances=16,
+    optimizer="sgd",
+    lr_tower=9e-3,
+    lr_new=9e-3,
+    bias_lr=2.0,
+    identity_weight=1.0,
+    geometry="independent",
+    eval_interpolation="bilinear",
+)
+_TOPREID_MSVR310 = dataclasses.replace(
+    _TOPREID, name="topreid-msvr310", epochs=1000, warmup_epochs=100, lr_tower=1e-3, lr_new=1e-3
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -207,6 +227,10 @@ RECIPES: dict[str, Recipe] = {
         dataclasses.replace(_IDEA, name="idea-rgbnt100", num_instances=16),
         # IDEA has no WMVEID863, where most identities have few images: 64 in fours, as all who train on it.
         dataclasses.replace(_IDEA, name="idea-wmveid863", num_ids=16, num_instances=4),
+        _TOPREID,
+        _TOPREID_MSVR310,
+        dataclasses.replace(_TOPREID, name="editor", epochs=70, lr_tower=1e-3, lr_new=1e-3),
+        dataclasses.replace(_TOPREID_MSVR310, name="editor-msvr310"),
         # Not published: minutes on two CPU cores for the `*_tiny` models (64 x 32 pixels), trained from scratch, so
         # the tower learns at the rate of the new layers, and two pixels of padding are what ten are to 256 x 128. With
         # the loss weights of related methods such a tower stays where all distances are alike (triplet loss ln 2): the

@@ -11,9 +11,9 @@ from ._registry import register_layer
 class ComplementaryReconstruction(nn.Module):
     """Predict every modality's tokens from every other's, and put predictions where a modality is missing.
 
-    A transformer block for each ordered pair (s, t) maps modality s's tokens ``T_s`` to a prediction of ``T_t``. Where t
-    is missing, the mean over the modalities s that exist takes its place:
-    ``T_t = (1/n) sum_s block_{s,t}(T_s)`` (TOP-ReID, arXiv 2312.09612).
+    A transformer block for each ordered pair (s, t) maps modality s's tokens ``T_s`` to a prediction of ``T_t``. Where
+    t is missing, the mean over the modalities s that exist takes its place: ``T_t = (1/n) sum_s block_{s,t}(T_s)``
+    (TOP-ReID, arXiv 2312.09612).
 
     Args:
         dim: Width D.

@@ -9,8 +9,9 @@ from ._registry import register_layer
 class PermutationRound(nn.Module):
     """One round: each query attends to one set of patches, then passes an MLP (TOP-ReID's rotation).
 
-    ``c' = c + W_o A(W_q LN(c), W_k LN(p), W_v p)``, then ``c' + MLP(LN(c'))``; A is multi-head attention, and the values
-    are not normalised. Keys and values are never formed: ``W_k`` is moved to the few queries, ``W_v`` behind the sums.
+    ``c' = c + W_o A(W_q LN(c), W_k LN(p), W_v p)``, then ``c' + MLP(LN(c'))``; A is multi-head attention, and the
+    values are not normalised. Keys and values are never formed: ``W_k`` is moved to the few queries, ``W_v`` behind the
+    sums.
 
     Args:
         dim: Width D.

@@ -21,13 +21,12 @@ class TOPReID(ReIDModel):
     """TOP-ReID (Wang et al., AAAI 2024): a tower per modality, token permutation, complementary reconstruction.
 
     The embedding is the class tokens that come out of `TokenPermutation`, side by side, ``(B, M*D)``. A missing
-    modality's tokens, class token included, are replaced by what `ComplementaryReconstruction` predicts from those of the
-    sample that exist, as the authors do at test for a whole run, here for each sample. Any M; captions are accepted and
-    change nothing.
+    modality's tokens, class token included, are what `ComplementaryReconstruction` predicts from the sample's other
+    ones; the authors do so at test, with one pattern for a whole run. Captions are accepted and change nothing.
 
     ``forward_features`` gives ``cls (B, M, D)``, ``tokens (B, M, N, D)``, both complete, ``tpm (B, M*D)``,
-    ``vit (B, M*D)`` (the class tokens of the towers) and, in training, ``predicted (B, M, M, 1+N, D)``, ``encoded (B, M,
-    1+N, D)`` and, where it is given, ``present (B, M)``.
+    ``vit (B, M*D)`` (the class tokens of the towers) and, in training, ``predicted (B, M, M, 1+N, D)``,
+    ``encoded (B, M, 1+N, D)`` and, where it is given, ``present (B, M)``.
 
     Losses: identity and triplet on each head, and ``reconstruction``, see `ComplementaryReconstruction.loss`.
 

@@ -76,6 +76,21 @@ def test_the_optimizer_is_the_named_one(build, name, kind):
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.99)
 
 
+def test_sgd_with_momentum_and_another_rate_for_biases(build):
+    """One step from known gradients: the rate of biases is twice that of all else, decay is coupled."""
+    model = build("baseline_tiny", num_classes=4)
+    recipe = get_recipe("topreid", weight_decay=0.1)
+    optimizer = build_optimizer(model, recipe)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.9}
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, old in before.items():
+        rate = 0.018 if name.endswith("bias") else 0.009
+        torch.testing.assert_close(model.get_parameter(name), old - rate * (1 + 0.1 * old))
+
+
 def test_noise_of_the_learning_rate_is_that_of_related_methods():
     """Their schedulers multiply every rate by 1 + n, n normal within 0.67, by the epoch alone: 0.34 to 1.67."""
     factors = [1 + lr_noise(0.67, epoch) for epoch in range(1, 51)]

@@ -42,7 +42,7 @@ def test_unknown_names_say_what_there_is():
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("optimizer", "sgd", "'adam', 'adamw'"),
+        ("optimizer", "lamb", "'adam', 'adamw'"),
         ("amp", "fp16", "'off', 'bf16'"),
         ("geometry", "none", "'shared', 'independent'"),
         ("epochs", 0, "at least 1"),
