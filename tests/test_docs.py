@@ -18,7 +18,7 @@ from nextreid.data.datasets import registry as datasets_registry
 from nextreid.engine import RECIPES, Recipe, demo, get_recipe
 from nextreid.layers import NEXTHead
 from nextreid.layers import _registry as layers_registry
-from nextreid.models import NEXT
+from nextreid.models import NEXT, _authors
 from nextreid.models import _registry as models_registry
 from nextreid.retrieval import get_protocol, list_protocols
 from nextreid.synthetic import PersonsConfig
@@ -74,6 +74,7 @@ def test_python_blocks_run(path, tmp_path, monkeypatch):
     monkeypatch.setattr(layers_registry, "_LAYERS", dict(layers_registry._LAYERS))
     for name in ("_ENTRYPOINTS", "_CFGS"):
         monkeypatch.setattr(models_registry, name, dict(getattr(models_registry, name)))
+    monkeypatch.setattr(_authors, "_AUTHORS", dict(_authors._AUTHORS))
     found = blocks(path.read_text(encoding="utf-8"), "python")
     assert found
     if path.name == "README.md":  # its example reads images that its first command leaves

@@ -2,7 +2,18 @@
 
 from . import baseline, demo, next, topreid, unicat  # noqa: F401  (each registers its models)
 from ._adapter import AdaptedModel, adapt, as_reid_model
-from ._authors import AuthorsConversion, convert_authors, list_authors
+from ._authors import (
+    Authors,
+    AuthorsConversion,
+    Rule,
+    build_from_authors,
+    clip_tower_rules,
+    convert_authors,
+    list_authors,
+    neck_rules,
+    register_authors,
+    vit_tower_rules,
+)
 from ._base import Head, ReIDModel, ReIDOutput
 from ._builder import build_model_with_cfg, load_checkpoint
 from ._convert import Conversion, convert_clip
@@ -28,6 +39,7 @@ from .unicat import UniCat
 __all__ = [
     "NEXT",
     "AdaptedModel",
+    "Authors",
     "AuthorsConversion",
     "Baseline",
     "Conversion",
@@ -37,11 +49,14 @@ __all__ = [
     "PretrainedCfg",
     "ReIDModel",
     "ReIDOutput",
+    "Rule",
     "TOPReID",
     "UniCat",
     "adapt",
     "as_reid_model",
+    "build_from_authors",
     "build_model_with_cfg",
+    "clip_tower_rules",
     "convert_authors",
     "convert_clip",
     "create_model",
@@ -56,9 +71,12 @@ __all__ = [
     "load_config",
     "load_strictly",
     "model_entrypoint",
+    "neck_rules",
     "push_to_hub",
+    "register_authors",
     "register_model",
     "save_model",
     "save_pretrained",
     "verify_checkpoint",
+    "vit_tower_rules",
 ]
