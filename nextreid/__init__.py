@@ -10,6 +10,7 @@ from .version import __version__
 
 _NAMES = {
     "FeatureExtractor": "engine",
+    "Gallery": "retrieval",
     "adapt": "models",
     "create_layer": "layers",
     "create_model": "models",
@@ -26,6 +27,7 @@ _NAMES = {
     "list_pretrained": "models",
     "load_dataset": "data",
     "model_entrypoint": "models",
+    "open_gallery": "engine",
     "push_to_hub": "models",
     "register_model": "models",
     "save_model": "models",

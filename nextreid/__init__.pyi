@@ -18,6 +18,7 @@ from .engine import evaluate as evaluate
 from .engine import export as export
 from .engine import extract as extract
 from .engine import get_recipe as get_recipe
+from .engine import open_gallery as open_gallery
 from .engine import train as train
 from .layers import create_layer as create_layer
 from .layers import list_layers as list_layers
@@ -34,4 +35,5 @@ from .models import register_model as register_model
 from .models import save_model as save_model
 from .models import save_pretrained as save_pretrained
 from .models import verify_checkpoint as verify_checkpoint
+from .retrieval import Gallery as Gallery
 from .version import __version__ as __version__

@@ -1,6 +1,9 @@
 """Embeddings to rankings to metrics, under a named protocol."""
 
 from .distance import PreparedGallery, distances
+from .gallery import Gallery
+from .gallery_entry import Entry
+from .gallery_reader import Hit
 from .metrics import rank, rank_distances, top_k
 from .protocol import Identities, Protocol, get_protocol, list_protocols
 from .rerank import Rerank
@@ -11,6 +14,9 @@ from .streaming import rank_shards
 __all__ = [
     "METRICS",
     "Comparison",
+    "Entry",
+    "Gallery",
+    "Hit",
     "Identities",
     "Interval",
     "PreparedGallery",

@@ -29,6 +29,7 @@ TILE = 4096
 """Gallery entries of one matrix product."""
 
 _STEP = 64
+_PIECE = 256  # gallery entries that one query alone meets at once: converted, they stay in the cache
 _SPAN = 2**20  # values of a span of tiles
 _PAIRS = 2**13  # embeddings whose differences are taken at once
 _CANCELLED = 2**-6  # a squared distance below this part of the squared lengths is mostly rounding
@@ -121,9 +122,11 @@ class Tile:
     Attributes:
         start: Gallery index of the first one.
         count: How many there are.
-        rows: ``(W, F)`` float32 embeddings, W a multiple of 64; zeros after the first `count`.
+        rows: ``(W, F)`` embeddings, W a multiple of 64; zeros after the first `count`. Float32, or float16 with a
+            `buffer`.
         scale: ``(W,)`` reciprocal lengths, for comparison at unit length.
         offset: ``(W,)`` half squared lengths, for the Euclidean distance without normalisation.
+        buffer: ``(>= W, F)`` float32, into which `values` converts rows: memory that is new each time costs more.
     """
 
     start: int
@@ -131,12 +134,18 @@ class Tile:
     rows: Tensor
     scale: Tensor | None = None
     offset: Tensor | None = None
+    buffer: Tensor | None = None
 
     def values(self, block: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the values of a query block against the tile, ``(M, W)``, in `out` if given."""
         if out is None:
             out = torch.empty(len(block), len(self.rows), device=block.device)
-        product(block, self.rows, out)
+        step = _PIECE if len(block) == 1 and block.device == CPU else len(self.rows)
+        for start in range(0, len(self.rows), step):
+            piece = self.rows[start : start + step]
+            if self.buffer is not None:
+                piece = self.buffer[: len(piece)].copy_(piece)
+            product(block, piece, out[:, start : start + step])
         if self.scale is not None:
             out *= self.scale
         if self.offset is not None:
@@ -155,6 +164,8 @@ class PreparedGallery:
         embeddings: ``(G, F)``, a memory-mapped file too.
         protocol: A name that `get_protocol` takes, or a `Protocol`; only whether it normalises counts.
         device: Where to compute; None means the CPU.
+        lengths: ``(G,)`` lengths of the embeddings where they are known, for a comparison at unit length: then float16
+            embeddings are neither read nor checked before they are searched.
 
     Raises:
         ValueError: If the array is no non-empty matrix of real numbers, or an embedding is not finite.
@@ -165,7 +176,12 @@ class PreparedGallery:
     """
 
     def __init__(
-        self, embeddings: Embeddings, protocol: str | Protocol, device: torch.device | str | None = None
+        self,
+        embeddings: Embeddings,
+        protocol: str | Protocol,
+        device: torch.device | str | None = None,
+        *,
+        lengths: np.ndarray | None = None,
     ) -> None:
         check_matrix("gallery", embeddings)
         self.device = torch.device(device or "cpu")
@@ -173,8 +189,15 @@ class PreparedGallery:
         self.shape = tuple(embeddings.shape)
         self._rows = _on_device(embeddings, self.device)
         self._tiles = list[Tile]()
-        converted = _is_converted(self._rows)
-        for tile in gallery_tiles([self._rows], self.protocol, self.device):
+        converted, known = _is_converted(self._rows), 0
+        if lengths is not None and converted and self.protocol.normalize:
+            empty = torch.empty(0, self.shape[1], device=self.device)
+            for known in range(TILE, len(self._rows) + 1, TILE):
+                some = lengths[known - TILE : known]
+                scale = torch.from_numpy(1 / np.where(some > 0, some, np.inf)).to(self.device, torch.float32)
+                self._tiles.append(Tile(known - TILE, TILE, empty, scale))
+        for tile in gallery_tiles([self._rows[known:]], self.protocol, self.device):
+            tile = replace(tile, start=tile.start + known)
             dropped = converted and tile.count == len(tile.rows)
             self._tiles.append(replace(tile, rows=tile.rows[:0].clone()) if dropped else tile)
 
@@ -186,9 +209,15 @@ class PreparedGallery:
         return f"PreparedGallery({self.shape[0]} embeddings of width {self.shape[1]}, {self.device})"
 
     def __iter__(self) -> Iterator[Tile]:
+        buffer = None
         for tile in self._tiles:
             if not len(tile.rows):
-                tile = replace(tile, rows=as_float32(self._rows[tile.start : tile.start + tile.count]))
+                stored = self._rows[tile.start : tile.start + tile.count]
+                if _is_half(stored):
+                    buffer = torch.empty(TILE, self.shape[1], device=self.device) if buffer is None else buffer
+                    tile = replace(tile, rows=_as_tensor(stored), buffer=buffer)
+                else:
+                    tile = replace(tile, rows=as_float32(stored))
             yield tile
 
 
@@ -307,13 +336,22 @@ def as_float32(embeddings: Embeddings) -> Tensor:
     """Return a float32 tensor, the same memory where it is one already."""
     if isinstance(embeddings, Tensor):
         return embeddings.detach().to(torch.float32).contiguous()
-    if embeddings.dtype == np.float16 and embeddings.dtype.isnative:
+    if _is_half(embeddings):
         return _as_tensor(embeddings).to(torch.float32)  # several times faster than NumPy
     with np.errstate(over="ignore"):
         return _as_tensor(embeddings.astype(np.float32, copy=False))
 
 
-def _as_tensor(array: np.ndarray) -> Tensor:
+def _is_half(embeddings: Embeddings) -> bool:
+    """Whether torch converts them by itself, and fast."""
+    if isinstance(embeddings, Tensor):
+        return embeddings.dtype in (torch.float16, torch.bfloat16)
+    return embeddings.dtype == np.float16 and embeddings.dtype.isnative
+
+
+def _as_tensor(array: Embeddings) -> Tensor:
+    if isinstance(array, Tensor):
+        return array.detach()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a file mapped read-only is only read here
         return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,6 +1,6 @@
 """Rankings and their exact metrics by counting: no gallery is ever sorted."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -15,6 +15,7 @@ from .distance import (
     CPU,
     Embeddings,
     PreparedGallery,
+    Tile,
     check_finite,
     check_shapes,
     distance_blocks,
@@ -180,15 +181,38 @@ def top_k(
         index, _, ignored = same_identity.entries(rows.start, rows.stop)
         row, place = np.nonzero(ignored)
         column = index[row, place]
-        for first, span in value_spans(block, tiles):
-            values = span[: rows.stop - start].numpy()
+
+        def hide(first: int, values: np.ndarray, row: np.ndarray = row, column: np.ndarray = column) -> None:
             inside = (column >= first) & (column < first + values.shape[1])
             values[row[inside], column[inside] - first] = np.inf
-            nearest[rows] = merge_nearest(nearest[rows], values, first)
+
+        nearest[rows] = nearest_keys(nearest[rows], block, tiles, hide)
     indices = np.full((len(query_ids), k), -1, np.int64)
     indices[:, : nearest.shape[1]] = np.where(nearest == PADDING, -1, nearest & 0xFFFFFFFF)
     same = gallery_ids.pid[indices] == query_ids.pid[:, None]
     return indices, same & (indices >= 0) & is_known(query_ids.pid)[:, None]
+
+
+def nearest_keys(
+    nearest: np.ndarray, block: Tensor, tiles: Iterable[Tile], hide: Callable[[int, np.ndarray], None]
+) -> np.ndarray:
+    """Merge the entries of tiles into the nearest of each query of a block so far.
+
+    Args:
+        nearest: ``(B, K)`` int64 keys, ascending in each row and padded; see `merge_nearest`.
+        block: What `query_block` gave for the B queries.
+        tiles: Gallery entries behind those of `nearest`.
+        hide: Called with the gallery index of a first column and ``(B, W)`` values; makes those infinite that do not
+            count.
+
+    Returns:
+        ``(B, K)`` the smallest keys of both.
+    """
+    for first, span in value_spans(block, tiles):
+        values = span[: len(nearest)].numpy()
+        hide(first, values)
+        nearest = merge_nearest(nearest, values, first)
+    return nearest
 
 
 def _block_metrics(
