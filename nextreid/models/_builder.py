@@ -1,5 +1,6 @@
 """Where a configuration meets a class: build it, then fill it with weights."""
 
+import inspect
 import logging
 import math
 import re
@@ -12,7 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from .._files import find_folder, user_path
-from ..towers import load_pretrained_clip
+from ..towers import KNOWN_TOWERS, load_pretrained_clip
 from ._adapter import as_reid_model
 from ._base import ReIDModel
 from ._config import check_arguments, check_fields, resolve_arguments
@@ -52,10 +53,11 @@ def build_model_with_cfg(
             weights.
     """
     tag = f".{pretrained_cfg}" if isinstance(pretrained_cfg, str) else ""
+    kwargs, of_tower = _know_tower(model_class, kwargs)
     if isinstance(pretrained_cfg, PretrainedCfg):
         cfg = pretrained_cfg
     else:
-        cfg = get_pretrained_cfg(variant + tag)
+        cfg = get_pretrained_cfg(variant + tag).replace(**of_tower)
         if not pretrained:  # what is known of weights that are not loaded is not known of this model
             cfg = cfg.replace(**dict.fromkeys(OF_WEIGHTS))
     changes = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
@@ -75,6 +77,26 @@ def build_model_with_cfg(
     if pretrained:
         load_pretrained(model, cfg, cache_dir)
     return model
+
+
+def _know_tower(model_class: Callable[..., ReIDModel], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Complete the arguments of a model whose image tower has a name of `KNOWN_TOWERS`.
+
+    Returns:
+        The arguments: what a user gave stays, the text tower, the width and the size are those of the tower. And the
+        fields of a configuration that follow: how images are normalised, and what fills the towers.
+    """
+    row = KNOWN_TOWERS.get(given.get("image_tower", ""))
+    if row is None:
+        return given, {}
+    arguments: dict[str, Any] = {"img_size": row.img_size, "text_tower": row.text}
+    if row.text:
+        arguments["embed_dim"] = row.embed_dim
+    known = inspect.signature(model_class).parameters
+    arguments = {name: value for name, value in arguments.items() if name in known}
+    mean, std = row.normalisation
+    fields = {"mean": mean, "std": std, "clip": row.text and (row.text, row.tag), "timm": not row.text, "notes": None}
+    return {**arguments, **given, "image_tower": row.image}, fields
 
 
 def _reject_giant(model_class: Callable[..., ReIDModel], arguments: Mapping[str, Any], path: str) -> None:

@@ -2,6 +2,7 @@
 
 from .clip_weights import load_clip_weights, load_pretrained_clip
 from .image import ImageTower, ImageTowers
+from .known import KNOWN_TOWERS, KnownTower
 from .packing import pack_sentences
 from .text import CONTEXT, TextTower
 
@@ -9,6 +10,8 @@ __all__ = [
     "CONTEXT",
     "ImageTower",
     "ImageTowers",
+    "KNOWN_TOWERS",
+    "KnownTower",
     "TextTower",
     "load_clip_weights",
     "load_pretrained_clip",

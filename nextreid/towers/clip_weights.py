@@ -162,7 +162,7 @@ def _split_names(state: Mapping[str, Tensor], naming: str) -> tuple[dict[str, st
             if key == "head.bias" and not state[key].any():
                 beside.append(key)  # CLIP's projection has none; timm's layer carries zeros
             else:
-                image_names["proj.weight" if key == "head.weight" else f"trunk.{key}"] = key
+                image_names[_image_name(f"trunk.{key}", naming)] = key
         elif key.startswith("visual."):
             image_names[_image_name(key.removeprefix("visual."), naming)] = key
         elif root.startswith(_TEXT) and f"transformer.{root}" not in text_names:
@@ -180,8 +180,10 @@ def _split_names(state: Mapping[str, Tensor], naming: str) -> tuple[dict[str, st
 
 
 def _image_name(name: str, naming: str) -> str:
-    if name == "proj" or (name == "head.proj.weight" and naming != "OpenAI"):
+    if name == "proj" or (name in ("head.proj.weight", "trunk.head.weight") and naming != "OpenAI"):
         return "proj.weight"
+    if name == "trunk.head.bias":
+        return "proj.bias"
     if naming != "OpenAI":
         return name
     for old, new in _TIMM_NAMES:
@@ -201,7 +203,7 @@ def _resample(state: dict[str, Tensor], tower: ImageTower) -> tuple[Size, Size] 
     table, expected = state.get(_POSITIONS), tower.state_dict().get(_POSITIONS)
     if table is None or expected is None or table.dim() != 3 or table.shape[-1] != expected.shape[-1]:
         return None  # rejected by its name or its size
-    places = table.shape[1] - tower.trunk.num_prefix_tokens
+    places = table.shape[1] - tower.num_prefix_tokens
     side = math.isqrt(max(places, 0))
     if side * side != places or not side:
         raise ValueError(
@@ -211,7 +213,7 @@ def _resample(state: dict[str, Tensor], tower: ImageTower) -> tuple[Size, Size] 
     if tower.grid_size == (side, side):
         return None
     state[_POSITIONS] = resample_abs_pos_embed(
-        table.float(), list(tower.grid_size), [side, side], num_prefix_tokens=tower.trunk.num_prefix_tokens
+        table.float(), list(tower.grid_size), [side, side], num_prefix_tokens=tower.num_prefix_tokens
     )
     return (side, side), tower.grid_size
 

@@ -1,5 +1,6 @@
 """Pixels to tokens: any timm network, one that the modalities share or one each."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._download import fetch_file
 from .._schema import choice, distinct, flag, listed, number, optional, whole, word
+from .known import KNOWN_TOWERS
 from .trunk import (
     Size,
     as_tokens,
@@ -26,6 +28,8 @@ from .trunk import (
 modalities_kind = distinct(listed(word, 1, 16, "one or more distinct names of modalities, at most 16"))
 cameras_kind = whole(0, 100_000)
 CAMERA_SCOPES = ("class", "all")
+_BIASED = re.compile(r"eva.*_clip_|vit_pe_core_")
+"""Names of towers whose CLIP projects with a bias."""
 
 
 class ImageTower(nn.Module):
@@ -38,9 +42,9 @@ class ImageTower(nn.Module):
     has no class token, what it pools its tokens to (by attention, or by a mean and its head's norm) is one.
 
     Args:
-        name: timm name of a network: vision transformers (``vit_*``, EVA, DINO), hierarchical ones and networks of
-            convolutions. OpenAI's CLIP weights need a ``quickgelu`` architecture, such as
-            ``vit_base_patch16_clip_quickgelu_224``.
+        name: A name of `KNOWN_TOWERS`, such as ``dinov3_vitb16``, or timm's name of any network: vision transformers
+            (``vit_*``, EVA, DINO), hierarchical ones and networks of convolutions. OpenAI's CLIP weights need a
+            ``quickgelu`` architecture, such as ``vit_base_patch16_clip_quickgelu_224``.
         img_size: Height and width in pixels; any multiple of the patch size, square or not.
         embed_dim: Width D after the projection; None leaves the tower's width, without a projection.
         num_cameras: Number of cameras to learn an embedding for; 0 for none.
@@ -74,7 +78,8 @@ class ImageTower(nn.Module):
         camera_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.name = word("image_tower", name)
+        name = word("image_tower", name)
+        self.name = KNOWN_TOWERS[name].image if name in KNOWN_TOWERS else name
         self.img_size: Size = img_size_kind("img_size", img_size)
         self.num_cameras = cameras_kind("num_cameras", num_cameras)
         embed_dim = optional(width_kind)("embed_dim", embed_dim)
@@ -82,15 +87,17 @@ class ImageTower(nn.Module):
         self.camera_scope = choice(*CAMERA_SCOPES)("camera_scope", camera_scope)
         self.camera_scale = number(0, 100)("camera_scale", camera_scale)
         args = tower_args_kind("image_tower_args", tower_args or {})
-        self.trunk, self.layout = build_trunk(name, self.img_size, args, drop_path)
+        self.trunk, self.layout = build_trunk(self.name, self.img_size, args, drop_path)
         self.grid_size, self.patch_size = self.layout.grid, self.layout.stride
         self.width, self.num_prefix_tokens = self.layout.width, self.layout.prefix
         self.has_batch_norm = any(isinstance(module, _BatchNorm) for module in self.trunk.modules())
         self.embed_dim = embed_dim or self.width
         self.proj: nn.Module = nn.Identity()
         if embed_dim:
-            self.proj = linear = nn.Linear(self.width, embed_dim, bias=False)
+            self.proj = linear = nn.Linear(self.width, embed_dim, bias=bool(_BIASED.match(self.name)))
             nn.init.normal_(linear.weight, std=self.width**-0.5)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
         if self.num_cameras:
             if self.layout.pool != "token" or not hasattr(self.trunk, "cls_token"):
                 raise ValueError(f"a camera embedding is added to the class token, and {name!r} has none that it reads")

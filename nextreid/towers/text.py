@@ -1,30 +1,28 @@
-"""Captions to features: open_clip's text transformer and tokenizer, frozen."""
+"""Captions to features: open_clip's text transformers, frozen."""
 
 import json
 import logging
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, lru_cache
-from itertools import chain, islice
+from functools import partial
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU, TextTransformer
+from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
 from torch import Tensor, nn
 
 from .._files import tensors_digest
 from .._schema import either, flag, number, optional, table, whole, word
 from ..version import __version__
-from .image import width_kind
 from .packing import pack_sentences
 from .text_cache import TextFeatureCache
+from .tokenizer import SMALLEST, VOCABULARY, ClipTokenizer, HubTokenizer
+from .trunk import width_kind
 
 CONTEXT = 77
-VOCABULARY = 49_408
-_SMALLEST = 2 * 256 + 2  # a byte inside and at the end of a word, the start and the end of a text
 Caption = Sequence[str] | str | None
 TEXT_DEFAULTS = {"mlp_ratio": 4.0, "ls_init_value": None, "vocab_size": VOCABULARY, "quick_gelu": True}
 text_tower_kind = either(
@@ -36,9 +34,9 @@ text_tower_kind = either(
             "layers": whole(1, 256),
             "mlp_ratio": number(0.01, 64),
             "ls_init_value": optional(number(0, 1e6)),
-            "vocab_size": whole(_SMALLEST, VOCABULARY),
+            "vocab_size": whole(SMALLEST, VOCABULARY),
             "quick_gelu": flag,
-            "context_length": whole(CONTEXT, CONTEXT),
+            "context_length": whole(8, CONTEXT),
         },
         "setting of a text tower",
     ),
@@ -56,45 +54,22 @@ _MEMO = 100_000
 _logger = logging.getLogger(__name__)
 
 
-@cache
-def _tokenizer(vocab_size: int) -> open_clip.SimpleTokenizer:
-    """CLIP's tokenizer; a smaller vocabulary is the bytes, the merges that were learned first, and the two ends.
-
-    The marks of start and end are letters like others in a text: as tokens they would cut off what follows.
-    """
-    tokenizer = open_clip.SimpleTokenizer(context_length=CONTEXT)
-    tokenizer.cache = {}
-    if vocab_size < VOCABULARY:
-        pieces = list(tokenizer.encoder)
-        tokenizer.encoder = {piece: i for i, piece in enumerate(pieces[: vocab_size - 2] + pieces[-2:])}
-        tokenizer.decoder = {i: piece for piece, i in tokenizer.encoder.items()}
-        tokenizer.bpe_ranks = dict(islice(tokenizer.bpe_ranks.items(), vocab_size - _SMALLEST))
-        tokenizer.vocab_size = vocab_size
-        tokenizer.sot_token_id, tokenizer.eot_token_id = vocab_size - 2, vocab_size - 1
-        tokenizer.all_special_ids = [vocab_size - 2, vocab_size - 1]
-    return tokenizer
-
-
-@lru_cache(_MEMO)
-def _encode_word(vocab_size: int, word: str) -> list[int]:
-    return _tokenizer(vocab_size).encode(word)
-
-
 class TextTower(nn.Module):
-    """CLIP's text transformer, frozen, and a cache of what it has encoded.
+    """A text transformer of open_clip, frozen, and a cache of what it has encoded.
 
     Each distinct text is encoded once, as long as the cache has room and the weights stay as they are. A feature from
     the cache equals a fresh one to the last bit on the same device.
 
     Args:
-        name: An open_clip model whose text tower is a transformer of open_clip, such as ``ViT-B-16-quickgelu``, or its
+        name: An open_clip model whose text tower is a transformer of open_clip: CLIPs, such as ``ViT-B-16-quickgelu``,
+            EVA02 and PE-Core, and SigLIP and SigLIP2, whose tokenizer is fetched when it is first needed; or its
             settings (``{"width": 64, "heads": 2, "layers": 2}``). With ``vocab_size`` below CLIP's 49,408 a text is
             cut into the pieces of CLIP's first merges: rarer words take more tokens, and the table is smaller.
         embed_dim: Width D of the features; None takes the named model's.
         cache_bytes: Most bytes of features to keep, on the tower's device; the oldest go first. 0 keeps none.
 
     Raises:
-        ValueError: If open_clip has no such model, or its text tower is not a plain CLIP transformer.
+        ValueError: If open_clip has no such model, or its text tower is not a plain transformer.
     """
 
     def __init__(
@@ -118,25 +93,35 @@ class TextTower(nn.Module):
                 f"the text tower {name!r} gives {width} features but embed_dim={embed_dim}; captions and patches are "
                 "compared in one space, so give both towers one width"
             )
-        if "hf_model_name" in settings or settings.get("context_length", CONTEXT) != CONTEXT:
-            raise ValueError(f"the text tower of {name!r} is not a CLIP transformer with a window of {CONTEXT} tokens")
+        self._settings = {"quick_gelu": quick, "embed_dim": width, **settings}
+        act, norm = settings.pop("act_kwargs", None) or {}, settings.pop("norm_kwargs", None) or {}
+        hub, cleaning = settings.pop("hf_tokenizer_name", None), settings.pop("tokenizer_kwargs", None) or {}
+        if "hf_model_name" in settings or cleaning.keys() - {"clean"}:
+            raise ValueError(f"the text tower of {name!r} is not a transformer of open_clip with a plain tokenizer")
         vocab_size = settings.get("vocab_size", VOCABULARY)
-        if not _SMALLEST <= vocab_size <= VOCABULARY:
+        if not hub and not SMALLEST <= vocab_size <= VOCABULARY:
             raise ValueError(
-                f"vocab_size={vocab_size} of the text tower of {name!r} is not CLIP's: {_SMALLEST} to {VOCABULARY}"
+                f"vocab_size={vocab_size} of the text tower of {name!r} is not CLIP's: {SMALLEST} to {VOCABULARY}"
             )
+        layers = {
+            "act_layer": partial(QuickGELU if quick else nn.GELU, **act),
+            "norm_layer": partial(LayerNorm, **norm),
+        }
         try:
-            self.transformer = TextTransformer(
-                output_dim=width, act_layer=QuickGELU if quick else nn.GELU, **{"context_length": CONTEXT, **settings}
-            )
+            self.transformer = TextTransformer(output_dim=width, **layers, **settings)
         except Exception as error:  # open_clip's layers assert
             raise ValueError(f"open_clip's text transformer rejects the settings {settings}: {error}") from error
-        if self.transformer.pool_type != "argmax" or self.transformer.attn_mask is None:
-            raise ValueError(f"the text tower of {name!r} does not read its feature at the end token as CLIP does")
+        self._reads_end = self.transformer.pool_type == "argmax" and self.transformer.attn_mask is not None
+        if not self._reads_end and (self.transformer.pool_type != "last" or self.transformer.attn_mask is not None):
+            raise ValueError(
+                f"the text tower of {name!r} reads its feature neither at the end token, as CLIP does, nor at the last "
+                "place of its window, as SigLIP does"
+            )
+        self.tokenizer = HubTokenizer(str(name)) if hub else ClipTokenizer(vocab_size)
+        self.context_length: int = self.transformer.context_length
         self.embed_dim: int = width
         self.vocab_size: int = vocab_size
         self.cache = TextFeatureCache(cache_bytes)
-        self._settings = {"quick_gelu": quick, "embed_dim": width, **settings}
         self._identity: str | None = None
         self._weights_seen: tuple[tuple[int, torch.dtype, int], ...] | None = None
         self._packed: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -163,47 +148,43 @@ class TextTower(nn.Module):
         self._identity = None
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """CLIP's byte-pair tokens ``(n, 77)``, start and end included, zero after the end.
+        """Token ids ``(n, L)`` of texts, filled up to the tower's window.
 
         Raises:
             ValueError: If a text does not fit; pack its sentences into windows first.
         """
-        tokenizer, rows = _tokenizer(self.vocab_size), []
-        start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
+        rows = []
         for text in texts:
-            ids = [start, *chain.from_iterable(self._pieces(text)), end]
-            if len(ids) > CONTEXT:
+            ids = self.tokenizer.ids(text)
+            if len(ids) > self.context_length:
                 raise ValueError(
-                    f"a text of {len(ids)} tokens does not fit CLIP's window of {CONTEXT}: {text[:80]!r}..."
+                    f"a text of {len(ids)} tokens does not fit the tower's window of {self.context_length}: "
+                    f"{text[:80]!r}..."
                 )
-            rows.append(ids + [0] * (CONTEXT - len(ids)))
-        return torch.tensor(rows, dtype=torch.long).view(len(texts), CONTEXT)
+            rows.append(ids + [self.tokenizer.pad] * (self.context_length - len(ids)))
+        return torch.tensor(rows, dtype=torch.long).view(len(texts), self.context_length)
 
     def count_tokens(self, text: str) -> int:
-        """Number of tokens of a text, the start and the end token included, uncut."""
-        return 2 + sum(map(len, self._pieces(text)))
-
-    def _pieces(self, text: str) -> list[list[int]]:
-        # No token spans white space, so that the words of a text are tokenised alone, each once. What the tokenizer
-        # repairs first (broken Unicode, HTML entities, control characters) may span words and is not plain ASCII.
-        if not (text.isascii() and text.isprintable() and "&" not in text):
-            return [_tokenizer(self.vocab_size).encode(text)]
-        return [_encode_word(self.vocab_size, word) for word in text.split()]
+        """Number of tokens of a text, the marks of start and end included, uncut."""
+        return self.tokenizer.count(text)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Encode token ids ``(n, L)``, L up to 77, to features ``(n, D)``, not normalised.
+        """Encode token ids ``(n, L)`` to features ``(n, D)``, not normalised.
 
-        The transformer is causal and the feature is read at the end token: columns behind it are not computed.
+        CLIP's transformer is causal and its feature is read at the end token: columns behind it are not computed.
+        SigLIP's reads the last of all places of its window.
         """
         length = int(tokens.argmax(-1).max()) + 1 if tokens.numel() else 1
-        return self._forward(tokens[:, :length])
+        return self._forward(tokens[:, :length] if self._reads_end else tokens)
 
     def _forward(self, tokens: Tensor) -> Tensor:
         tower, length = self.transformer, tokens.shape[1]
+        mask = tower.attn_mask[:length, :length] if self._reads_end else None
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
-        x = tower.ln_final(x)
-        return x[torch.arange(len(x), device=x.device), tokens.argmax(-1)] @ tower.text_projection
+        x = tower.ln_final(tower.transformer(x, attn_mask=mask))
+        x = x[torch.arange(len(x), device=x.device), tokens.argmax(-1)] if self._reads_end else x[:, -1]
+        projection = tower.text_projection
+        return projection(x) if isinstance(projection, nn.Module) else x @ projection
 
     def windows(self, caption: Caption) -> tuple[str, ...]:
         """Pack a caption (its sentences, one string, or None) into as few texts as fit the tower, nothing cut off."""
@@ -212,7 +193,7 @@ class TextTower(nn.Module):
         if found is None:
             if len(self._packed) >= _MEMO:
                 self._packed.clear()
-            found = self._packed[sentences] = tuple(pack_sentences(sentences, self.count_tokens))
+            found = self._packed[sentences] = tuple(pack_sentences(sentences, self.count_tokens, self.context_length))
         return found
 
     @torch.no_grad()
@@ -330,7 +311,8 @@ class TextTower(nn.Module):
         weight = self.transformer.token_embedding.weight
         tokens = self.tokenize(list(texts))
         rows, step = _SHAPES.get(weight.device.type, _SHAPE)
-        lengths = ((tokens.argmax(-1) // step + 1) * step).clamp(max=CONTEXT)
+        ends = tokens.argmax(-1) if self._reads_end else torch.full((len(tokens),), self.context_length - 1)
+        lengths = ((ends // step + 1) * step).clamp(max=self.context_length)
         out = weight.new_empty(len(texts), self.embed_dim)
         with torch.autocast(weight.device.type, enabled=False):
             for length in lengths.unique().tolist():

@@ -9,7 +9,9 @@ import timm
 import torch
 from torch import Tensor
 
+from .._names import closest
 from .._schema import Kind, either, flag, listed, number, optional, table, whole, word
+from .known import KNOWN_TOWERS
 
 Size = tuple[int, int]
 
@@ -81,7 +83,9 @@ def build_trunk(name: str, img_size: Size, args: Mapping[str, Any], drop_path: f
             the size does not fit its patches.
     """
     if not timm.is_model(name):
-        raise ValueError(f"timm has no model named {name!r}; see timm.list_models('vit_*')")
+        meant = " or ".join(map(repr, closest(name, [*KNOWN_TOWERS, *timm.list_models()])))
+        hint = f" Did you mean {meant}?" if meant else " See timm.list_models() and nextreid.towers.KNOWN_TOWERS"
+        raise ValueError(f"timm has no model named {name!r}.{hint}")
     try:
         layout = _probe(name, img_size, json.dumps(dict(args), sort_keys=True))
         trunk = timm.create_model(name, num_classes=0, drop_path_rate=drop_path or None, **layout.settings)
