@@ -25,7 +25,7 @@ from nextreid.synthetic import PersonsConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-COMMANDS = {"demo", "train", "eval", "show", "extract", "export", "models", "convert", "data", "captions"}
+COMMANDS = {"demo", "train", "eval", "calibrate", "show", "extract", "export", "models", "convert", "data", "captions"}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 

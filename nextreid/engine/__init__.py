@@ -1,6 +1,7 @@
 """Train, evaluate, extract, export."""
 
 from .ablations import Condition, with_caption_quality
+from .calibrating import calibrate
 from .checkpoint import TrainReport
 from .distributed import is_main, process_group
 from .embedding import EmbedOptions, embed_conditions, embed_samples
@@ -23,6 +24,7 @@ __all__ = [
     "Recipe",
     "SeedsReport",
     "TrainReport",
+    "calibrate",
     "embed_conditions",
     "embed_samples",
     "evaluate",

@@ -1,5 +1,6 @@
 """Embeddings to rankings to metrics, under a named protocol."""
 
+from .calibration import Calibration
 from .distance import PreparedGallery, distances
 from .gallery import Gallery
 from .gallery_entry import Entry
@@ -13,6 +14,7 @@ from .streaming import rank_shards
 
 __all__ = [
     "METRICS",
+    "Calibration",
     "Comparison",
     "Entry",
     "Gallery",
