@@ -226,6 +226,7 @@ def test_captions_are_found_below_their_authors(tmp_path):
         unit_of(ROWS["controls-shuffled"], 0, paper, ROWS)
 
 
+@pytest.mark.slow
 def test_a_bench_from_pretraining_to_tables(settings, monkeypatch):
     rows = select_rows(["table3-a", "table3-c", "controls-shuffled", "table3-d"], ROWS)
     rows.append(ROWS["table8-d"])  # the run of table3-d

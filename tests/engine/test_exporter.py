@@ -18,7 +18,7 @@ exporting = importlib.import_module("nextreid.engine.exporter")  # the package h
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs onnx, onnxscript and onnxruntime: nextreid[export]")
 BOTH = [pytest.param("onnx", marks=needs_onnx), "torch_export"]
-
+SLOW_ONNX = [pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow]), "torch_export"]
 
 SMALL = {
     "img_size": (16, 16),
@@ -88,7 +88,8 @@ def expected(model, batch):
 @pytest.mark.parametrize(
     ("case", "format"),
     [
-        *(pytest.param(case, "onnx", marks=needs_onnx) for case in ("next", "towers and cameras")),
+        pytest.param("next", "onnx", marks=[needs_onnx, pytest.mark.slow]),
+        pytest.param("towers and cameras", "onnx", marks=needs_onnx),
         *((case, "torch_export") for case in CASES),
     ],
 )
@@ -103,7 +104,7 @@ def test_a_file_gives_the_models_embeddings_at_any_batch(exported, case, format)
         torch.testing.assert_close(found, expected(model, batch), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("format", BOTH)
+@pytest.mark.parametrize("format", SLOW_ONNX)
 def test_captions_and_presence_matter_to_the_file(exported, format):
     model, _, run = exported("next", format)
     batch = inputs(model, 3)
@@ -124,6 +125,7 @@ def test_the_raw_embedding_is_not_of_length_one(tmp_path):
         assert (embed(model, **batch).norm(dim=1) - 1).abs().min() > 0.1
 
 
+@pytest.mark.slow
 def test_a_torch_file_runs_where_this_package_is_not(exported, tmp_path):
     model, report, _ = exported("next", "torch_export")
     batch = inputs(model, 3)
@@ -146,6 +148,7 @@ def test_a_torch_file_runs_where_this_package_is_not(exported, tmp_path):
     assert said["img_size"] == [16, 16] and said["mean"] == [0.5, 0.5, 0.5] and said["text"] and said["normalized"]
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_an_onnx_file_is_valid_and_describes_itself(exported):
     import onnx
@@ -315,6 +318,7 @@ def test_a_model_that_cannot_be_traced_is_named(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_large_onnx_file_and_its_weights_are_two_files_of_one_name(tmp_path, monkeypatch):
     program = importlib.import_module("torch.onnx._internal.exporter._onnx_program")

@@ -51,6 +51,7 @@ def check(folder, whole, kills):
     assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_its_writes_ends_as_the_undisturbed_one(whole, tmp_path):
     """Files of an epoch: best, last, metrics, state; each takes several steps on the disk."""
     model, state = "model.safetensors", "state.safetensors"

@@ -463,6 +463,7 @@ def test_a_damaged_state_is_named(build, dataset, recipe, tmp_path):
         train(build("baseline_tiny"), dataset, recipe, tmp_path, resume=True, progress=False)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_compiled_once(build, dataset, recipe, monkeypatch, tmp_path):
     counter = CompileCounterWithBackend("eager")
     compile_with = torch.compile

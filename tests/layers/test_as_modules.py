@@ -96,6 +96,7 @@ def test_an_ema_copy_follows(head, inputs):
     torch.testing.assert_close(average.module.semantic_experts.experts.fc1_weight, before + 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_compiles_as_one_graph(inputs, training):
     torch._dynamo.reset()

@@ -10,7 +10,7 @@ import nextreid
 from nextreid.models._tiny import TINY_IMAGE
 
 TINY = nextreid.list_models("*_tiny")
-
+TRACED = [name if name == "next_tiny" else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
 TOWER = {"image_tower_args": {**TINY_IMAGE["image_tower_args"], "depth": 2}}  # every block is traced
 
 
@@ -29,7 +29,7 @@ def fresh():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TRACED)
 def test_training_compiles_as_one_graph_and_once(name):
     model = nextreid.create_model(name, num_classes=3, **TOWER)
     counter = CompileCounterWithBackend("aot_eager")
@@ -60,7 +60,7 @@ def test_cameras_break_no_graph_and_compile_once():
         compiled(images, None, present, torch.tensor([0, 1, 2, 4]))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TRACED)
 def test_inference_compiles_to_the_same_embedding(name):
     model = nextreid.create_model(name, **TOWER).eval()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_inference_compiles_to_the_same_embedding(name):
         torch.testing.assert_close(compiled(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TRACED)
 def test_an_exported_model_takes_any_batch(name):
     model = nextreid.create_model(name, **TOWER).eval()
     inputs = batch(model)

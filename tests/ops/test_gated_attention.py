@@ -320,11 +320,13 @@ def interpreted():
     return dict(map(json.loads, done.stdout.splitlines()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cases.CASES)
 def test_kernels_in_the_interpreter(interpreted, name):
     assert interpreted[name] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_kernels_compile_for_a_gpu_and_fit_its_shared_memory(tmp_path):
     """The interpreter takes what the compiler rejects; the compiler needs no GPU."""
