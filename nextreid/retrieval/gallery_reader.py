@@ -17,7 +17,6 @@ from .gallery_search import Found, GallerySearch
 from .gallery_store import GalleryStore
 
 _AT_ONCE = 4096  # vectors that are copied or checked at once
-_KEYS = 500  # of one query of the table
 
 
 class Hit(NamedTuple):
@@ -230,7 +229,8 @@ class GalleryReader:
             alive = np.flatnonzero(state.norms)
             for start in range(0, len(alive), _AT_ONCE):
                 places = alive[start : start + _AT_ONCE]
-                damaged += self._search.damaged(places, self._search.gather(state, places, check=False))
+                rows = self._search.gather(state, places, check=False)
+                damaged += [key for _, key in self._store.damaged(places.tolist(), rows)]
         return damaged
 
     def _queries(self, vectors: Embeddings, width: int) -> Tensor:
@@ -277,12 +277,8 @@ class GalleryReader:
                 yield entries, self._search.gather(state, places), state.norms[places]
 
     def _places(self, keys: Sequence[str]) -> dict[str, int]:
-        found = dict[str, int]()
-        for start in range(0, len(keys), _KEYS):
-            some = list(keys[start : start + _KEYS])
-            marks = ", ".join("?" * len(some))
-            found |= dict(self._store.query(f"SELECT key, place FROM entries WHERE key IN ({marks})", some))
-        return found
+        found = self._store.fetch("SELECT key, place FROM entries WHERE key IN", keys)
+        return {key: place for key, (place,) in found.items()}
 
 
 def _hits(found: Found) -> list[list[Hit]]:
