@@ -61,7 +61,7 @@ class GalleryReader:
         self._store = GalleryStore(self.folder, write)
         self._search = GallerySearch(self._store)
         self.about: Mapping[str, Any] = self._store.about
-        self._encoder = encoder
+        self.encoder = encoder
         if encoder is not None:
             try:
                 encoder.check(self)
@@ -248,19 +248,19 @@ class GalleryReader:
         return tuple(name for name in self.modalities if names is None or name in names)
 
     def _need_encoder(self, what: str) -> Encoder:
-        if self._encoder is None:
+        if self.encoder is None:
             raise ValueError(f"{what} as query needs the model: open the gallery with nextreid.open_gallery")
-        return self._encoder
+        return self.encoder
 
     def _averaging(self, ours: Sequence[str], theirs: Iterable[str]) -> Callable[[Tensor], Tensor]:
-        if self._encoder is None:
+        if self.encoder is None:
             shown = [name for name in self.modalities if name in theirs]
             raise ValueError(
                 f"the queries show {'+'.join(ours)} and the entries {'+'.join(shown)}: to compare them the parts of "
                 "their vectors are averaged, which needs the model; open the gallery with nextreid.open_gallery, or "
                 "choose entries (where={'modalities': ...})"
             )
-        return self._encoder.average_modalities
+        return self.encoder.average_modalities
 
     def _check_identity(self, identity: str | int) -> None:
         found = self._store.query("SELECT 1 FROM entries WHERE identity = ? LIMIT 1", (as_label("identity", identity),))

@@ -232,8 +232,9 @@ class GalleryStore:
         """Raise ValueError that names the first vector of ascending places that is not what was added."""
         if damaged := self.damaged(places, vectors):
             place, key = damaged[0]
+            file = self._file(self._refreshed_now().generation, place // SEGMENT)
             raise ValueError(
-                f"{self._file(self._refreshed_now().generation, place // SEGMENT)} is damaged: the vector of {show(key)} "
+                f"{file} is damaged: the vector of {show(key)} "
                 "is not what was added. 'nextreid gallery verify' lists all that are; delete them and add them again, "
                 "or copy the file from a backup"
             )
