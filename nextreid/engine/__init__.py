@@ -9,22 +9,28 @@ from .evaluation import EvaluationReport, evaluate, evaluate_conditions, modalit
 from .exporter import ExportReport, export
 from .extraction import Extraction, extract, load_embeddings
 from .feature_extractor import FeatureExtractor
+from .gallery import Added, GalleryEncoder, add_extraction, add_samples, create_gallery, open_gallery
 from .recipe import RECIPES, Recipe, get_recipe
 from .seeds import SeedsReport, train_seeds
 from .trainer import train
 
 __all__ = [
     "RECIPES",
+    "Added",
     "Condition",
     "EmbedOptions",
     "EvaluationReport",
     "ExportReport",
     "Extraction",
     "FeatureExtractor",
+    "GalleryEncoder",
     "Recipe",
     "SeedsReport",
     "TrainReport",
     "calibrate",
+    "add_extraction",
+    "add_samples",
+    "create_gallery",
     "embed_conditions",
     "embed_samples",
     "evaluate",
@@ -35,6 +41,7 @@ __all__ = [
     "is_main",
     "load_embeddings",
     "modality_matrix",
+    "open_gallery",
     "process_group",
     "train",
     "train_seeds",

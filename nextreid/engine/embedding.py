@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextreid.data import Batch, ImageCache, Sample, augment_batch
@@ -37,6 +38,7 @@ class EmbedOptions:
         embedding: Which of the vectors that ``model.embeddings`` names; None for the default.
         after_neck: Whether the classified vectors are taken behind their batch-norm necks. In an evaluation the
             protocol's ``feature`` may say so too.
+        words: Whether the image's vector in the joint space with words follows each vector; see `joint_width`.
 
     Raises:
         ValueError: If ``batch_size`` is below 1 or ``workers`` below 0.
@@ -50,6 +52,7 @@ class EmbedOptions:
     augment: Augment = "cpu"
     embedding: str | None = None
     after_neck: bool = False
+    words: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -156,6 +159,8 @@ def embed_batch(
         present = batch.present & torch.tensor(shows, device=batch.present.device)
         features = model.forward_tokens(encoded, text, present)
         rows = model.vector(features, options.embedding, options.after_neck).float().cpu()
+        if options.words:
+            rows = torch.cat([rows, _joint_vectors(encoded["cls"], present).float().cpu()], dim=1)
         _reject_not_finite(rows, batch.keys, present.any(1).cpu(), next(model.parameters()).dtype)
         vectors.append(rows)
     return vectors
@@ -207,9 +212,38 @@ def check_visible(samples: Sequence[Sample], modalities: Sequence[str], conditio
 
 def embedding_width(model: ReIDModel, options: EmbedOptions) -> int:
     """Width F of the vectors that `embed_batch` gives."""
+    joint = joint_width(model) if options.words else 0
     if options.after_neck:
-        return sum(model.head_widths)
-    return model.num_features if options.embedding is None else model.embeddings.get(options.embedding, 0)
+        return sum(model.head_widths) + joint
+    return (model.num_features if options.embedding is None else model.embeddings.get(options.embedding, 0)) + joint
+
+
+def joint_width(model: ReIDModel) -> int:
+    """Width of the space that images and words share: that of CLIP's class tokens and texts; 0 where there is none."""
+    tower = model.text_tower
+    return tower.embed_dim if tower is not None and tower.embed_dim == model.modality_width else 0
+
+
+def encode_words(model: ReIDModel, texts: Sequence[str]) -> Tensor:
+    """Encode texts ``(n, D)``, on the CPU, into the space that images and words share.
+
+    Raises:
+        ValueError: The model has no such space, or a text is empty.
+    """
+    tower = model.text_tower
+    if tower is None or not joint_width(model):
+        name = model.pretrained_cfg.architecture
+        raise ValueError(f"{name} has no space that images and words share: take a model with a text tower")
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError("an empty text finds nothing: say what is to be seen")
+    with _TEXT_LOCK:
+        return tower.encode([tower.windows(text) for text in texts]).float().cpu()
+
+
+def _joint_vectors(cls: Tensor, present: Tensor) -> Tensor:
+    """Mean of the present modalities' class tokens ``(B, M, D)``, each at unit length: ``(B, D)``."""
+    weight = present[:, :, None].to(cls.dtype)
+    return (F.normalize(cls, dim=-1) * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 def keep_texts(model: ReIDModel) -> None:

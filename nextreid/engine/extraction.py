@@ -32,7 +32,7 @@ from nextreid.models import as_reid_model
 from .ablations import Condition
 from .distributed import is_main, on_main
 from .embedding import EmbedOptions, embed_samples, reads_text
-from .provenance import warn_domain
+from .provenance import warn_domain, weights_digest
 
 _logger = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ def extract(
     embedding = embed_samples(model, samples, Condition(text), options)
     metadata = {"model": model.pretrained_cfg.architecture, "modalities": model.modalities, "samples": len(samples)}
     metadata |= {"text": text, "normalized": normalize, "after_neck": options.after_neck}
+    metadata |= {"digest": weights_digest(model)}
     metadata |= {"embedding": options.embedding} if options.embedding else {}
     tensors = {"embedding": F.normalize(embedding, dim=1) if normalize else embedding}
 

@@ -1,9 +1,11 @@
 """Images to vectors in one call: files, Pillow images, arrays and tensors."""
 
+import copy
 import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -108,6 +110,12 @@ class FeatureExtractor:
     def __repr__(self) -> str:
         name, device = self.model.pretrained_cfg.architecture, next(self.model.parameters()).device
         return f"FeatureExtractor({name}, {'+'.join(self.modalities)}, {self.model.num_features} numbers, {device})"
+
+    def with_options(self, options: EmbedOptions) -> "FeatureExtractor":
+        """Return an extractor of the same model that embeds with other options and does not normalise."""
+        other = copy.copy(self)
+        other._options, other.normalize = replace(options, batch_size=self._options.batch_size), False
+        return other
 
     def __call__(
         self, *given: Any, captions: Mapping[str, Caption] | None = None, **images: ImageInput | None

@@ -5,11 +5,21 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from nextreid._files import tensors_digest
 from nextreid.data import ReIDDataset, data_card, list_cards
 from nextreid.models import ReIDModel
 from nextreid.retrieval import METRICS
 
 _logger = logging.getLogger(__name__)
+
+
+def weights_digest(model: ReIDModel) -> str:
+    """Return the fingerprint of all weights that an embedding depends on: 32 hexadecimal digits.
+
+    The necks and classifiers behind it do not count, so that a model with another number of classes has the same one.
+    """
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("necks.")}
+    return tensors_digest(weights)
 
 
 def trained_sets(model: ReIDModel) -> list[str]:

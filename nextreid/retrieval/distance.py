@@ -29,7 +29,7 @@ TILE = 4096
 """Gallery entries of one matrix product."""
 
 _STEP = 64
-_PIECE = 256  # gallery entries that one query alone meets at once: converted, they stay in the cache
+_PIECE = 128  # gallery entries that one query alone meets at once: converted, they stay in the cache
 _SPAN = 2**20  # values of a span of tiles
 _PAIRS = 2**13  # embeddings whose differences are taken at once
 _CANCELLED = 2**-6  # a squared distance below this part of the squared lengths is mostly rounding

@@ -64,7 +64,7 @@ class Entry:
         put("source", _sources(f"source of {show(self.key)}", {k: str(v) for k, v in dict(self.source).items()}))
         caption = {name: (value,) if isinstance(value, str) else value for name, value in dict(self.caption).items()}
         put("caption", {k: tuple(v) for k, v in _plain(f"caption of {show(self.key)}", caption).items()})
-        put("metadata", _plain(f"metadata of {show(self.key)}", self.metadata))
+        put("metadata", json.loads(json.dumps(_plain(f"metadata of {show(self.key)}", self.metadata))))
         if wrong := sorted(set(self.metadata) & set(COLUMNS)):
             raise ValueError(f"metadata of {show(self.key)}: {', '.join(wrong)} is a field of its own, not metadata")
 
@@ -75,9 +75,14 @@ class Entry:
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> "Entry":
-        """The entry whose `row` this is."""
-        key, identity, camera, time, modalities, *tables = row
-        return cls(key, identity, camera, time, tuple(modalities.split("+")), *map(json.loads, tables))
+        """The entry whose `row` this is: it was checked before it was stored."""
+        entry, (key, identity, camera, time, modalities, *tables) = object.__new__(cls), row
+        source, caption, metadata = ({} if table == "{}" else json.loads(table) for table in tables)
+        caption = {name: tuple(sentences) for name, sentences in caption.items()}
+        values = key, identity, camera, time, tuple(modalities.split("+")), source, caption, metadata
+        for name, value in zip(COLUMNS, values, strict=True):
+            object.__setattr__(entry, name, value)
+        return entry
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is known as a JSON-able dictionary, without what is not."""

@@ -17,7 +17,6 @@ from .gallery_search import Found, GallerySearch
 from .gallery_store import GalleryStore
 
 _AT_ONCE = 4096  # vectors that are copied or checked at once
-_KEYS = 500  # of one query of the table
 
 
 class Hit(NamedTuple):
@@ -62,7 +61,7 @@ class GalleryReader:
         self._store = GalleryStore(self.folder, write)
         self._search = GallerySearch(self._store)
         self.about: Mapping[str, Any] = self._store.about
-        self._encoder = encoder
+        self.encoder = encoder
         if encoder is not None:
             try:
                 encoder.check(self)
@@ -230,7 +229,8 @@ class GalleryReader:
             alive = np.flatnonzero(state.norms)
             for start in range(0, len(alive), _AT_ONCE):
                 places = alive[start : start + _AT_ONCE]
-                damaged += self._search.damaged(places, self._search.gather(state, places, check=False))
+                rows = self._search.gather(state, places, check=False)
+                damaged += [key for _, key in self._store.damaged(places.tolist(), rows)]
         return damaged
 
     def _queries(self, vectors: Embeddings, width: int) -> Tensor:
@@ -248,19 +248,19 @@ class GalleryReader:
         return tuple(name for name in self.modalities if names is None or name in names)
 
     def _need_encoder(self, what: str) -> Encoder:
-        if self._encoder is None:
+        if self.encoder is None:
             raise ValueError(f"{what} as query needs the model: open the gallery with nextreid.open_gallery")
-        return self._encoder
+        return self.encoder
 
     def _averaging(self, ours: Sequence[str], theirs: Iterable[str]) -> Callable[[Tensor], Tensor]:
-        if self._encoder is None:
+        if self.encoder is None:
             shown = [name for name in self.modalities if name in theirs]
             raise ValueError(
                 f"the queries show {'+'.join(ours)} and the entries {'+'.join(shown)}: to compare them the parts of "
                 "their vectors are averaged, which needs the model; open the gallery with nextreid.open_gallery, or "
                 "choose entries (where={'modalities': ...})"
             )
-        return self._encoder.average_modalities
+        return self.encoder.average_modalities
 
     def _check_identity(self, identity: str | int) -> None:
         found = self._store.query("SELECT 1 FROM entries WHERE identity = ? LIMIT 1", (as_label("identity", identity),))
@@ -277,12 +277,8 @@ class GalleryReader:
                 yield entries, self._search.gather(state, places), state.norms[places]
 
     def _places(self, keys: Sequence[str]) -> dict[str, int]:
-        found = dict[str, int]()
-        for start in range(0, len(keys), _KEYS):
-            some = list(keys[start : start + _KEYS])
-            marks = ", ".join("?" * len(some))
-            found |= dict(self._store.query(f"SELECT key, place FROM entries WHERE key IN ({marks})", some))
-        return found
+        found = self._store.fetch("SELECT key, place FROM entries WHERE key IN", keys)
+        return {key: place for key, (place,) in found.items()}
 
 
 def _hits(found: Found) -> list[list[Hit]]:

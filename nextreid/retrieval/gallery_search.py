@@ -15,7 +15,7 @@ from .arithmetic import PADDING, key_values
 from .compact_code import CompactCode
 from .distance import BLOCK, CPU, TILE, PreparedGallery, Tile, as_float32, gallery_tiles, query_block
 from .gallery_entry import COLUMNS, FIXED, Where, condition
-from .gallery_store import SEGMENT, GalleryStore, State, row_digest
+from .gallery_store import SEGMENT, GalleryStore, State
 from .metrics import nearest_keys
 from .protocol import get_protocol
 
@@ -24,7 +24,6 @@ EXACT_ROWS = 100_000
 _PROPOSED = 100
 """Entries that the compact code proposes, and 10 for each that is asked for."""
 _FEW = 16_384  # entries that are copied to be compared, where conditions leave no more
-_KEYS = 500  # of one query of the table
 _TRIES = 5
 _RULE = get_protocol("none")
 
@@ -118,18 +117,8 @@ class GallerySearch:
             inside = places // SEGMENT == number
             rows[inside] = segments[number][places[inside] % SEGMENT]
         if check:
-            self._store.check(places, rows)
+            self._store.check(places.tolist(), rows)
         return rows
-
-    def damaged(self, places: np.ndarray, rows: np.ndarray) -> list[str]:
-        """Return the keys of vectors that are not what was added."""
-        kept = dict(
-            self._store.query(
-                "SELECT place, digest FROM vectors WHERE place BETWEEN ? AND ?", (int(places[0]), int(places[-1]))
-            )
-        )
-        wrong = [p for p, row in zip(places.tolist(), rows, strict=True) if kept[p] != row_digest(row)]
-        return [key for p in wrong for (key,) in self._store.query("SELECT key FROM entries WHERE place = ?", (p,))]
 
     def _chosen(self, state: State, where: Where | None) -> _Chosen:
         if not where and self._all is not None and self._all[0] is state:
@@ -232,12 +221,8 @@ class GallerySearch:
 
     def _answers(self, state: State, found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Found:
         places = np.unique(np.concatenate([index for index, _ in found]))
-        self._store.check(places, self.gather(state, places, check=False))
-        entries = dict[int, tuple[Any, ...]]()
-        for start in range(0, len(places), _KEYS):
-            some = places[start : start + _KEYS].tolist()
-            sql = f"SELECT place, {', '.join(COLUMNS)} FROM entries WHERE place IN ({', '.join('?' * len(some))})"
-            entries |= {place: row for place, *row in self._store.query(sql, some)}
+        self.gather(state, places)
+        entries = self._store.fetch(f"SELECT place, {', '.join(COLUMNS)} FROM entries WHERE place IN", places.tolist())
         return [
             [(entries[place], score) for place, score in zip(index.tolist(), scores.tolist(), strict=True)]
             for index, scores in found

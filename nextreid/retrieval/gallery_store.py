@@ -36,6 +36,7 @@ CREATE TABLE entries (place INTEGER PRIMARY KEY, {COLUMNS[0]} TEXT NOT NULL UNIQ
 CREATE INDEX entries_identity ON entries (identity);
 CREATE INDEX entries_modalities ON entries (modalities);
 """
+_AT_ONCE = 500  # values of one query
 _COUNTERS = ("generation", "rows", "deletions", "added")
 _ERRORS = {
     "FULL": (errno.ENOSPC, OSError),
@@ -215,7 +216,7 @@ class GalleryStore:
                 for some in np.array_split(inside, max(1, len(inside) // TILE)):
                     vectors = np.asarray(rows[some % SEGMENT])
                     if check:
-                        self.check(some, vectors)
+                        self.check(some.tolist(), vectors)
                     self._write_vectors(state.generation + 1, written, vectors)
                     written += len(some)
             moved = [(new, int(old)) for new, old in enumerate(kept) if new != old]  # ascending: no two meet
@@ -227,18 +228,37 @@ class GalleryStore:
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def check(self, places: Iterable[int], vectors: np.ndarray) -> None:
-        """Raise ValueError that names the first vector that is not what was added."""
-        for place, vector in zip(places, vectors, strict=True):
-            for (digest,) in self.query("SELECT digest FROM vectors WHERE place = ?", (int(place),)):
-                if digest != row_digest(vector):
-                    keys = [key for (key,) in self.query("SELECT key FROM entries WHERE place = ?", (int(place),))]
-                    number = int(place) // SEGMENT
-                    raise ValueError(
-                        f"{self._file(self._refreshed_now().generation, number)} is damaged: the vector of "
-                        f"{show(keys[0] if keys else place)} is not what was added. 'nextreid gallery verify' lists "
-                        "all that are; delete them and add them again, or copy the file from a backup"
-                    )
+    def check(self, places: Sequence[int], vectors: np.ndarray) -> None:
+        """Raise ValueError that names the first vector of ascending places that is not what was added."""
+        if damaged := self.damaged(places, vectors):
+            place, key = damaged[0]
+            file = self._file(self._refreshed_now().generation, place // SEGMENT)
+            raise ValueError(
+                f"{file} is damaged: the vector of {show(key)} "
+                "is not what was added. 'nextreid gallery verify' lists all that are; delete them and add them again, "
+                "or copy the file from a backup"
+            )
+
+    def damaged(self, places: Sequence[int], vectors: np.ndarray) -> list[tuple[int, str]]:
+        """Return the places and keys of vectors that are not what was added."""
+        kept = self.fetch("SELECT place, digest FROM vectors WHERE place IN", places)
+        wrong = [
+            place
+            for place, vector in zip(places, vectors, strict=True)
+            if place in kept and kept[place][0] != row_digest(vector)
+        ]
+        return [
+            (place, key) for place, (key,) in self.fetch("SELECT place, key FROM entries WHERE place IN", wrong).items()
+        ]
+
+    def fetch(self, sql: str, values: Sequence[Any]) -> dict[Any, tuple[Any, ...]]:
+        """Rows of a query that ends in ``IN``, for any number of values: by their first column, the others."""
+        found = dict[Any, tuple[Any, ...]]()
+        for start in range(0, len(values), _AT_ONCE):
+            some = list(values[start : start + _AT_ONCE])
+            rows = self.query(f"{sql} ({', '.join('?' * len(some))})", some)
+            found |= {first: tuple(rest) for first, *rest in rows}
+        return found
 
     def check_structure(self) -> None:
         """Raise ValueError if the table is damaged."""

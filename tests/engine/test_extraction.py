@@ -49,6 +49,7 @@ def test_the_header_says_how_embeddings_were_made(build, dataset, tmp_path):
         "text": False,
         "normalized": False,
         "after_neck": False,
+        "digest": weights_digest(build()),
         "samples": 2,
         "index_sha256": hashlib.sha256(done.index.read_bytes()).hexdigest(),
     }

@@ -1,7 +1,7 @@
 """A gallery whose writer is killed again and again; started by a test: killed_gallery.py FOLDER KILLS SEED.
 
-Each writer is a process of its own. It goes on where the last one was killed, with the same endless list of changes, and
-writes a byte to a pipe after each. What is found after a kill must be the state after the acknowledged changes, or
+Each writer is a process of its own. It goes on where the last one was killed, with the same endless list of changes,
+and writes a byte to a pipe after each. What is found after a kill must be the state after the acknowledged changes, or
 after the one more that was under way.
 """
 
