@@ -4,6 +4,7 @@ from ._registry import create_layer, list_layers, register_layer
 from .attention import CrossAttention
 from .batch_norm import StackedBatchNorm
 from .decoupling import HierarchicalDecoupling
+from .deformable import AggregatedTokens, DeformableAggregation
 from .experts import Experts, ExpertTokens, TokenSets
 from .gated_experts import AttentionTriggeredExperts, GatedFeatures
 from .mmfa import MMFA, Aggregator
@@ -21,11 +22,13 @@ from .token_reduction import TokenReduction
 __all__ = [
     "MMFA",
     "NEXTHead",
+    "AggregatedTokens",
     "Aggregator",
     "AttentionTriggeredExperts",
     "BNNeck",
     "ComplementaryReconstruction",
     "CrossAttention",
+    "DeformableAggregation",
     "ExpertTokens",
     "Experts",
     "GatedFeatures",

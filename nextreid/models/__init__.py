@@ -1,6 +1,6 @@
 """The zoo: names in, modules out."""
 
-from . import baseline, demo, next, topreid, unicat  # noqa: F401  (each registers its models)
+from . import baseline, demo, idea, next, topreid, unicat  # noqa: F401  (each registers its models)
 from ._adapter import AdaptedModel, adapt, as_reid_model
 from ._authors import (
     Authors,
@@ -32,11 +32,13 @@ from ._registry import (
 )
 from .baseline import Baseline
 from .demo import DeMo
+from .idea import IDEA
 from .next import NEXT
 from .topreid import TOPReID
 from .unicat import UniCat
 
 __all__ = [
+    "IDEA",
     "NEXT",
     "AdaptedModel",
     "Authors",

@@ -346,9 +346,20 @@ class ImageTowers(nn.ModuleList):
         (tokens,) = self._encode(lambda *args: (ImageTower.stem(*args),), images, present, camid)
         return tokens
 
+    def cameras(self, batch: int, camid: Tensor | None = None) -> Tensor | None:
+        """What `stem` adds for the cameras, ``(B, M, W)``, for tokens that a method adds; None without cameras."""
+        if not self.num_cameras:
+            return None
+        rows = [tower.camera_scale * tower._camera_embedding(batch, camid) for tower in self.towers()]
+        return torch.stack(rows, dim=1).expand(-1, len(self.modalities), -1)
+
     def run_blocks(self, tokens: Tensor) -> Tensor:
         """Run all blocks of each modality's tower on tokens ``(B, M, T, W)``."""
         return self.for_each(lambda tower, part, _: tower.run_blocks(part), tokens)
+
+    def norm_pre(self, tokens: Tensor) -> Tensor:
+        """The norm before a CLIP's first block on tokens ``(B, M, ..., W)``; other towers have none."""
+        return self.for_each(lambda tower, part, _: tower.trunk.norm_pre(part), tokens)
 
     def norm(self, tokens: Tensor) -> Tensor:
         """The towers' last norm on tokens ``(B, M, ..., W)``."""

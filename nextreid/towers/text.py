@@ -178,13 +178,34 @@ class TextTower(nn.Module):
         return self._forward(tokens[:, :length] if self._reads_end else tokens)
 
     def _forward(self, tokens: Tensor) -> Tensor:
-        tower, length = self.transformer, tokens.shape[1]
+        x = self.run_words(self.embed_words(tokens))
+        return self.project(x[torch.arange(len(x), device=x.device), self.places(tokens)])
+
+    def places(self, tokens: Tensor) -> Tensor:
+        """Where the feature of each text ``(n, L)`` is read, ``(n,)``: at its end token, or at the last place."""
+        return tokens.argmax(-1) if self._reads_end else torch.full_like(tokens[:, 0], tokens.shape[1] - 1)
+
+    def embed_words(self, tokens: Tensor) -> Tensor:
+        """Embeddings ``(..., L, W)`` of token ids ``(..., L)``, without positions; W is the transformer's width."""
+        return self.transformer.token_embedding(tokens)
+
+    def run_words(self, words: Tensor) -> Tensor:
+        """Run embedded words, some of which may be learned, through the transformer.
+
+        Args:
+            words: ``(n, L, W)`` without positions.
+
+        Returns:
+            ``(n, L, W)`` behind the last norm, for `project`. The gradient reaches the words.
+        """
+        tower, length = self.transformer, words.shape[1]
         mask = tower.attn_mask[:length, :length] if self._reads_end else None
-        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-        x = tower.ln_final(tower.transformer(x, attn_mask=mask))
-        x = x[torch.arange(len(x), device=x.device), tokens.argmax(-1)] if self._reads_end else x[:, -1]
-        projection = tower.text_projection
-        return projection(x) if isinstance(projection, nn.Module) else x @ projection
+        return tower.ln_final(tower.transformer(words + tower.positional_embedding[:length], attn_mask=mask))
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(..., W)`` behind the last norm projected to width D."""
+        projection = self.transformer.text_projection
+        return projection(tokens) if isinstance(projection, nn.Module) else tokens @ projection
 
     def windows(self, caption: Caption) -> tuple[str, ...]:
         """Pack a caption (its sentences, one string, or None) into as few texts as fit the tower, nothing cut off."""
