@@ -21,6 +21,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
         (2, math.inf, True): "num_ids num_instances",
         (0, math.inf, False): "lr_tower lr_new bias_lr grad_clip",
         (0, math.inf, True): "weight_decay warmup_epochs warmup_start identity_weight triplet_weight margin pad "
+        "coherence_weight center_margin_weight center_margin "
         "eval_every workers",
         (0, 1, True): "beta1 beta2 floor smoothing flip erase lr_noise drop_modality",
         (0, 1, False): "caption_keep_ratio caption_quality",
@@ -62,6 +63,10 @@ class Recipe:
         triplet_weight: Weight of the triplet loss.
         smoothing: Label smoothing of the identity loss (related methods: 0.1).
         margin: Hinge margin of the triplet loss; None is the soft margin (related methods).
+        coherence_weight: Weight of the coherence of the modalities' class scores (HAMNet: 0.032), for models with a
+            head for each modality, such as ``baseline_resnet50``.
+        center_margin_weight: Weight of the margin between the modalities' centers (IEEE: 2), for the same models.
+        center_margin: The squared distance that it keeps (IEEE: 1).
         flip: Probability of a horizontal flip (related methods: 0.5).
         pad: Zero padding in pixels before the random crop (related methods: 10).
         erase: Probability of random erasing (related methods: 0.5).
@@ -109,6 +114,9 @@ class Recipe:
     triplet_weight: float = 1.0
     smoothing: float = 0.1
     margin: float | None = None
+    coherence_weight: float = 0.0
+    center_margin_weight: float = 0.0
+    center_margin: float = 1.0
     flip: float = 0.5
     pad: int = 10
     erase: float = 0.5

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,7 @@ class _Epoch:
     def run(self, epoch: int) -> dict[str, Any]:
         """Train for one epoch; return the mean losses, the learning rates and the number of steps."""
         recipe = self.recipe
-        criterion = Criterion(recipe.identity_weight, recipe.triplet_weight, recipe.smoothing, recipe.margin)
+        criterion = Criterion(**{field.name: getattr(recipe, field.name) for field in fields(Criterion)})
         lrs = set_lr(self.optimizer, lr_factor(recipe, epoch) * (1 + lr_noise(recipe.lr_noise, epoch)))
         sums: dict[str, float] = {}
         steps = 0

@@ -2,6 +2,7 @@
 
 from .criterion import Criterion
 from .identity import identity_loss
+from .modalities import center_margin, score_coherence
 from .prototypes import (
     center_loss,
     class_means,
@@ -16,10 +17,12 @@ __all__ = [
     "Criterion",
     "batch_hard_triplet",
     "center_loss",
+    "center_margin",
     "class_means",
     "identity_loss",
     "pairwise_contrast",
     "prototype_loss",
+    "score_coherence",
     "update_centers",
     "update_prototypes",
 ]

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from .identity import identity_loss
+from .modalities import center_margin, score_coherence
 from .triplet import batch_hard_triplet
 
 
@@ -18,12 +20,18 @@ class Criterion:
         triplet_weight: Weight of the triplet loss.
         smoothing: Label smoothing of the identity loss.
         margin: None for the soft margin, else the hinge margin of the triplet loss.
+        coherence_weight: Weight of `score_coherence` (HAMNet), for a model with a head for each modality.
+        center_margin_weight: Weight of `center_margin` (IEEE), for a model with a head for each modality.
+        center_margin: Squared distance that it keeps between the modalities' centers.
     """
 
     identity_weight: float = 0.25
     triplet_weight: float = 1.0
     smoothing: float = 0.1
     margin: float | None = None
+    coherence_weight: float = 0.0
+    center_margin_weight: float = 0.0
+    center_margin: float = 1.0
 
     def __call__(
         self,
@@ -40,8 +48,9 @@ class Criterion:
             own: The model's own losses by name, already weighted.
 
         Returns:
-            Scalars ``"total"``, ``"identity"`` and ``"triplet"`` (sums over the heads, not weighted), and those of
-            `own` by their names; all attached to the graph.
+            Scalars ``"total"``, ``"identity"`` and ``"triplet"`` (sums over the heads, not weighted), where they have a
+            weight ``"coherence"`` and ``"center_margin"`` (not weighted), and those of `own` by their names; all
+            attached to the graph.
 
         Raises:
             ValueError: If there is no head, shapes do not fit, or a loss of the model's own has one of our names.
@@ -49,9 +58,17 @@ class Criterion:
         if not heads:
             raise ValueError("there is no head to train: build the model with num_classes, or call reset_classifier")
         own = own or {}
-        if taken := {"total", "identity", "triplet"} & own.keys():
+        if taken := {"total", "identity", "triplet", "coherence", "center_margin"} & own.keys():
             raise ValueError(f"a model's own loss must not be named {', '.join(sorted(taken))}")
         identity = sum(identity_loss(logits, pid, self.smoothing, rows) for logits, _, rows in heads)
         triplet = sum(batch_hard_triplet(feature, pid, self.margin, rows) for _, feature, rows in heads)
         total = self.identity_weight * identity + self.triplet_weight * triplet + sum(own.values())
-        return {"total": total, "identity": identity, "triplet": triplet, **own}  # type: ignore[dict-item]
+        losses: dict[str, Any] = {"total": total, "identity": identity, "triplet": triplet}
+        logits, features, rows = zip(*heads, strict=True)
+        if self.coherence_weight:
+            losses["coherence"] = score_coherence(logits, rows)
+            losses["total"] = losses["total"] + self.coherence_weight * losses["coherence"]
+        if self.center_margin_weight:
+            losses["center_margin"] = center_margin(features, pid, self.center_margin, rows)
+            losses["total"] = losses["total"] + self.center_margin_weight * losses["center_margin"]
+        return {**losses, **own}

@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from .._files import find_folder, user_path
-from ..towers import KNOWN_TOWERS, load_pretrained_clip
+from ..towers import KNOWN_TOWERS, load_pretrained_clip, timm_normalisation
 from ._adapter import as_reid_model
 from ._base import ReIDModel
 from ._config import check_arguments, check_fields, resolve_arguments
@@ -54,15 +54,17 @@ def build_model_with_cfg(
     """
     tag = f".{pretrained_cfg}" if isinstance(pretrained_cfg, str) else ""
     kwargs, of_tower = _know_tower(model_class, kwargs)
+    arguments = resolve_arguments(model_class, variant, kwargs)
     if isinstance(pretrained_cfg, PretrainedCfg):
         cfg = pretrained_cfg
     else:
         cfg = get_pretrained_cfg(variant + tag).replace(**of_tower)
         if not pretrained:  # what is known of weights that are not loaded is not known of this model
             cfg = cfg.replace(**dict.fromkeys(OF_WEIGHTS))
+        elif cfg.timm and not cfg.has_weights:
+            cfg = cfg.replace(**timm_normalisation(arguments["image_tower"]))
     changes = pretrained_cfg if isinstance(pretrained_cfg, dict) else {}
     cfg = cfg.replace(**check_fields({**changes, **(pretrained_cfg_overlay or {})}))
-    arguments = resolve_arguments(model_class, variant, kwargs)
     if pretrained and cfg.file:
         _reject_giant(model_class, arguments, cfg.file)
     model = model_class(**arguments)

@@ -5,6 +5,7 @@ from .image import ImageTower, ImageTowers
 from .known import KNOWN_TOWERS, KnownTower
 from .packing import pack_sentences
 from .text import CONTEXT, TextTower
+from .trunk import timm_normalisation
 
 __all__ = [
     "CONTEXT",
@@ -16,4 +17,5 @@ __all__ = [
     "load_clip_weights",
     "load_pretrained_clip",
     "pack_sentences",
+    "timm_normalisation",
 ]

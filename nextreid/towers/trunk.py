@@ -106,6 +106,12 @@ def build_trunk(name: str, img_size: Size, args: Mapping[str, Any], drop_path: f
     return trunk, layout
 
 
+def timm_normalisation(name: str) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation of the images that timm's weights of a network expect; nothing of an unknown one."""
+    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return {"mean": tuple(known.mean), "std": tuple(known.std)} if known else {}
+
+
 def as_tokens(trunk: Any, layout: Layout, features: Tensor) -> Tensor:
     """Tokens ``(B, P+N, W)`` of what a trunk gave."""
     if features.dim() == 3:

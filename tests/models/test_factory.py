@@ -92,7 +92,7 @@ def test_no_text_tower_is_a_setting(tmp_path):
     ("name", "named"),
     [
         ("next_tinny", "Did you mean 'next_tiny'"),
-        ("zzz", "Known: baseline_clip_b16"),
+        ("zzz", "Known: baseline, baseline_clip_b16"),
         ("hub:owner/name", "local-dir:FOLDER"),
         ("some/folder", "local-dir:FOLDER"),
         ("C:\\models\\m", "local-dir:FOLDER"),

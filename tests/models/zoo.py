@@ -29,7 +29,9 @@ def _small_arguments(name):
         model = nextreid.create_model(name)
     rows, columns = model.image_tower.patch_size
     arguments = {"img_size": (4 * rows, 2 * columns)}
-    if sum(p.numel() for p in model.parameters()) > 1e7:
+    if model.image_tower.towers()[0].layout.pool == "head":
+        arguments["image_tower"], arguments["image_tower_args"] = TOWERS["cnn"]
+    elif sum(p.numel() for p in model.parameters()) > 1e7:
         arguments |= {"image_tower_args": {"depth": 2, "embed_dim": 64, "num_heads": 2}, "embed_dim": 32}
         if "text_tower" in inspect.signature(type(model)).parameters:
             arguments["text_tower"] = TEXT
@@ -43,7 +45,7 @@ def small(name, **kwargs):
     given = {**_small_arguments(name), **kwargs}
     if kind:
         given |= dict(zip(("image_tower", "image_tower_args"), TOWERS[kind], strict=True), img_size=(64, 32))
-    if kind not in ("", "rope"):
+    if kind not in ("", "rope") or given.get("image_tower") == TOWERS["cnn"][0]:
         given.pop("num_cameras", None)  # they are added to a class token
     model = nextreid.create_model(name, **given)
     for norm in model.modules():
