@@ -20,7 +20,7 @@ from nextreid.retrieval.protocol import SameIdentity
 from .ablations import Condition
 from .embedding import EmbedOptions, embed_conditions, is_visible
 from .evaluation import checked, identities, subsets
-from .provenance import trained_sets
+from .provenance import trained_sets, weights_digest
 
 SPLITS = ("train", "test")
 _logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def calibrate(
         raise ValueError(f"split {split} of {dataset.name} has no sample of known identity")
     about = {
         "model": model.pretrained_cfg.architecture,
-        "weights": model.loaded_weights,
+        "digest": weights_digest(model),
         "dataset": dataset.name,
         "split": split,
         "protocol": rule.name,

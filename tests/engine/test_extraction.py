@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from nextreid._files import read_tensors
 from nextreid.engine import Condition, EmbedOptions, embed_samples, extract, load_embeddings
+from nextreid.engine.provenance import weights_digest
 
 
 def rows_of(path):
