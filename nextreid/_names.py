@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 _LONGEST = 80
 
 
-def clip(text: str, length: int) -> str:
+def clip(text: str, length: int = 120) -> str:
     """Return a text of at most `length` characters; a longer one loses its middle."""
     return text if len(text) <= length else f"{text[: length - length // 4 - 5]} ... {text[-(length // 4) :]}"
 
@@ -16,6 +16,12 @@ def clip(text: str, length: int) -> str:
 def show(value: object) -> str:
     """Return the repr of a value for a message, so short that no input makes a long message."""
     return clip(repr(value), _LONGEST)
+
+
+def first_few(names: Iterable[object], count: int = 3) -> str:
+    """Return the first names, each clipped, with dots where there are more: a message of bounded length."""
+    shown = list(names)
+    return ", ".join(clip(str(name)) for name in shown[:count]) + (", …" if len(shown) > count else "")
 
 
 def closest(name: str, known: Iterable[str]) -> list[str]:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nextreid
-from nextreid._names import closest, show, unknown
+from nextreid._names import clip, closest, first_few, show, unknown
 from nextreid.engine import get_recipe
 from nextreid.retrieval import get_protocol
 
@@ -16,6 +16,12 @@ def test_no_name_makes_a_long_message(name):
     assert len(show(name)) <= 80
     message = unknown("fruit", name, ["apple", "pear"])
     assert message.startswith("unknown fruit ") and len(message) < 200
+
+
+def test_many_long_names_make_a_short_message():
+    assert first_few(["a", "b"]) == "a, b" and first_few("abcd") == "a, b, c, …"
+    assert len(first_few(["x" * 10**6] * 10**4)) < 400
+    assert clip("short") == "short" and len(clip("x" * 200)) == 120
 
 
 def test_near_names_are_proposed_whatever_their_case():

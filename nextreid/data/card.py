@@ -11,7 +11,8 @@ from typing import Any
 
 from nextreid._names import unknown
 
-from .sample import ReIDDataset, first_few
+from .._names import first_few
+from .sample import ReIDDataset
 
 _logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from unicodedata import normalize
 
-from .sample import shorten
+from .._names import clip
 
 LABELS = ("pid", "camid", "sceneid")
 
@@ -40,7 +40,7 @@ def number_labels(column: str, cells: Sequence[tuple[str, str]]) -> tuple[list[i
     for (where, cell), word in zip(cells, words, strict=True):
         if word in wrong:
             hint = "; a spreadsheet has rounded it: save the column as text" if "e" in word.casefold() else ""
-            raise ValueError(f"{where}: {column} must be a whole number, -1 or a word, got {shorten(cell)!r}{hint}")
+            raise ValueError(f"{where}: {column} must be a whole number, -1 or a word, got {clip(cell)!r}{hint}")
     whole = {word: word.partition(".")[0] for word in known}
     if all(len(digits.lstrip("0")) < 20 and int(digits) <= _MOST for digits in whole.values()):
         return [int(whole.get(word, -1)) for word in words], {}

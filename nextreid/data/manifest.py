@@ -10,10 +10,11 @@ from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 from unicodedata import normalize
 
+from .._names import clip, first_few
 from .captions import split_sentences
 from .image import Image, Window, check_windows, through_window
 from .labels import LABELS, number_labels
-from .sample import MODALITIES, Sample, as_modalities, first_few, shorten
+from .sample import MODALITIES, Sample, as_modalities
 from .table import read_table
 
 _Rows = list[tuple[str, dict[str, str]]]  # where a row is, for messages, and its cells by the meaning of the column
@@ -133,7 +134,7 @@ def _reject_columns(path: Path, odd: Sequence[str], columns: Sequence[str], decl
         raise ValueError(f"{message}, with modalities {declared}")
     images = [column for column in odd if not column.startswith("caption_")] or list(odd)
     if len(images) <= 8:
-        every = (*(m for m in MODALITIES if m in map(str.casefold, columns)), *map(shorten, images))
+        every = (*(m for m in MODALITIES if m in map(str.casefold, columns)), *map(clip, images))
         message += f". If they name images, declare all modalities in their order, such as modalities={every!r}"
     raise ValueError(f"{message}; else rename or remove them")
 
@@ -168,12 +169,12 @@ def _samples(
             file = _find_image(path.parent, cell, where, anywhere) if cell else None
             images.append(through_window(file, windows.get(modality)) if file else None)
             if file and not os.path.isfile(file):
-                missing.append(f"{where}: no {modality} image {shorten(str(file), 300)}")
+                missing.append(f"{where}: no {modality} image {clip(str(file), 300)}")
         if not any(images):
             raise ValueError(f"{where}: the row names no image")
         key = cells.get("key") or next(cells[modality] for modality in modalities if cells.get(modality))
         if key in samples:
-            raise ValueError(f"{where}: key {shorten(key)!r} occurs a second time; keys must be unique")
+            raise ValueError(f"{where}: key {clip(key)!r} occurs a second time; keys must be unique")
         captions = tuple(split_sentences(cells.get(f"caption_{modality}") or "") for modality in modalities)
         samples[key] = Sample(key, pid, camid, sceneid, tuple(images), captions if any(captions) else ())
     if missing:
@@ -191,7 +192,7 @@ def _find_image(folder: Path, cell: str, where: str, anywhere: bool) -> Path:
     outside = PureWindowsPath(cell).anchor or os.path.normpath(slashed).split(os.sep)[0] in (os.pardir, "~")
     if outside and not anywhere:
         raise ValueError(
-            f"{where}: image {shorten(cell)!r} is not below the manifest's folder {folder}; with anywhere=True such "
+            f"{where}: image {clip(cell)!r} is not below the manifest's folder {folder}; with anywhere=True such "
             "paths are followed"
         )
     texts = dict.fromkeys((cell, slashed))

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
 
+from .._names import clip, first_few
 from .image import ENDINGS, Window, check_windows, is_sidecar, through_window
 from .labels import LABELS, number_labels
-from .sample import MODALITIES, Sample, as_modalities, first_few, shorten
+from .sample import MODALITIES, Sample, as_modalities
 
 _logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def pattern_splits(
     if not matches:
         found = first_few(paths) or "no files"
         raise ValueError(
-            f"{root}: no path of the form {shorten(pattern)!r}; at that depth there are {found}. Say how the files are "
+            f"{root}: no path of the form {clip(pattern)!r}; at that depth there are {found}. Say how the files are "
             "named with pattern=... (--pattern); labels are whole numbers unless it says {pid:word}"
         )
     notes = []
@@ -234,7 +235,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
             out.append(re.escape(part))
         elif field not in _FIELDS:
             fields = ", ".join(f"{{{name}}}" for name in _FIELDS)
-            raise ValueError(f"pattern {shorten(pattern)!r}: {shorten(part)} is not one of {fields}")
+            raise ValueError(f"pattern {clip(pattern)!r}: {clip(part)} is not one of {fields}")
         elif (name := field.removesuffix(":word")) in seen:
             out.append(f"(?P={name})")
         else:
@@ -255,7 +256,7 @@ def _modalities(found: Set[str], wanted: Sequence[str] | None, where: str) -> tu
         if wanted is None:
             raise ValueError(
                 f"{where}: unknown modalities [{named}]; declare all that are to be read, in their order, such as "
-                f"modalities={(*declared, *map(shorten, unknown[:8]))!r}"
+                f"modalities={(*declared, *map(clip, unknown[:8]))!r}"
             )
         if not modality_of:
             raise ValueError(f"{where}: no images of modalities {tuple(wanted)}; there are [{named}]")

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, get_args
 import numpy as np
 import torch
 
+from .._names import first_few, show
 from .image import Image, ImageError, ImageFile, OnError, image_path, try_images
 
 MODALITIES: tuple[str, ...] = ("rgb", "nir", "tir")
@@ -60,14 +61,8 @@ def as_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
     """
     names = (modalities,) if isinstance(modalities, str) else tuple(modalities)
     if not names or len(set(map(str, names))) < len(names) or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"modalities must be one or more names, each once, got {shorten(repr(names))}")
+        raise ValueError(f"modalities must be one or more names, each once, got {show(names)}")
     return names
-
-
-def shorten(text: str, length: int = 120) -> str:
-    """Return the text, its middle replaced by dots where it is longer than this."""
-    half = (length - 3) // 2
-    return text if len(text) <= length else f"{text[:half]} … {text[-half:]}"
 
 
 def as_sentences(caption: Iterable[str] | str | None) -> tuple[str, ...]:
@@ -80,14 +75,8 @@ def as_sentences(caption: Iterable[str] | str | None) -> tuple[str, ...]:
         return (caption,) if caption.strip() else ()
     sentences = tuple(caption if isinstance(caption, Iterable) else () if caption is None else (caption,))
     if not all(isinstance(sentence, str) for sentence in sentences):
-        raise ValueError(f"a caption must be a list of sentences, one string, or None; got {repr(caption)[:120]}")
+        raise ValueError(f"a caption must be a list of sentences, one string, or None; got {show(caption)}")
     return sentences
-
-
-def first_few(names: Iterable[object], count: int = 3) -> str:
-    """Return the first names, each shortened, with dots where there are more: a message of bounded length."""
-    shown = list(names)
-    return ", ".join(shorten(str(name)) for name in shown[:count]) + (", …" if len(shown) > count else "")
 
 
 def repeated_keys(keys: Iterable[str]) -> list[str]:

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
+from .._names import first_few
 from .rng import seeded_rng
-from .sample import ReIDDataset, Sample, as_modalities, first_few, repeated_keys
+from .sample import ReIDDataset, Sample, as_modalities, repeated_keys
 
 Rule = Literal["camera", "scene", "none"]
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from .sample import first_few, shorten
+from .._names import clip, first_few
 
 _SEPARATORS = ",;\t"
 _BOMS = {
@@ -67,7 +67,7 @@ def _decode(path: Path, encoding: str | None) -> str:
     except LookupError:
         raise ValueError(f"{path}: there is no encoding {encoding!r}; encodings are utf-16, cp1252, gbk, …") from None
     except UnicodeError as error:
-        wrong, line = shorten(str(error)), data.count(b"\n", 0, getattr(error, "start", 0)) + 1
+        wrong, line = clip(str(error)), data.count(b"\n", 0, getattr(error, "start", 0)) + 1
     likely = " or ".join(repr(name) for name in _likely_encodings(data) if name != encoding)
     raise ValueError(
         f"{path}, line {line}: not CSV in {(encoding or 'utf-8').upper()}: {wrong}; save it as UTF-8, or name its "
@@ -136,7 +136,7 @@ def _read_parquet(path: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
         table = pq.read_table(path)
         values = [[_text(value) for value in column.to_pylist()] for column in table.columns]
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a parquet file: {shorten(str(error), 200)}") from error
+        raise ValueError(f"{path} is not a parquet file: {clip(str(error), 200)}") from error
     lines = [(f"{path}, row {number}", list(cells)) for number, cells in enumerate(zip(*values, strict=True), 1)]
     return [str(name).strip() for name in table.column_names], lines
 

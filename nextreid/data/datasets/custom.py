@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
+from ..._names import clip, first_few
 from ..captions import add_captions, caption_home
 from ..image import Window
 from ..manifest import manifest_splits
 from ..pattern import PATTERN, pattern_splits
-from ..sample import ReIDDataset, Sample, first_few, shorten
+from ..sample import ReIDDataset, Sample
 from ..split import Rule, split_identities
 from .published_tree import note_shared_identities
 from .registry import register_dataset
@@ -149,9 +150,7 @@ def _dataset(
         for split in _SPLITS.get(word, ()):
             splits[split] += samples
         if word not in _SPLITS:
-            notes.append(
-                f"{len(samples)} samples with split {shorten(word)!r} left out; known are {', '.join(_SPLITS)}"
-            )
+            notes.append(f"{len(samples)} samples with split {clip(word)!r} left out; known are {', '.join(_SPLITS)}")
     if bool(splits["query"]) != bool(splits["gallery"]):
         missing = "gallery" if splits["query"] else "query"
         raise ValueError(

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+from ..._names import first_few
 from ..captions import add_captions, caption_home
 from ..image import ENDINGS, is_sidecar
-from ..sample import ReIDDataset, Sample, as_modalities, first_few
+from ..sample import ReIDDataset, Sample, as_modalities
 from ..split import with_match
 
 
