@@ -24,11 +24,11 @@ class Hit(NamedTuple):
 
     Attributes:
         entry: What was found.
-        score: Cosine of its vector and the query's.
+        score: Cosine of its vector and the query's; None where entries were not ranked.
     """
 
     entry: Entry
-    score: float
+    score: float | None
 
 
 class Encoder(Protocol):
@@ -140,7 +140,7 @@ class GalleryReader:
                 raise ValueError("search by images or by words, one at a time")
             return self._search_words(text, int(k), where)
         if query is None:
-            return [Hit(entry, 1.0) for _, entry in zip(range(k), self.entries(where), strict=False)]
+            return [Hit(entry, None) for _, entry in zip(range(k), self.entries(where), strict=False)]
         if isinstance(query, np.ndarray | Tensor):
             vectors, shown = query, [self._names(modalities)] * (1 if query.ndim == 1 else len(query))
         else:

@@ -94,7 +94,7 @@ def rank_list_image(
     if titles and len(titles) != len(queries):
         raise ValueError(f"{len(titles)} titles for {len(queries)} queries: give one each, or none")
     check_modalities([*queries, *(gallery[i] for i in np.unique(indices) if i >= 0)], modalities)
-    size = size_to_draw(queries, image_size)
+    size = size_to_draw([*queries, *gallery], image_size)
     width, height = size[0] + 2 * _INSET, len(modalities) * (size[1] + 2) - 2 + 2 * _INSET
     column, title = max(width, _COLUMN), _TITLE if titles else 0
     step, caption = column + _GAP, _LINES * (_NAME + 3) + (2 if scores is None else 3) * (TEXT + 3) + 6
