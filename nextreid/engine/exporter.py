@@ -148,10 +148,14 @@ class _Embedding(nn.Module):
         unused = {"text_tower": None, **{name: nn.ModuleList() for name in model.of_identities}}
         bare._modules = {**model._modules, **unused}
         self.model = copy.deepcopy(bare).cpu().float().eval()
+        with torch.no_grad():
+            no_text = model.no_text()
+        self.register_buffer("no_text", None if no_text is None else no_text.cpu().float())
         self.normalize = normalize
         self.eval()
 
     def forward(self, images: Tensor, present: Tensor, text: Tensor | None = None) -> Tensor:
+        text = self.no_text if text is None else text
         embedding = self.model.pool(self.model.forward_features(images, text, present))
         return F.normalize(embedding, dim=1) if self.normalize else embedding
 

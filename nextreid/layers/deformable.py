@@ -29,7 +29,7 @@ class AggregatedTokens(NamedTuple):
 
 @register_layer
 class DeformableAggregation(nn.Module):
-    """One attention over patch tokens sampled at positions that all modalities together decide (IDEA, arXiv 2503.10324).
+    """One attention over patch tokens sampled where all modalities together decide (IDEA, arXiv 2503.10324).
 
     On the maps of the M modalities side by side, two 1x1 convolutions around a depth-wise one with a stride give an
     offset for each of ``h x w`` reference points::

@@ -117,6 +117,10 @@ class ReIDModel(nn.Module):
         """
         return None
 
+    def no_text(self) -> Tensor | None:
+        """What `forward_tokens` takes for ``text=None``, ``(1, ...)``; None where captions are just left out."""
+        return None
+
     def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
         """Run the image tower: tokens by name, each ``(B, M, ...)``, that neither captions nor other modalities change.
 

@@ -40,9 +40,9 @@ class IDEA(ReIDModel):
     blocks run once for each condition. A missing caption leaves the prefix alone. A caption that is longer than the
     text window is cut at its end, as the authors do. The whole caption is read in training too.
 
-    ``forward_features`` gives ``cls (B, M, D)``, ``tokens (B, M, N, D)``, ``inverted (B, M, D)`` (T), ``text (B, M, D)``
-    and ``inverse (B, M, W)``, its feature and its token before the tower, ``offsets (B, 2, h, w)``,
-    ``positions (B, h, w, 2)``, and the vectors ``visual (B, M*D)``, ``textual (B, M*D)`` and ``fused (B, 2*M*D)``. The
+    ``forward_features`` gives ``cls (B, M, D)``, ``tokens (B, M, N, D)``, ``inverted (B, M, D)`` (T),
+    ``text (B, M, D)`` and ``inverse (B, M, W)``, a caption's feature and its token before the tower,
+    ``offsets (B, 2, h, w)``, ``positions (B, h, w, 2)``, and the vectors ``visual (B, M*D)``, ``textual (B, M*D)`` and ``fused (B, 2*M*D)``. The
     embedding is ``textual``.
 
     An absent modality gives no key and no query: its parts of the embedding are zero.
@@ -59,7 +59,7 @@ class IDEA(ReIDModel):
             authors on RGBNT201 and MSVR310), or each ``"modality"``'s (the authors on RGBNT100).
         object_type: What the prefix says an image shows, such as ``"person"`` or ``"vehicle"``.
         num_prompts: Learned words n of the prefix (the authors: 2 on RGBNT201, else 1).
-        clauses: Whether the prefix tells what a spectrum captures: ``"long"``, or ``"short"`` (the authors on RGBNT100).
+        clauses: ``"long"``: the prefix also tells what a spectrum captures; ``"short"`` (the authors on RGBNT100).
         offset_factor: See `DeformableAggregation` (the authors: 5 on RGBNT201, 25 on MSVR310, 21 on RGBNT100).
         kernel_size: See `DeformableAggregation`.
         drop: Dropout behind both layers of the inverse network.
@@ -100,12 +100,18 @@ class IDEA(ReIDModel):
         image_tower_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(modalities)
-        settings = (("classifier", classifier, CLASSIFIERS), ("missing", missing, MISSING), ("clauses", clauses, CLAUSES))
+        settings = (
+            ("classifier", classifier, CLASSIFIERS),
+            ("missing", missing, MISSING),
+            ("clauses", clauses, CLAUSES),
+        )
         for name, value, allowed in settings:
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
         if text_tower is None:
-            raise ValueError("IDEA makes tokens of captions and needs a text tower: text_tower=None is no setting of it")
+            raise ValueError(
+                "IDEA makes tokens of captions and needs a text tower: text_tower=None is no setting of it"
+            )
         if not 1 <= num_prompts <= 16:
             raise ValueError(f"num_prompts must be 1 to 16, got {num_prompts}")
         self.image_tower = ImageTowers(
@@ -174,7 +180,7 @@ class IDEA(ReIDModel):
         return tower.project((end + out[:, at].sum(1)) / (len(self.text_prompt) + 1))
 
     def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
-        """Tokens before the first block, ``stem (B, M, P+N, W)``, and with cameras their embedding ``camera (B, M, W)``.
+        """Tokens before the first block, ``stem (B, M, P+N, W)``, and ``camera (B, M, W)`` where there are cameras.
 
         With ``missing="zeros"`` also ``blank``, the tokens of an image of zeros.
         """

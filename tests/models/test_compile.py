@@ -17,7 +17,9 @@ TOWER = {"image_tower_args": {**TINY_IMAGE["image_tower_args"], "depth": 2}}  # 
 def batch(model, size=4):
     generator = torch.Generator().manual_seed(size)
     images = torch.randn(size, 3, 3, *model.img_size, generator=generator)
-    text = torch.randn(size, 3, 3, model.embed_dim, generator=generator) if model.uses_text else None
+    text = model.prepare_text([[None] * 3], lambda *_: ())
+    if text is not None:
+        text = torch.randn(size, *text.shape[1:], generator=generator)
     present = torch.ones(size, 3, dtype=torch.bool)
     present[0, 1] = False
     return images, text, present
