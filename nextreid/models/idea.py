@@ -100,12 +100,18 @@ class IDEA(ReIDModel):
         image_tower_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(modalities)
-        settings = (("classifier", classifier, CLASSIFIERS), ("missing", missing, MISSING), ("clauses", clauses, CLAUSES))
+        settings = (
+            ("classifier", classifier, CLASSIFIERS),
+            ("missing", missing, MISSING),
+            ("clauses", clauses, CLAUSES),
+        )
         for name, value, allowed in settings:
             if value not in allowed:
                 raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
         if text_tower is None:
-            raise ValueError("IDEA makes tokens of captions and needs a text tower: text_tower=None is no setting of it")
+            raise ValueError(
+                "IDEA makes tokens of captions and needs a text tower: text_tower=None is no setting of it"
+            )
         if not 1 <= num_prompts <= 16:
             raise ValueError(f"num_prompts must be 1 to 16, got {num_prompts}")
         self.image_tower = ImageTowers(
