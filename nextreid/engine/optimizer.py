@@ -54,13 +54,15 @@ def lr_factor(recipe: Recipe, epoch: int) -> float:
     """Return the factor of every group's learning rate in an epoch.
 
     The shape is that of related methods (timm's cosine without a warm-up prefix): linear from ``warmup_start`` towards
-    1 while ``epoch < warmup_epochs``, then the cosine over all epochs, which reaches ``floor`` in the last one. Epochs
-    count from 1.
+    1 while ``epoch < warmup_epochs``, then the cosine over all epochs, which reaches ``floor`` in the last one, or a
+    tenth less from each milestone on. Epochs count from 1.
     """
     if epoch < recipe.warmup_epochs:
         return recipe.warmup_start + (1 - recipe.warmup_start) * epoch / recipe.warmup_epochs
     if recipe.schedule == "constant":
         return 1.0
+    if recipe.schedule == "step":
+        return 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)
     return recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
 
 

@@ -3,6 +3,7 @@
 from ._registry import create_layer, list_layers, register_layer
 from .attention import CrossAttention
 from .batch_norm import StackedBatchNorm
+from .class_prompts import ClassPrompts
 from .decoupling import HierarchicalDecoupling
 from .deformable import AggregatedTokens, DeformableAggregation
 from .experts import Experts, ExpertTokens, TokenSets
@@ -27,6 +28,7 @@ __all__ = [
     "AttentionTriggeredExperts",
     "BNNeck",
     "ComplementaryReconstruction",
+    "ClassPrompts",
     "CrossAttention",
     "DeformableAggregation",
     "ExpertTokens",

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class Authors:
         repository: Where the authors' code is, ``owner/name`` on GitHub.
         license: Of their repository; empty where it has none.
         model: Entrypoint of ours that their files fill by default.
-        rules: One fits every tensor that is used.
+        rules: One fits every tensor that is used; a function where they depend on the authors' tensors.
         arguments: Arguments of the model that a file's shapes tell, such as ``num_classes`` and ``num_cameras``.
         dropped: Patterns of the authors' names that no embedding needs, with the reason.
         kept: Patterns of our names that their files do not hold.
@@ -58,7 +58,7 @@ class Authors:
     repository: str
     license: str
     model: str
-    rules: Sequence[Rule]
+    rules: Sequence[Rule] | Callable[[State], Sequence[Rule]]
     arguments: Callable[[State], dict[str, Any]]
     dropped: Mapping[str, str] | None = None
     kept: Sequence[str] = ()
@@ -182,7 +182,7 @@ def build_from_authors(
         KeyError: If the method is unknown.
         ValueError: If the tensors are not those of the method.
     """
-    authors = get_authors(method)
+    authors = _for(get_authors(method), state)
     try:
         if strange := [key for key in state if _rule(authors, key) is None and _dropped(authors, key) is None]:
             raise ValueError(f"{len(strange)} tensors have no place in it: {_some(strange)}")
@@ -290,8 +290,14 @@ def neck_rules(norm: str, classifier: str, ours: str) -> list[Rule]:
     ]
 
 
+def _for(authors: Authors, state: State) -> Authors:
+    """The name map with the rules of these tensors."""
+    return replace(authors, rules=authors.rules(state)) if callable(authors.rules) else authors
+
+
 def _rule(authors: Authors, key: str) -> tuple[Rule, re.Match[str]] | None:
-    found = ((rule, re.fullmatch(rule.pattern, key)) for rule in authors.rules)
+    rules: Sequence[Rule] = authors.rules  # type: ignore[assignment]  # see _for
+    found = ((rule, re.fullmatch(rule.pattern, key)) for rule in rules)
     return next(((rule, match) for rule, match in found if match), None)
 
 
@@ -313,7 +319,8 @@ def _full(entries: set[str], value: Tensor) -> bool:
 
 def _looks_like(method: str, state: State) -> str:
     """Which other method's names these are, in words; empty where none."""
-    for other, authors in sorted(_AUTHORS.items()):
+    for other, general in sorted(_AUTHORS.items()):
+        authors = _for(general, state)
         known = sum(_rule(authors, key) is not None or _dropped(authors, key) is not None for key in state)
         if other != method and state and known == len(state):
             return f"; its names are those of {authors.title} (--from {other})"

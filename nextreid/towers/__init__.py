@@ -1,5 +1,6 @@
 """Towers: pixels and captions to tokens."""
 
+from .adapters import SideAdapter, freeze_but, run_block
 from .clip_weights import load_clip_weights, load_pretrained_clip
 from .image import ImageTower, ImageTowers
 from .known import KNOWN_TOWERS, KnownTower
@@ -13,9 +14,12 @@ __all__ = [
     "ImageTowers",
     "KNOWN_TOWERS",
     "KnownTower",
+    "SideAdapter",
     "TextTower",
+    "freeze_but",
     "load_clip_weights",
     "load_pretrained_clip",
     "pack_sentences",
     "timm_normalisation",
+    "run_block",
 ]

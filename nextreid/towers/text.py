@@ -185,6 +185,10 @@ class TextTower(nn.Module):
         """Where the feature of each text ``(n, L)`` is read, ``(n,)``: at its end token, or at the last place."""
         return tokens.argmax(-1) if self._reads_end else torch.full_like(tokens[:, 0], tokens.shape[1] - 1)
 
+    def read_length(self, text: str) -> int:
+        """Number of leading tokens that the feature of a text depends on, which is read at the last of them."""
+        return self.count_tokens(text) if self._reads_end else self.context_length
+
     def embed_words(self, tokens: Tensor) -> Tensor:
         """Embeddings ``(..., L, W)`` of token ids ``(..., L)``, without positions; W is the transformer's width."""
         return self.transformer.token_embedding(tokens)

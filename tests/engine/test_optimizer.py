@@ -6,7 +6,7 @@ from nextreid.engine import RECIPES, get_recipe
 from nextreid.engine.optimizer import build_optimizer, lr_factor, lr_noise, parameter_groups, set_lr
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(name for name, recipe in RECIPES.items() if recipe.schedule == "cosine"))
 def test_the_rate_is_timms_cosine_without_warmup_prefix(name):
     recipe = get_recipe(name)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -32,6 +32,16 @@ def test_idea_falls_during_its_warmup_as_in_its_released_log():
 def test_constant_keeps_the_rate_after_the_warmup():
     recipe = get_recipe("next", schedule="constant", warmup_epochs=4, warmup_start=0.2, epochs=8)
     assert [lr_factor(recipe, e) for e in range(1, 9)] == pytest.approx([0.4, 0.6, 0.8, 1, 1, 1, 1, 1])
+
+
+def test_steps_go_down_at_their_milestones():
+    """ICPL-ReID: linear from 0.1 over ten epochs, a tenth from epoch 30 and again from 50."""
+    recipe = get_recipe("icpl-rgbnt100")
+    factors = {epoch: lr_factor(recipe, epoch) for epoch in (1, 9, 10, 29, 30, 49, 50, 120)}
+    expected = {1: 0.19, 9: 0.91, 10: 1.0, 29: 1.0, 30: 0.1, 49: 0.1, 50: 0.01, 120: 0.01}
+    assert factors == pytest.approx(expected)
+    with pytest.raises(ValueError, match="milestones"):
+        get_recipe("next", schedule="step")
 
 
 @pytest.mark.parametrize("decay_all", [True, False])

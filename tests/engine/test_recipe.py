@@ -59,6 +59,7 @@ def test_unknown_names_say_what_there_is():
         ("caption_quality", 1.2, "at most 1"),
         ("caption_keep_ratio", 0.0, "more than 0"),
         ("workers", -1, "at least 0"),
+        ("milestones", [50, 30], "ascending"),
         ("name", None, "takes str"),
     ],
 )

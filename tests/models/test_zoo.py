@@ -89,12 +89,19 @@ def test_images_encoded_once_serve_every_condition(name):
 
 @every_model
 def test_every_parameter_learns_and_the_text_tower_is_frozen(name):
-    model = small(name, num_classes=5)
-    out = model(random_images(model), CAPTIONS)
+    model, pid = small(name, num_classes=5), torch.tensor([0, 1, 0])
+    for parameter in model.parameters():
+        if not parameter.any():  # zeros let no gradient pass to what stands before them
+            torch.nn.init.normal_(parameter, std=0.02)
+    images = random_images(model)
+    model.start_epoch(1, lambda name: (model.vector(model.forward_features(images), name).detach(), pid))
+    out = model(images, CAPTIONS)
+    own = model.identity_losses({n: out.features[n] for n in model.loss_parts if n in out.features}, pid)
     logits = sum(head.logits.square().sum() for head in out.heads)
-    (logits + out.embedding.square().sum() + sum(out.losses.values())).backward()
+    (logits + out.embedding.square().sum() + sum(out.losses.values()) + sum(own.values())).backward()
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-    assert all(n.startswith(("text_tower.", "necks.")) for n in frozen)
+    tower = ("image_tower.",) if model.model_args.get("freeze_tower") else ()
+    assert all(n.startswith(("text_tower.", "necks.", *tower)) for n in frozen)
     assert all(n.endswith(".norm.bias") for n in frozen if n.startswith("necks."))
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0] == []
