@@ -223,6 +223,18 @@ _TOPREID_MSVR310 = dataclasses.replace(
     _TOPREID, name="topreid-msvr310", epochs=1000, warmup_epochs=100, lr_tower=1e-3, lr_new=1e-3
 )
 
+# MambaPro trains adapters, state spaces and cameras at one rate, beside a frozen tower.
+_MAMBAPRO = Recipe(
+    name="mambapro",
+    epochs=60,
+    num_ids=16,
+    num_instances=4,
+    lr_tower=3.5e-4,
+    bias_lr=2.0,
+    geometry="independent",
+    eval_interpolation="bilinear",
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -239,6 +251,10 @@ RECIPES: dict[str, Recipe] = {
         _TOPREID_MSVR310,
         dataclasses.replace(_TOPREID, name="editor", epochs=70, lr_tower=1e-3, lr_new=1e-3),
         dataclasses.replace(_TOPREID_MSVR310, name="editor-msvr310"),
+        _MAMBAPRO,
+        dataclasses.replace(
+            _MAMBAPRO, name="mambapro-rgbnt100", epochs=30, warmup_epochs=5, num_ids=8, num_instances=16
+        ),
         # Not published: minutes on two CPU cores for the `*_tiny` models (64 x 32 pixels), trained from scratch, so
         # the tower learns at the rate of the new layers, and two pixels of padding are what ten are to 256 x 128. With
         # the loss weights of related methods such a tower stays where all distances are alike (triplet loss ln 2): the

@@ -1,6 +1,6 @@
 """The zoo: names in, modules out."""
 
-from . import baseline, demo, idea, next, topreid, unicat  # noqa: F401  (each registers its models)
+from . import baseline, demo, idea, mambapro, next, topreid, unicat  # noqa: F401  (each registers its models)
 from ._adapter import AdaptedModel, adapt, as_reid_model
 from ._authors import (
     Authors,
@@ -33,6 +33,7 @@ from ._registry import (
 from .baseline import Baseline
 from .demo import DeMo
 from .idea import IDEA
+from .mambapro import MambaPro
 from .next import NEXT
 from .topreid import TOPReID
 from .unicat import UniCat
@@ -48,6 +49,7 @@ __all__ = [
     "DeMo",
     "Finding",
     "Head",
+    "MambaPro",
     "PretrainedCfg",
     "ReIDModel",
     "ReIDOutput",

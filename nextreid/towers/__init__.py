@@ -1,9 +1,11 @@
 """Towers: pixels and captions to tokens."""
 
+from .adapters import SideAdapter, freeze_but, run_block
 from .clip_weights import load_clip_weights, load_pretrained_clip
 from .image import ImageTower, ImageTowers
 from .known import KNOWN_TOWERS, KnownTower
 from .packing import pack_sentences
+from .prompts import TransferPrompts
 from .text import CONTEXT, TextTower
 from .trunk import timm_normalisation
 
@@ -13,9 +15,13 @@ __all__ = [
     "ImageTowers",
     "KNOWN_TOWERS",
     "KnownTower",
+    "SideAdapter",
     "TextTower",
+    "TransferPrompts",
+    "freeze_but",
     "load_clip_weights",
     "load_pretrained_clip",
     "pack_sentences",
+    "run_block",
     "timm_normalisation",
 ]

@@ -87,13 +87,13 @@ def _run(block: Block, tokens: Tensor, adapter: nn.Module | None) -> Tensor:
     return tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))) + adapter(tokens)
 
 
-def freeze_tower(tower: ImageTower, but: Iterable[str] = ()) -> None:
+def freeze_but(tower: ImageTower, names: Iterable[str] = ()) -> None:
     """Let only some parameters of a tower learn.
 
     Args:
         tower: The tower.
-        but: Beginnings of the names that learn, such as ``"proj."`` and ``"trunk.norm."``.
+        names: Beginnings of the names that learn, such as ``"proj."`` and ``"trunk.norm."``.
     """
-    learning = tuple(but)
+    learning = tuple(names)
     for name, parameter in tower.named_parameters():
         parameter.requires_grad_(name.startswith(learning))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nextreid.ops import selective_scan
+from nextreid.ops.selective_scan import _in_blocks, _scan_op
 
 sizes = st.tuples(*(st.integers(1, high) for high in (2, 3, 19, 3, 3)))
 
@@ -133,22 +134,40 @@ def test_memory_does_not_grow_with_the_states_of_all_tokens():
     assert 0 < peak.bytes < 0.75 * 8 * math.prod(size)
 
 
-def test_it_compiles_and_exports_with_any_batch():
-    inputs = [t.detach().float() for t in arguments()]
+def test_it_is_one_node_of_a_compiled_graph():
+    inputs = [t.detach().float().requires_grad_() for t in arguments()]
+    time_first = [t.permute(2, 0, 1, 3).contiguous() if t.dim() == 4 else t.mT.contiguous() for t in inputs[:5]]
+    torch.library.opcheck(_scan_op, [t.detach().requires_grad_() for t in time_first])
     compiled = torch.compile(selective_scan, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), selective_scan(*inputs))
+    ours, eager = compiled(*inputs), selective_scan(*inputs)
+    assert torch.equal(ours, eager)
+    for found, expected in zip(*(torch.autograd.grad(y.cos().sum(), inputs) for y in (ours, eager)), strict=True):
+        torch.testing.assert_close(found, expected)
 
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(size=sizes)
+def test_the_form_of_exported_graphs_is_the_same_scan(size):
+    x, delta, a, b, c = (t.detach() for t in arguments(size)[:5])
+    time_first = (t.permute(2, 0, 1, 3) for t in (x, delta, b, c))
+    x1, delta1, b1, c1 = time_first
+    ours = _in_blocks(x1, delta1, a.mT, b1, c1).permute(1, 2, 0, 3)
+    torch.testing.assert_close(ours, selective_scan(x, delta, a, b, c))
+
+
+def test_it_exports_with_any_batch():
     class Scan(torch.nn.Module):
         def forward(self, x, delta, a, b, c):
             return selective_scan(x, delta, a, b, c)
 
+    inputs = [tuple(t.detach().float() for t in arguments((n, 2, 19, 3, 4), n)[:5]) for n in (2, 5)]
     size = {0: torch.export.Dim("batch", min=1, max=9)}
-    shapes = (size, size, None, size, size)
+    program = torch.export.export(Scan(), inputs[0], dynamic_shapes=(size, size, None, size, size))
+    assert not [node for node in program.graph.nodes if "nextreid" in str(node.target)]
     file = io.BytesIO()
-    torch.export.save(torch.export.export(Scan(), tuple(inputs[:5]), dynamic_shapes=shapes), file)
+    torch.export.save(program, file)
     file.seek(0)
-    other = [t.detach().float() for t in arguments((5, 2, 19, 3, 4), 1)][:5]
-    torch.testing.assert_close(torch.export.load(file).module()(*other), selective_scan(*other))
+    torch.testing.assert_close(torch.export.load(file).module()(*inputs[1]), selective_scan(*inputs[1]))
 
 
 @pytest.mark.parametrize("place", range(6))

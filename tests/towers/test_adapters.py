@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nextreid.towers import ImageTower
-from nextreid.towers.adapters import SideAdapter, freeze_tower, run_block
+from nextreid.towers.adapters import SideAdapter, freeze_but, run_block
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,6 @@ def test_checkpointing_recomputes_and_changes_nothing(tower):
 
 
 def test_a_frozen_tower_learns_what_is_named(tower):
-    freeze_tower(tower, ("proj.", "trunk.norm."))
+    freeze_but(tower, ("proj.", "trunk.norm."))
     learning = {name for name, p in tower.named_parameters() if p.requires_grad}
     assert learning == {"proj.weight", "trunk.norm.weight", "trunk.norm.bias"}
