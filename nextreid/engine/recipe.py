@@ -250,6 +250,11 @@ _ICPL = Recipe(
     triplet_weight=0.33,
     smoothing=0.0,
     margin=0.3,
+# MambaPro trains adapters, state spaces and cameras at one rate, beside a frozen tower.
+_MAMBAPRO = Recipe(
+    name="mambapro",
+    epochs=60,
+    lr_tower=3.5e-4,
     geometry="independent",
     eval_interpolation="bilinear",
 )
@@ -273,6 +278,10 @@ RECIPES: dict[str, Recipe] = {
         _ICPL,
         dataclasses.replace(_ICPL, name="icpl-msvr310", lr_tower=3.5e-4, lr_new=3.5e-4, weight_decay=1e-4),
         dataclasses.replace(_ICPL, name="icpl-rgbnt100", lr_tower=3.5e-4, lr_new=3.5e-4, epochs=120),
+        _MAMBAPRO,
+        dataclasses.replace(
+            _MAMBAPRO, name="mambapro-rgbnt100", epochs=30, warmup_epochs=5, num_ids=8, num_instances=16
+        ),
         # Not published: minutes on two CPU cores for the `*_tiny` models (64 x 32 pixels), trained from scratch, so
         # the tower learns at the rate of the new layers, and two pixels of padding are what ten are to 256 x 128. With
         # the loss weights of related methods such a tower stays where all distances are alike (triplet loss ln 2): the

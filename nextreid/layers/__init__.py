@@ -15,6 +15,7 @@ from .reconstruction import ComplementaryReconstruction
 from .router import Router
 from .sampling import straight_through_mask, topk_threshold
 from .semantic_experts import SampledTokens, SemanticSamplingExpert, SemanticSamplingExperts
+from .state_space import SS2D, MambaAggregation, SelectiveStateSpace
 from .structure_experts import StructureExpert, StructureExperts, StructureTokens
 from .text_modulation import TextModulation
 from .token_permutation import TokenPermutation
@@ -24,6 +25,7 @@ __all__ = [
     "MMFA",
     "NEXTHead",
     "AggregatedTokens",
+    "SS2D",
     "Aggregator",
     "AttentionTriggeredExperts",
     "BNNeck",
@@ -35,8 +37,10 @@ __all__ = [
     "Experts",
     "GatedFeatures",
     "HierarchicalDecoupling",
+    "MambaAggregation",
     "Router",
     "SampledTokens",
+    "SelectiveStateSpace",
     "SemanticSamplingExpert",
     "SemanticSamplingExperts",
     "StackedBatchNorm",

@@ -30,7 +30,7 @@ class StackedBatchNorm(nn.Module):
         """Normalise.
 
         Args:
-            x: ``(B, *shape)``.
+            x: ``(B, *shape)``, or ``(B, *shape, H, W)`` as in `nn.BatchNorm2d`.
             rows: Which rows count in training, bool ``(B, *shape)`` or what broadcasts to it; None for all.
 
         Raises:
@@ -41,16 +41,19 @@ class StackedBatchNorm(nn.Module):
         if rows is None or not self.training:
             mean, var = self.running_mean.view(-1), self.running_var.view(-1)
             affine = self.weight.flatten(), self.bias.flatten()
-            return F.batch_norm(x.flatten(1), mean, var, *affine, self.training, _MOMENTUM, _EPS).view_as(x)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        weight = rows.to(wide.dtype)
-        count = weight.sum(0)
-        mean = (wide * weight).sum(0) / count.clamp_min(1)
-        centred = wide - mean
-        var = (centred.square() * weight).sum(0) / count.clamp_min(1)
+            flat = x.flatten(1, self.weight.dim())
+            return F.batch_norm(flat, mean, var, *affine, self.training, _MOMENTUM, _EPS).view_as(x)
+        dims = self.weight.dim() + 1
+        wide = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(*x.shape[:dims], -1)  # (B, *shape, positions)
+        weight = rows.to(wide.dtype)[..., None]
+        count = weight.sum((0, -1)) * wide.shape[-1]
+        mean = (wide * weight).sum((0, -1)) / count.clamp_min(1)
+        centred = wide - mean[..., None]
+        var = (centred.square() * weight).sum((0, -1)) / count.clamp_min(1)
         with torch.no_grad():
             step = _MOMENTUM * (count > 0)
             unbiased = var * count / (count - 1).clamp_min(1)
             self.running_mean += (step * (mean - self.running_mean)).to(self.running_mean.dtype)
             self.running_var += (step * (unbiased - self.running_var)).to(self.running_var.dtype)
-        return (centred * (var + _EPS).rsqrt() * self.weight + self.bias).to(x.dtype)
+        scale = (var + _EPS).rsqrt() * self.weight
+        return (centred * scale[..., None] + self.bias[..., None]).to(x.dtype).reshape(x.shape)

@@ -1,6 +1,6 @@
 """The zoo: names in, modules out."""
 
-from . import baseline, demo, icpl, idea, next, topreid, unicat  # noqa: F401  (each registers its models)
+from . import baseline, demo, icpl, idea, mambapro, next, topreid, unicat  # noqa: F401  (each registers its models)
 from ._adapter import AdaptedModel, adapt, as_reid_model
 from ._authors import (
     Authors,
@@ -34,6 +34,7 @@ from .baseline import Baseline
 from .demo import DeMo
 from .icpl import ICPL
 from .idea import IDEA
+from .mambapro import MambaPro
 from .next import NEXT
 from .topreid import TOPReID
 from .unicat import UniCat
@@ -50,6 +51,7 @@ __all__ = [
     "DeMo",
     "Finding",
     "Head",
+    "MambaPro",
     "PretrainedCfg",
     "ReIDModel",
     "ReIDOutput",

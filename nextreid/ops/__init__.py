@@ -1,8 +1,9 @@
-"""Masked operations of NEXT, each as PyTorch operators and as a Triton kernel."""
+"""Operations of the blocks: NEXT's masked ones as PyTorch operators and as a Triton kernel, and the selective scan."""
 
 from ._backend import BACKENDS, autocast_dtype, get_backend, resolve, set_backend, use_backend
 from .gated_attention import gated_attention, gated_attention_torch
 from .routing import Mix, Routes, cosine, modulation_shift, route, route_torch, straight_through_mask
+from .selective_scan import selective_scan
 
 __all__ = [
     "BACKENDS",
@@ -17,6 +18,7 @@ __all__ = [
     "resolve",
     "route",
     "route_torch",
+    "selective_scan",
     "set_backend",
     "straight_through_mask",
     "use_backend",

@@ -5,6 +5,7 @@ from .clip_weights import load_clip_weights, load_pretrained_clip
 from .image import ImageTower, ImageTowers
 from .known import KNOWN_TOWERS, KnownTower
 from .packing import pack_sentences
+from .prompts import TransferPrompts
 from .text import CONTEXT, TextTower
 from .trunk import timm_normalisation
 
@@ -16,10 +17,13 @@ __all__ = [
     "KnownTower",
     "SideAdapter",
     "TextTower",
+
+    "TransferPrompts",
     "freeze_but",
     "load_clip_weights",
     "load_pretrained_clip",
     "pack_sentences",
+    "run_block",
     "timm_normalisation",
     "run_block",
 ]

@@ -51,6 +51,9 @@ def small(name, **kwargs):
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):  # timm's residual branches begin as zeros, which no gradient passes
             torch.nn.init.ones_(norm.weight)
+    for name, parameter in model.named_parameters():
+        if model.param_role(name) == "adapters" and not parameter.any():  # as do prompts and adapters
+            torch.nn.init.normal_(parameter, std=0.02)
     return model
 
 
