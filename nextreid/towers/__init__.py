@@ -5,6 +5,7 @@ from .image import ImageTower, ImageTowers
 from .known import KNOWN_TOWERS, KnownTower
 from .packing import pack_sentences
 from .text import CONTEXT, TextTower
+from .timm_weights import load_timm_weights
 from .trunk import timm_normalisation
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "TextTower",
     "load_clip_weights",
     "load_pretrained_clip",
+    "load_timm_weights",
     "pack_sentences",
     "timm_normalisation",
 ]
