@@ -15,11 +15,15 @@ def add(command: Any) -> None:
         "Write a checkpoint folder from third-party weights: a CLIP's towers, or a method's released model.",
         epilog="SOURCE is a .safetensors, .pth, .pt or .bin file. Without --from it is a CLIP in the names of OpenAI,\n"
         "open_clip or timm, and --model says whose towers it fills; with --from METHOD it is what its authors\n"
-        "released, such as --from demo. Pickles are read as tensors only (torch.load with weights_only=True,\n"
+        "released, such as --from demo; with --from timm any network of timm, which\n"
+        "--model-arg image_tower=NAME says. Pickles are read as tensors only (torch.load with weights_only=True,\n"
         "torch 2.10 or later) and in no other way.",
     )
     convert.add_argument("source", type=Path, help="file of weights, see below")
-    convert.add_argument("--from", dest="method", metavar="METHOD", help="the method whose authors released the file")
+    convert.add_argument("--from", dest="method", metavar="METHOD", help="whose authors released the file; or timm")
+    convert.add_argument(
+        "--by-order", action="store_true", help="with --from timm: the file has other names in timm's order"
+    )
     convert.add_argument("--model", help="the model to fill, such as next_clip_b16; with --from the method's own")
     convert.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     list_argument(convert, "--model-arg", "NAME=VALUE", "arguments of the model")
@@ -28,11 +32,13 @@ def add(command: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    from nextreid.models import convert_authors, convert_clip
+    from nextreid.models import convert_authors, convert_clip, convert_timm
 
     reserved = ("method", "source", "model_name", "folder", "overwrite", "pretrained")
     options = pairs(args.model_arg, "--model-arg", reserved=reserved)
-    if args.method:
+    if args.by_order and args.method != "timm":
+        raise ValueError("--by-order goes with --from timm: names are not guessed for a CLIP or a method")
+    if args.method and args.method != "timm":
         done_authors = convert_authors(
             args.method, args.source, args.out, args.model, overwrite=args.overwrite, **options
         )
@@ -44,7 +50,10 @@ def run(args: argparse.Namespace) -> None:
         return
     if not args.model:
         raise ValueError("say which model a CLIP's towers fill (--model), or whose released weights these are (--from)")
-    done = convert_clip(args.source, args.model, args.out, overwrite=args.overwrite, **options)
+    if args.method:
+        options["by_order"] = args.by_order
+    convert = convert_timm if args.method else convert_clip
+    done = convert(args.source, args.model, args.out, overwrite=args.overwrite, **options)
     for note in done.notes:
         print(note)
     found = done.mapping

@@ -16,7 +16,7 @@ from ._authors import (
 )
 from ._base import Head, ReIDModel, ReIDOutput
 from ._builder import build_model_with_cfg, load_checkpoint
-from ._convert import Conversion, convert_clip
+from ._convert import Conversion, convert_clip, convert_timm
 from ._factory import create_model, from_pretrained
 from ._golden import Finding, verify_checkpoint
 from ._hub import load_config, load_strictly, save_model
@@ -65,6 +65,7 @@ __all__ = [
     "clip_tower_rules",
     "convert_authors",
     "convert_clip",
+    "convert_timm",
     "create_model",
     "from_pretrained",
     "generate_default_cfgs",

@@ -1,8 +1,8 @@
-"""Third-party CLIP files to a checkpoint folder; the one place where a pickle is ever opened."""
+"""Third-party towers to a checkpoint folder; the one place where a pickle is ever opened."""
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from .._files import check_out_folder, user_path
+from ..towers import load_timm_weights, timm_normalisation
 from ..towers.clip_weights import ClipMapping, load_clip_weights
+from ._base import ReIDModel
 from ._factory import create_model
 from ._hub import CONFIG, activations, read_weights, sha256
 from ._publish import save_pretrained
@@ -26,7 +28,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel, t
 
 
 class Conversion(NamedTuple):
-    """What `convert_clip` did.
+    """What `convert_clip` or `convert_timm` did.
 
     Attributes:
         folder: The checkpoint folder.
@@ -68,6 +70,70 @@ def convert_clip(
         ValueError: If the file holds more than tensors, is damaged, or does not fit; if torch is older than 2.10 and
             the file a pickle; the message says which and what to do.
     """
+
+    def load(state: Mapping[str, Tensor], model: ReIDModel) -> ClipMapping:
+        if model.text_tower is not None and "patch_embed.proj.weight" in state:
+            raise ValueError(
+                f"this is the image tower alone (timm names), and {model_name!r} reads captions with a text tower that "
+                "no training changes; convert a whole CLIP, or leave the tower out: --model-arg text_tower=None"
+            )
+        return load_clip_weights(state, model.image_tower.towers(), model.text_tower)
+
+    return _convert(load, source, model_name, folder, overwrite, model_args)
+
+
+def convert_timm(
+    source: str | Path,
+    model_name: str,
+    folder: str | Path,
+    *,
+    by_order: bool = False,
+    overwrite: bool = False,
+    **model_args: Any,
+) -> Conversion:
+    """Read the weights of any network of timm and write a model with it as its image tower as a checkpoint folder.
+
+    Args:
+        source: As for `convert_clip`, with timm's names.
+        model_name: Model to build, such as ``baseline``; ``image_tower=`` says which network it is.
+        folder: Where to write.
+        by_order: The file has other names, and timm's order; see `nextreid.towers.load_timm_weights`.
+        overwrite: Whether a checkpoint folder there may be replaced.
+        **model_args: Arguments of the model, such as ``image_tower``.
+
+    Returns:
+        What was mapped and what was not.
+
+    Raises:
+        FileNotFoundError: As `convert_clip`.
+        FileExistsError: As `convert_clip`.
+        ValueError: As `convert_clip`, or if the model reads captions, which such a file has no text tower for.
+
+    Example:
+        >>> convert_timm("resnet50.safetensors", "baseline", "start", image_tower="resnet50")  # doctest: +SKIP
+    """
+
+    def load(state: Mapping[str, Tensor], model: ReIDModel) -> ClipMapping:
+        if model.text_tower is not None:
+            raise ValueError(
+                f"{model_name!r} reads captions, and an untrained text tower makes noise of them: leave it out by "
+                "text_tower=None"
+            )
+        towers = model.image_tower.towers()
+        model.pretrained_cfg = model.pretrained_cfg.replace(**timm_normalisation(towers[0].name))
+        return load_timm_weights(state, towers, by_order)
+
+    return _convert(load, source, model_name, folder, overwrite, model_args)
+
+
+def _convert(
+    load: Callable[[Mapping[str, Tensor], ReIDModel], ClipMapping],
+    source: str | Path,
+    model_name: str,
+    folder: str | Path,
+    overwrite: bool,
+    model_args: dict[str, Any],
+) -> Conversion:
     source, folder = user_path(source), user_path(folder)
     check_out_folder(folder, (CONFIG,))
     if (folder / CONFIG).exists() and not overwrite:
@@ -77,13 +143,8 @@ def convert_clip(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = create_model(model_name, **model_args)
-    if model.text_tower is not None and "patch_embed.proj.weight" in state:
-        raise ValueError(
-            f"{source} is the image tower alone (timm names), and {model_name!r} reads captions with a text tower that "
-            "no training changes; convert a whole CLIP, or leave the tower out: --model-arg text_tower=None"
-        )
     try:
-        mapping = load_clip_weights(state, model.image_tower.towers(), model.text_tower)
+        mapping = load(state, model)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     parts = {name.partition(".")[0] for name, _ in model.named_parameters()}
@@ -93,9 +154,9 @@ def convert_clip(
     cfg = model.pretrained_cfg
     text = (
         f"From {source.name} (sha256 {sha256(source)}, {mapping.naming} names): {filled} tower; {rest}. "
-        f"The images' mean is the zoo's {cfg.mean}, not CLIP's."
+        f"The images' mean is {cfg.mean}."
     )
-    model.pretrained_cfg = cfg.replace(clip=None, notes=text)
+    model.pretrained_cfg = cfg.replace(clip=None, timm=False, notes=text)
     save_pretrained(model, folder)
     act = " and ".join(activations(model.image_tower).get("0", ["no activation"]))
     return Conversion(folder, mapping, act, untrained, tuple(notes))

@@ -7,6 +7,7 @@ from .known import KNOWN_TOWERS, KnownTower
 from .packing import pack_sentences
 from .prompts import TransferPrompts
 from .text import CONTEXT, TextTower
+from .timm_weights import load_timm_weights
 from .trunk import timm_normalisation
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "freeze_but",
     "load_clip_weights",
     "load_pretrained_clip",
+    "load_timm_weights",
     "pack_sentences",
     "run_block",
     "timm_normalisation",

@@ -87,7 +87,7 @@ def load_clip_weights(
     text_state = {key: state_dict[source] for key, source in text_names.items()}
     if naming == "OpenAI":
         image_state = {key: _as_timm(key, tensor) for key, tensor in image_state.items()}
-    grids = _resample(image_state, towers[0]) if towers else None
+    grids = resample_positions(image_state, towers[0]) if towers else None
     problems = _problems(towers[0], image_state, image_names, "image tower") if towers else []
     if text is not None:
         problems += _problems(text, text_state, text_names, "text tower")
@@ -149,7 +149,7 @@ def _naming(names: Iterable[str]) -> str:
     raise ValueError(
         "these are no weights of a CLIP vision transformer: neither visual.class_embedding (OpenAI, open_clip), "
         "visual.trunk.* (open_clip with a timm tower) nor patch_embed.proj.weight (timm) is among "
-        f"{_grouped(found) or 'no tensors at all'}"
+        f"{grouped_names(found) or 'no tensors at all'}; other networks of timm: convert_timm, --from timm"
     )
 
 
@@ -173,7 +173,7 @@ def _split_names(state: Mapping[str, Tensor], naming: str) -> tuple[dict[str, st
             unknown.append(key)
     if unknown:
         raise ValueError(
-            f"beside a CLIP in {naming} names there are {len(unknown)} unknown: {_grouped(unknown)}; "
+            f"beside a CLIP in {naming} names there are {len(unknown)} unknown: {grouped_names(unknown)}; "
             "take them out of the file, or name the model that they belong to"
         )
     return image_names, text_names, beside
@@ -198,7 +198,7 @@ def _as_timm(name: str, tensor: Tensor) -> Tensor:
     return tensor.view(1, -1, tensor.shape[-1]) if name in (_POSITIONS, "trunk.cls_token") and tensor.dim() else tensor
 
 
-def _resample(state: dict[str, Tensor], tower: ImageTower) -> tuple[Size, Size] | None:
+def resample_positions(state: dict[str, Tensor], tower: ImageTower) -> tuple[Size, Size] | None:
     """Bring the position table of `state` to the tower's grid, in place; return both grids where they differ."""
     table, expected = state.get(_POSITIONS), tower.state_dict().get(_POSITIONS)
     if table is None or expected is None or table.dim() != 3 or table.shape[-1] != expected.shape[-1]:
@@ -230,14 +230,14 @@ def _problems(module: nn.Module, state: Mapping[str, Tensor], sources: Mapping[s
     ]
     more = f" and {len(shapes) - 4} more" if len(shapes) > 4 else ""
     found = {
-        f"{len(missing)} missing for the {where}: {_grouped(missing)}": missing,
-        f"{len(unexpected)} that the {where} has no place for: {_grouped(unexpected)}": unexpected,
+        f"{len(missing)} missing for the {where}: {grouped_names(missing)}": missing,
+        f"{len(unexpected)} that the {where} has no place for: {grouped_names(unexpected)}": unexpected,
         f"shapes of {len(shapes)} differ: {', '.join(shapes[:4])}{more}": shapes,
     }
     return [text for text, keys in found.items() if keys]
 
 
-def _grouped(names: Iterable[str]) -> str:
+def grouped_names(names: Iterable[str]) -> str:
     """Names by what they begin with: one alone as it is, several as ``transformer.blocks.2.* (12)``."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):

@@ -78,3 +78,19 @@ def test_what_is_wrong_is_one_line(state, tmp_path, capsys):
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
     assert convert(tmp_path / "other.pt", tmp_path / "out", "pretrained=True") == 2
     assert "'pretrained' is an option of its own" in capsys.readouterr().err
+
+
+def test_any_network_of_timm_by_its_names_or_in_its_order(tmp_path, capsys):
+    arguments = {"image_tower": "resnet10t", "image_tower_args": {"channels": [8, 8, 12, 16]}, "img_size": [64, 32]}
+    source = create_model("baseline", **arguments).image_tower[0].trunk.state_dict()
+    torch.save(
+        {f"{i}.{key.rpartition('.')[2]}": value for i, (key, value) in enumerate(source.items())}, tmp_path / "w.pt"
+    )
+    given = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in arguments.items()]
+    words = ["convert", tmp_path / "w.pt", "--model", "baseline", "--out", tmp_path / "out", "--model-arg", *given]
+    assert main([*map(str, words), "--by-order"]) == 2 and "--by-order goes with --from timm" in capsys.readouterr().err
+    assert main([*map(str, words), "--from", "timm"]) == 2 and "no place for" in capsys.readouterr().err
+    assert main([*map(str, words), "--from", "timm", "--by-order"]) == 0
+    assert "75 tensors fill the image tower" in capsys.readouterr().out
+    back = create_model(f"local-dir:{tmp_path / 'out'}").image_tower[0].trunk.state_dict()
+    assert all(torch.equal(value, source[key]) for key, value in back.items())
