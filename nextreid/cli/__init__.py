@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TextIO
 from nextreid._names import clip, closest
 from nextreid.version import __version__
 
-from . import calibrate, captions, convert, data, demo, evaluate, export, gallery, extract, models, show, train
+from . import calibrate, captions, convert, data, demo, evaluate, export, extract, gallery, models, show, train
 
 # Packages are imported inside the commands, so that each loads what it needs.
 

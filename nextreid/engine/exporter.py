@@ -142,6 +142,8 @@ def export(
 class _Embedding(nn.Module):
     """What goes into the file: a model's copy on the CPU, without its text tower and its classifier."""
 
+    no_text: Tensor | None
+
     def __init__(self, model: ReIDModel, normalize: bool) -> None:
         super().__init__()
         bare = copy.copy(model)

@@ -250,11 +250,18 @@ _ICPL = Recipe(
     triplet_weight=0.33,
     smoothing=0.0,
     margin=0.3,
+    geometry="independent",
+    eval_interpolation="bilinear",
+)
+
 # MambaPro trains adapters, state spaces and cameras at one rate, beside a frozen tower.
 _MAMBAPRO = Recipe(
     name="mambapro",
     epochs=60,
+    num_ids=16,
+    num_instances=4,
     lr_tower=3.5e-4,
+    bias_lr=2.0,
     geometry="independent",
     eval_interpolation="bilinear",
 )

@@ -42,8 +42,8 @@ class IDEA(ReIDModel):
 
     ``forward_features`` gives ``cls (B, M, D)``, ``tokens (B, M, N, D)``, ``inverted (B, M, D)`` (T),
     ``text (B, M, D)`` and ``inverse (B, M, W)``, a caption's feature and its token before the tower,
-    ``offsets (B, 2, h, w)``, ``positions (B, h, w, 2)``, and the vectors ``visual (B, M*D)``, ``textual (B, M*D)`` and ``fused (B, 2*M*D)``. The
-    embedding is ``textual``.
+    ``offsets (B, 2, h, w)``, ``positions (B, h, w, 2)``, and the vectors ``visual (B, M*D)``, ``textual (B, M*D)`` and
+    ``fused (B, 2*M*D)``. The embedding is ``textual``.
 
     An absent modality gives no key and no query: its parts of the embedding are zero.
 

@@ -12,13 +12,12 @@ from .trunk import timm_normalisation
 
 __all__ = [
     "CONTEXT",
+    "KNOWN_TOWERS",
     "ImageTower",
     "ImageTowers",
-    "KNOWN_TOWERS",
     "KnownTower",
     "SideAdapter",
     "TextTower",
-
     "TransferPrompts",
     "freeze_but",
     "load_clip_weights",
@@ -27,5 +26,4 @@ __all__ = [
     "pack_sentences",
     "run_block",
     "timm_normalisation",
-    "run_block",
 ]

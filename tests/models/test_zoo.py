@@ -100,8 +100,6 @@ def test_every_parameter_learns_and_the_text_tower_is_frozen(name):
     logits = sum(head.logits.square().sum() for head in out.heads)
     (logits + out.embedding.square().sum() + sum(out.losses.values()) + sum(own.values())).backward()
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
-    tower = ("image_tower.",) if model.model_args.get("freeze_tower") else ()
-    assert all(n.startswith(("text_tower.", "necks.", *tower)) for n in frozen)
     adapted = ("image_tower.",) if "adapters" in model.param_groups() else ()
     assert all(n.startswith(("text_tower.", "necks.", *adapted)) for n in frozen)
     assert all(n.endswith(".norm.bias") for n in frozen if n.startswith("necks."))
