@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from benchmarks.reliability.processes import fork, wait
 from nextreid import _disk, _files
 from nextreid._disk import claim, lock, sweep
 from nextreid._files import find_folder, write_folder, write_text, write_together
@@ -18,15 +19,7 @@ STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "ctypes.dlsym
 
 def child(act, *args):
     """Run in a process of its own; return its exit status, negative if it was killed."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act(*args)
-        except BaseException as error:
-            sys.stderr.write(f"{error!r}\n")
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return wait(fork(act, *args))
 
 
 def killed_at(step, act):

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,8 @@ from nextreid.captioning.store import Store
 from nextreid.data import load_dataset
 from nextreid.engine import get_recipe, train
 from nextreid.models import save_model
+
+from .processes import fork, wait
 
 Row = dict[str, Any]
 
@@ -76,17 +77,17 @@ def _run(folder: Path, number: int, rng: random.Random) -> tuple[int, str]:
         train(nextreid.create_model("baseline_tiny"), dataset, recipe, out, resume=True, progress=False)
 
     start = time.perf_counter()
-    assert _wait(_fork(attempt, folder / "whole")) == 0, "the undisturbed run failed"
+    assert wait(fork(attempt, folder / "whole")) == 0, "the undisturbed run failed"
     seconds = time.perf_counter() - start
     expected, right, kills, runs = _content(folder / "whole"), 0, 0, 0
     while kills < number:
         out, struck = folder / f"run{runs}", 0
         while True:
-            child = _fork(attempt, out)
+            child = fork(attempt, out)
             if struck < 5 and kills + struck < number:
                 time.sleep(rng.uniform(0.02, 1.0) * seconds)
                 os.kill(child, signal.SIGKILL)
-            status = _wait(child)
+            status = wait(child)
             if status == 0:
                 break
             if status != -signal.SIGKILL:
@@ -113,10 +114,10 @@ def _alternate(
     write(0)
     right, faults = 0, set()
     for turn in range(number):
-        child = _fork(_forever, write, turn)
+        child = fork(_forever, write, turn)
         time.sleep(rng.uniform(0.005, 0.15))
         os.kill(child, signal.SIGKILL)
-        _wait(child)
+        wait(child)
         try:
             read()
             right += 1
@@ -131,19 +132,3 @@ def _forever(write: Callable[[int], object], turn: int) -> None:
     while True:
         write(turn)
         turn += 1
-
-
-def _fork(work: Callable[..., object], *args: Any) -> int:
-    child = os.fork()
-    if child == 0:
-        try:
-            work(*args)
-        except BaseException as error:
-            sys.stderr.write(f"{error!r}\n")
-            os._exit(1)
-        os._exit(0)
-    return child
-
-
-def _wait(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

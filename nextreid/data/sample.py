@@ -208,12 +208,12 @@ class ReIDDataset:
         """Return the splits by name: train, query and gallery."""
         return {"train": self.train, "query": self.query, "gallery": self.gallery}
 
-    def drop_unreadable(self, on_error: OnError) -> "ReIDDataset":
+    def drop_unreadable(self, on_error: OnError, progress: Callable[[int, int], object] | None = None) -> "ReIDDataset":
         """Decode every image once and return the dataset without those that cannot be read, see `drop_unreadable`.
 
         It is this very dataset where nothing is wrong, else one whose notes say what was done.
         """
-        kept, notes = drop_unreadable(self.splits(), self.modalities, on_error)
+        kept, notes = drop_unreadable(self.splits(), self.modalities, on_error, progress)
         changes: dict[str, Any] = {**kept, "notes": (*self.notes, *notes)}
         return replace(self, **changes) if notes else self
 
@@ -243,7 +243,10 @@ class ReIDDataset:
 
 
 def drop_unreadable(
-    splits: Mapping[str, Sequence[Sample]], modalities: Sequence[str], on_error: OnError
+    splits: Mapping[str, Sequence[Sample]],
+    modalities: Sequence[str],
+    on_error: OnError,
+    progress: Callable[[int, int], object] | None = None,
 ) -> tuple[dict[str, tuple[Sample, ...]], list[str]]:
     """Decode every image once and decide about those that cannot be read, before anything is trained or scored.
 
@@ -255,6 +258,7 @@ def drop_unreadable(
         modalities: Names of the images, in their order.
         on_error: ``"raise"`` an error that counts all bad images, ``"skip"`` samples that have one, or ``"mask"``:
             the modality is missing from there on, image and caption; a sample without any is left out.
+        progress: Called with the number of samples decoded and of all.
 
     Returns:
         The samples that remain, in their order and untouched where nothing was wrong, and a note for each thing done.
@@ -271,8 +275,13 @@ def drop_unreadable(
         opened = zip(modalities, try_images(sample.images, sample.key, modalities), strict=True)
         return {modality: str(image) for modality, image in opened if isinstance(image, ImageError)}
 
+    errors: dict[int, dict[str, str]] = {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter's lock
-        errors = {key: found for key, found in zip(every, pool.map(find_errors, every.values()), strict=True) if found}
+        for done, (key, found) in enumerate(zip(every, pool.map(find_errors, every.values()), strict=True), start=1):
+            if found:
+                errors[key] = found
+            if progress is not None:
+                progress(done, len(every))
     if errors and on_error == "raise":
         messages = [message for found in errors.values() for message in found.values()]
         more = f"\n… and {len(messages) - 5} more" if len(messages) > 5 else ""

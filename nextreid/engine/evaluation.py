@@ -19,6 +19,7 @@ from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, ge
 from . import distributed
 from .ablations import Condition, hide_modalities
 from .embedding import EmbedOptions, check_visible, embed_conditions, is_visible, reads_text
+from .progress import progress_counter
 from .provenance import trained_sets, warn_domain
 
 _logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def evaluate_conditions(
         The report of each condition.
     """
     model = as_reid_model(model)
-    dataset = checked(model, dataset, on_error, allow_leak)
+    dataset = checked(model, dataset, on_error, allow_leak, options)
     return _with_provenance(measure(model, dataset, conditions, options, protocol, rerank), model, dataset)
 
 
@@ -174,7 +175,7 @@ def modality_matrix(
             f"protocol {rule.name!r} fixes the modalities of query and gallery; a matrix of all subsets takes one "
             f"without, such as {rule.name.partition(':')[0]!r}"
         )
-    dataset = checked(model, dataset, on_error, allow_leak)
+    dataset = checked(model, dataset, on_error, allow_leak, options)
     shown = subsets(dataset.modalities)
     cells = []
     for reads in [text] if isinstance(text, bool) else text:
@@ -275,7 +276,7 @@ def _measure_cells(
             _logger.warning("%s is left out: no sample of query or gallery shows these modalities", cell.name)
             continue
         report = EvaluationReport(
-            _rank(embeddings, ranked, cell.rule, rerank),
+            _rank(embeddings, ranked, cell.rule, rerank, options),
             any(text[condition] for condition in cell.shown),
             cell.missing,
             len(views),
@@ -317,22 +318,28 @@ def _view(sample: Sample, shows: Sequence[bool]) -> tuple[tuple[bool, bool], ...
 
 
 def _rank(
-    embeddings: Sequence[Tensor], samples: Sequence[Sequence[Sample]], rule: Protocol, rerank: Rerank | None
+    embeddings: Sequence[Tensor],
+    samples: Sequence[Sequence[Sample]],
+    rule: Protocol,
+    rerank: Rerank | None,
+    options: EmbedOptions,
 ) -> RetrievalResult:
     """Rank, several processes a share of the queries each; see `nextreid.retrieval.rank`."""
     query, gallery = samples
     several = distributed.world_size() > 1
-    result = rank(
-        embeddings[0],
-        embeddings[1],
-        identities(query),
-        identities(gallery),
-        rule,
-        query_keys=[sample.key for sample in query],
-        gallery_keys=[sample.key for sample in gallery],
-        rerank=rerank,
-        part=(distributed.rank(), distributed.world_size()) if several else None,
-    )
+    with progress_counter("rank", "query", shown=options.progress and distributed.is_main()) as count:
+        result = rank(
+            embeddings[0],
+            embeddings[1],
+            identities(query),
+            identities(gallery),
+            rule,
+            query_keys=[sample.key for sample in query],
+            gallery_keys=[sample.key for sample in gallery],
+            rerank=rerank,
+            progress=count,
+            part=(distributed.rank(), distributed.world_size()) if several else None,
+        )
     return RetrievalResult.concat(distributed.all_gather_objects([result])) if several else result
 
 
@@ -357,14 +364,21 @@ def of_query_and_gallery(rule: Protocol, modalities: Sequence[str], condition: C
 
 
 def checked(
-    model: ReIDModel, dataset: ReIDDataset, on_error: OnError = "raise", allow_leak: bool = False
+    model: ReIDModel,
+    dataset: ReIDDataset,
+    on_error: OnError = "raise",
+    allow_leak: bool = False,
+    options: EmbedOptions = EmbedOptions(),
 ) -> ReIDDataset:
     """Return the dataset without what cannot be read; ValueError if it is not one to evaluate the model on."""
     reject_leak(trained_sets(model), dataset.name, allow_leak)
     check_modalities(model, dataset)
     if distributed.is_main():
         warn_domain(model, dataset)
-    return dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
+    if on_error == "raise":
+        return dataset
+    with progress_counter("look at images", "sample", shown=options.progress and distributed.is_main()) as count:
+        return dataset.drop_unreadable(on_error, count)
 
 
 def _with_provenance(reports: list[EvaluationReport], model: ReIDModel, dataset: ReIDDataset) -> list[EvaluationReport]:

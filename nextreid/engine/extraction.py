@@ -32,6 +32,7 @@ from nextreid.models import as_reid_model
 from .ablations import Condition
 from .distributed import is_main, on_main
 from .embedding import EmbedOptions, embed_samples, reads_text
+from .progress import progress_counter
 from .provenance import warn_domain, weights_digest
 
 _logger = logging.getLogger(__name__)
@@ -104,7 +105,8 @@ def extract(
     else:
         samples = list(source)
     if on_error != "raise":
-        kept, notes = drop_unreadable({"samples": samples}, model.modalities, on_error)
+        with progress_counter("look at images", "sample", shown=options.progress and is_main()) as count:
+            kept, notes = drop_unreadable({"samples": samples}, model.modalities, on_error, count)
         samples = list(kept["samples"])
         for note in notes:
             _logger.warning("%s", note)

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -17,6 +18,18 @@ def progress_bar(items: Iterable[Any] | None, what: str, unit: str, *, shown: bo
         return tqdm(items, what, **settings)
     form = "{desc}: {n_fmt} of {total_fmt}, {remaining} left{postfix}"
     return tqdm(items, what, **settings, file=_Lines(), mininterval=_LEAST, miniters=1, bar_format=form)
+
+
+@contextmanager
+def progress_counter(what: str, unit: str, *, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Give a function that is called with how much is done and how much there is, and show that as a bar."""
+    with progress_bar(None, what, unit, shown=shown) as bar:
+
+        def count(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield count
 
 
 def progress_line(text: str) -> None:

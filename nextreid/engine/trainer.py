@@ -53,7 +53,7 @@ from .distributed import (
 from .embedding import EmbedOptions, embed_samples, eval_transform, keep_texts, move_to_device
 from .evaluation import check_modalities, measure
 from .optimizer import build_optimizer, lr_factor, lr_noise, set_lr
-from .progress import duration, progress_bar, progress_line
+from .progress import duration, progress_bar, progress_counter, progress_line
 from .provenance import record_metrics, record_training, trained_sets
 from .recipe import Recipe
 
@@ -118,7 +118,10 @@ def train(
         raise ValueError(f"dataset {dataset.name!r} has no query or no gallery to evaluate on; set eval_every=0")
     reject_leak(trained_sets(model), dataset.name, allow_leak)
     on_main(lambda: check_run(folder, resume))
-    images = dataset = dataset if on_error == "raise" else dataset.drop_unreadable(on_error)
+    if on_error != "raise":
+        with progress_counter("look at images", "sample", shown=progress and is_main()) as count:
+            dataset = dataset.drop_unreadable(on_error, count)
+    images = dataset
     pids = _train_pids(dataset)
     labels = [sample.pid for sample in dataset.train]
     sampler = PKSampler(labels, recipe.num_ids, recipe.num_instances, recipe.seed, rank(), world_size())

@@ -43,6 +43,7 @@ def rank(
     rerank: Rerank | None = None,
     device: torch.device | str | None = None,
     part: tuple[int, int] | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> RetrievalResult:
     """Rank the gallery for every query and score where the matches stand.
 
@@ -68,6 +69,7 @@ def rank(
         device: Where to compute; None means the CPU.
         part: ``(i, n)`` ranks only the i-th of n parts of the queries, for n processes that work in parallel.
             `RetrievalResult.concat` of all parts is the whole result, bit for bit.
+        progress: Called with the number of queries ranked and of all to rank.
 
     Returns:
         Average precision, inverse negative penalty and first rank of every query. Queries without a valid match, such
@@ -88,6 +90,8 @@ def rank(
     else:
         blocks = reranked_blocks(query_emb, gallery_emb, protocol, rerank, device, queries)
     same_identity = SameIdentity(query_ids, gallery_ids, protocol, query_keys, gallery_keys)
+    if progress is not None:
+        blocks = _counted(blocks, queries, progress)
     metrics = _block_metrics(blocks, same_identity, protocol.ties)
     return collect(metrics, query_ids, query_keys, protocol, rerank, part)
 
@@ -213,6 +217,14 @@ def nearest_keys(
         hide(first, values)
         nearest = merge_nearest(nearest, values, first)
     return nearest
+
+
+def _counted(
+    blocks: Iterable[tuple[int, Tensor]], queries: slice, progress: Callable[[int, int], object]
+) -> Iterator[tuple[int, Tensor]]:
+    for start, values in blocks:
+        yield start, values
+        progress(start + len(values) - queries.start, queries.stop - queries.start)
 
 
 def _block_metrics(

@@ -117,11 +117,11 @@ def merge_answers(answers: Mapping[str, Mapping[str, Answers]], over_modalities:
 
 
 def confident(answers: Answers, floor: float) -> dict[str, str]:
-    """Drop answers whose confidence lies below `floor`, and the confidences."""
+    """Drop answers whose confidence is 0 or lies below `floor`, and the confidences."""
     return {
         name: answer.value
         for name, answer in answers.items()
-        if answer.value is not None and answer.confidence is not None and answer.confidence >= floor
+        if answer.value is not None and answer.confidence and answer.confidence >= floor
     }
 
 

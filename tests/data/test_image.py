@@ -154,7 +154,9 @@ def test_bad_images_are_counted_together(faulty: ReIDDataset) -> None:
 
 
 def test_bad_samples_are_skipped(faulty: ReIDDataset) -> None:
-    data = faulty.drop_unreadable("skip")
+    seen: list[tuple[int, int]] = []
+    data = faulty.drop_unreadable("skip", lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 5) for done in range(1, 6)]  # query and gallery share one
     assert data.train == faulty.train[:1] and data.query == () and data.gallery == faulty.gallery[1:]
     assert data.notes == (
         "before",

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nextreid.engine import progress
+from nextreid.engine import EmbedOptions, evaluate, progress
 
 
 @pytest.fixture
@@ -20,6 +20,25 @@ def test_lines_in_a_pipe(bar, capsys):
     out, err = capsys.readouterr()
     assert out == "" and "\r" not in err and err.endswith("\n")
     assert [line.partition(", ")[0] for line in err.splitlines()] == [f"embed: {n} of 5" for n in range(1, 6)]
+
+
+def test_a_counter_shows_what_it_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_LEAST", 1e-9)
+    with progress.progress_counter("rank", "query", shown=True) as count:
+        count(3, 9)
+        count(9, 9)
+    assert [line.partition(", ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "rank: 3 of 9",
+        "rank: 9 of 9",
+    ]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_ranking_and_the_look_at_images_are_shown(build, dataset, monkeypatch, capsys, shown):
+    monkeypatch.setattr(progress, "_LEAST", 1e-9)
+    evaluate(build("baseline_tiny"), dataset, on_error="skip", options=EmbedOptions(progress=shown))
+    err = capsys.readouterr().err
+    assert [f"{what}: " in err for what in ("look at images", "embed", "rank")] == [shown] * 3
 
 
 def test_a_bar_on_a_terminal(bar, capsys, monkeypatch):

@@ -369,6 +369,7 @@ def test_the_folder_says_what_was_trained_where_and_from_what(build, dataset, re
         train(model, other, recipe, tmp_path / "b", progress=False)
     hook.remove()
     changed = json.loads((tmp_path / "b" / "recipe.json").read_text())
+    assert changed["start"]["weights"] == str(report.folder / "last")
     assert changed["start"]["trained_on"] == first and changed["start"]["digest"] != run["start"]["digest"]
     changed["versions"]["torch"], changed["hardware"]["cpu"] = "1.0", "abacus"
     del changed["sha256"]  # as another version or machine would have written it

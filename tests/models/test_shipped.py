@@ -54,7 +54,9 @@ def test_a_name_gives_the_weights_without_a_network(name, offline):
     assert all(value.dtype == torch.float32 for value in model.state_dict().values() if value.is_floating_point())
     tagged = nextreid.create_model(name, pretrained=True, num_classes=3)
     assert torch.equal(tagged.image_tower[0].proj.weight, model.image_tower[0].proj.weight) and tagged.num_classes == 3
-    assert nextreid.create_model(architecture).pretrained_cfg.trained_on is None
+    assert model.loaded_weights == str(BUNDLED / name)
+    untrained = nextreid.create_model(architecture)
+    assert untrained.pretrained_cfg.trained_on is None and untrained.loaded_weights is None
 
 
 @every_name
@@ -84,6 +86,7 @@ def test_other_weights_on_top_take_the_name_and_the_figures_away(tmp_path):
     save_file(state, tmp_path / "other.safetensors")
     model = nextreid.create_model("baseline_tiny", pretrained=True, checkpoint_path=tmp_path / "other.safetensors")
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert model.loaded_weights == str(tmp_path / "other.safetensors")
     cfg = model.pretrained_cfg
     assert cfg.tag == "" and not any((cfg.metrics, cfg.trained_on, cfg.notes, cfg.license, cfg.base_weights))
 

@@ -289,6 +289,14 @@ def test_queries_without_a_match_are_counted_and_reported_once(caplog):
     assert "3 of 4" in message and "rgbnt201" in message and "camid" in message and "'none'" in message
 
 
+@pytest.mark.parametrize(("part", "counts"), [(None, [384, 768, 1000]), ((1, 2), [384, 616])])
+def test_ranking_says_how_far_it_is(part, counts):
+    args = make_split(np.random.default_rng(13), 1000, 5, 2, 2)
+    seen = []
+    rank(*args, "camera", part=part, progress=lambda *done: seen.append(done))
+    assert seen == [(count, counts[-1]) for count in counts]
+
+
 def test_no_valid_query_is_a_report_with_a_hint():
     query, gallery, _, _ = make_split(np.random.default_rng(11), 2, 3, 1, 1)
     same_scene = Identities([0, 0], [0, 1], [5, 5]), Identities([0, 0, 0], [2, 2, 2], [5, 5, 5])

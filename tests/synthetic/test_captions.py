@@ -127,6 +127,8 @@ def test_captioners_answer_in_the_words_of_the_schema():
 def test_floor_drops_doubtful_answers():
     answers = {"view": Answer("side", 0.1), "age": Answer("adult", 0.2), "gender": Answer(None, 0.9)}
     assert confident(answers, 0.15) == {"age": "adult"}
+    answers["footwear"] = Answer("boots", 0.0)
+    assert confident(answers, 0.0) == {"view": "side", "age": "adult"}  # confidence 0 is never told
 
 
 @pytest.fixture(scope="module")

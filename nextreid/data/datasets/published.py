@@ -10,8 +10,6 @@ from ..split import with_match
 from .published_tree import PublishedTree, image_files
 from .registry import register_dataset
 
-_VIS_NI_TH: Mapping[str, str] = {"rgb": "vis", "nir": "ni", "tir": "th"}
-
 
 class _RGBNT201(PublishedTree):
     name = "rgbnt201"
@@ -152,17 +150,22 @@ def read_rgbnt100(
     return _RGBNT100(root, captions, modalities).load("bounding_box_train", "bounding_box_test")
 
 
-class _MSVR310(PublishedTree):
+class _Vehicles(PublishedTree):
+    """A folder for each identity, and in it one for each modality; cameras are views, counted from 0."""
+
+    folders: ClassVar[Mapping[str, str]] = {"rgb": "vis", "nir": "ni", "tir": "th"}
+    by_identity = True
+    first_camera = 0
+
+
+class _MSVR310(_Vehicles):
     name = "msvr310"
     homes = ("MSVR310",)
     captions = ("MSVR310", "310")
     splits = ("bounding_box_train", "bounding_box_test")
-    folders = _VIS_NI_TH
-    by_identity = True
     layout = "MSVR310/{bounding_box_train,query3,bounding_box_test}/0002/{vis,ni,th}/0002_s002_v0_000.jpg"
     # an image in another identity's folder has no trustworthy label
     form = r"(?P<pid>\d{4})/(?P=pid)_s(?P<sceneid>\d{3})_v(?P<camid>\d)_\d+"
-    first_camera = 0
 
 
 @register_dataset("msvr310")
@@ -185,17 +188,14 @@ def read_msvr310(
     return tree.dataset(train, query, gallery)
 
 
-class _WMVEID863(PublishedTree):
+class _WMVEID863(_Vehicles):
     name = "wmveid863"
     homes = ("WMVEID863",)
     captions = ("WMVEID863", "863")
     splits = ("train", "test")
-    folders = _VIS_NI_TH
-    by_identity = True
     layout = "WMVEID863/{train,query,test}/0002/{vis,ni,th}/v0_n9_s002_020.jpg"
     form = r"(?P<pid>\d{4})/v(?P<camid>\d)_n\d_s(?:999|(?P<sceneid>\d{3}))_\d+"
     key = "{pid}_{name}"
-    first_camera = 0
 
 
 @register_dataset("wmveid863")
