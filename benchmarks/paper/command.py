@@ -39,6 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: %(default)s)")
     run.add_argument("--device", default=None, help="such as cpu or cuda")
     run.add_argument("--collect", action="store_true", help="write the tables of what is finished; run nothing")
+    mechanism = bench(
+        "mechanism",
+        run_mechanism,
+        "Run the rows of docs/science.md: do captions and masks matter where they should?",
+        epilog="settings: plain, crowd, part, gap, identity, no-identity\nexamples:\n"
+        "  python -m benchmarks paper mechanism crowd plain --rows C 'no text' oracle --seeds 5\n"
+        "  python -m benchmarks paper mechanism --collect",
+    )
+    mechanism.add_argument("settings", nargs="*", metavar="SETTING", help="(default: all)")
+    mechanism.add_argument("--rows", nargs="+", metavar="ROW", help="such as A or 'no text' (default: all)")
+    mechanism.add_argument("--seeds", type=int, default=5, help="runs of each row, seeds from 0 (default: %(default)s)")
+    mechanism.add_argument("--out", type=Path, default=Path("mechanism"), help="folder of runs and tables")
+    mechanism.add_argument("--starts", type=Path, default=None, help="folder of the starts (default: OUT/starts)")
+    mechanism.add_argument("--collect", action="store_true", help="write the tables of what is finished; run nothing")
     bench("page", run_page, "Write the tables of docs/zoo.md.")
     pretrain = bench("pretrain", run_pretrain, "Pretrain the image and text tower that synthetic runs start from.")
     pretrain.add_argument(
@@ -98,6 +112,27 @@ def run_rows(args: argparse.Namespace) -> None:
     for path in write_tables(results, rows, args.out, synthetic=bool(settings.profile)):
         if path.suffix == ".md":
             print(path.read_text(encoding="utf-8"))
+    print(f"tables and rows: {args.out}")
+
+
+def run_mechanism(args: argparse.Namespace) -> None:
+    """Run ``python -m benchmarks paper mechanism``."""
+    from benchmarks.paper import mechanism
+    from nextreid._names import unknown
+
+    if args.seeds < 1:
+        raise ValueError("--seeds takes a number of at least 1")
+    settings, rows = args.settings or list(mechanism.SETTINGS), args.rows or list(mechanism.ROWS)
+    for what, names, known in (("setting", settings, mechanism.SETTINGS), ("row", rows, mechanism.ROWS)):
+        if wrong := sorted(set(names) - set(known)):
+            raise ValueError(unknown(what, wrong, known))
+    seeds = range(args.seeds)
+    if not args.collect:
+        total = len(settings) * len(rows) * len(seeds)
+        for done, result in enumerate(mechanism.run_mechanism(args.out, settings, rows, seeds, args.starts), start=1):
+            name = f"{result['setting']}, {result['row']}, seed {result['seed']}"
+            print(f"[{done}/{total}] {name}: mAP {100 * result['evaluations'][0]['mAP']:.1f}", file=sys.stderr)
+    print(mechanism.write(args.out, seeds))
     print(f"tables and rows: {args.out}")
 
 

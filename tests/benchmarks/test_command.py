@@ -44,6 +44,10 @@ def test_list_names_rows_and_figures(run):
         (("run", "table7", "--data", "synthetic-small"), ["table7-a", "no synthetic vehicles"]),
         (("run", "table9", "--root", "data"), ["table9-idea", "--captions"]),
         (("pretrain", "--set", "wheels=4"), ["wheels", "epochs"]),
+        (("mechanism", "crowds"), ["crowds", "Did you mean 'crowd'"]),
+        (("mechanism", "crowd", "--rows", "oracel"), ["oracel", "Did you mean 'oracle'"]),
+        (("mechanism", "--seeds", "0"), ["--seeds"]),
+        (("mechanism", "--collect"), ["no finished run"]),
     ],
 )
 def test_mistakes(run, tmp_path, words, said):

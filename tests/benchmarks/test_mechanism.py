@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from benchmarks.paper import mechanism
+from benchmarks.paper.command import main
 from benchmarks.paper.mechanism import ROWS, SETTINGS, collect, pairs, run_mechanism, tables, unit_of
 from benchmarks.paper.oracle import SHOWS, Oracle, with_part_maps
 from nextreid.synthetic import PARTS, synthetic_persons
@@ -25,7 +26,7 @@ def test_the_oracle_samples_what_the_part_map_shows():
     assert not mask[:, :, [0, 2]].any()  # the garment is evidence in one modality
 
 
-def test_rows_run_once_and_are_compared_in_pairs(tmp_path, monkeypatch):
+def test_rows_run_once_and_are_compared_in_pairs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mechanism, "SIZE", {"num_train": 6, "num_test": 4, "frames_per_visit": 2})
     small = {"epochs": 1, "num_ids": 4, "num_instances": 2, "warmup_epochs": 0}
     monkeypatch.setattr(mechanism, "RECIPE", {**mechanism.RECIPE, **small})
@@ -42,6 +43,11 @@ def test_rows_run_once_and_are_compared_in_pairs(tmp_path, monkeypatch):
     mAP = {(r["row"], r["seed"], r["text_at_test"]): 100 * r["mAP"] for r in rows}
     gains = [mAP["oracle", seed, "no"] - mAP["C", seed, "yes"] for seed in (0, 1)]
     assert pair["difference"] == pytest.approx(sum(gains) / 2, abs=2e-3)
+    words = ["mechanism", "crowd", "--rows", "C", "oracle", "--seeds", "2", "--out", str(tmp_path)]
+    assert main(words) == 0  # read, too
+    out, err = capsys.readouterr()
+    assert err.count("mAP") == 4 and "[4/4] crowd, oracle, seed 1" in err and tables(rows, compared) in out
+    assert (tmp_path / "mechanism.csv").is_file() and (tmp_path / "mechanism_pairs.csv").is_file()
     # the persons of two seeds are others, though their numbers are the same
     assert (pair["seeds"], pair["identities"], pair["separates"]) == (2, 8, "no")
     assert "| oracle − C | 2 |" in tables(rows, compared)
