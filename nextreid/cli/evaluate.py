@@ -46,6 +46,9 @@ def add(command: Any) -> None:
     list_argument(evaluation, "--missing", "MODALITY", "modalities to hide at test; 'all': every subset in turn")
     evaluation.add_argument("--cross", action="store_true", help="every subset as query against every one as gallery")
     evaluation.add_argument("--no-text", action="store_true", help="only without captions")
+    evaluation.add_argument(
+        "--text-query", action="store_true", help="search with the queries' captions instead of their images"
+    )
     evaluation.add_argument("--rerank", action="store_true", help="rank by k-reciprocal neighbours")
     evaluation.add_argument(
         "--bootstrap", type=int, default=0, metavar="N", help="95 %% intervals over identities from N draws"
@@ -73,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--missing takes names of modalities or 'all'; with --cross it is 'all' or left out")
     if len(args.checkpoint) > 1 and (matrix or args.save_queries):
         raise ValueError("--cross, --missing all and --save-queries are of one model: name one checkpoint")
+    if args.text_query:
+        return _run_text_query(args)
     device = pick_device(args.device)
     json_file, queries = (path and path.expanduser() for path in (args.json, args.save_queries))
     if json_file:
@@ -132,6 +137,32 @@ def _comparison(reports: Sequence[tuple[str, Any]]) -> tuple[str, list[dict[str,
     columns = ["model", "captions", *METRICS, f"mAP less {first[0]}'s"]
     note = "differences over the same queries, with 95 % intervals over identities" if differences else ""
     return Table("", columns, rows, note).text(), differences
+
+
+def _run_text_query(args: argparse.Namespace) -> int:
+    """Captions as queries, beside chance."""
+    from nextreid._files import check_out_file, write_json
+    from nextreid.engine import evaluate_text_query
+
+    given = {"--cross": args.cross, "--missing": args.missing, "--rerank": args.rerank, "--no-text": args.no_text}
+    given |= {"--save-queries": args.save_queries, "a second checkpoint": args.checkpoint[1:]}
+    if wrong := [name for name, value in given.items() if value]:
+        raise ValueError(f"--text-query ranks images for words, of one model: leave {wrong[0]} out")
+    device, json_file = pick_device(args.device), args.json and args.json.expanduser()
+    if json_file:
+        check_out_file(json_file)
+    dataset, model = dataset_of(args), load_model(args.checkpoint[0])
+    open_text_cache(model, args.text_cache)
+    settings = {"protocol": args.protocol, "on_error": args.on_error, "allow_leak": args.allow_leak}
+    report = evaluate_text_query(model, dataset, **settings, options=embed_options(args, device))
+    row = report.to_dict()
+    if args.bootstrap and report.result.num_valid:
+        row["bootstrap"] = {"mAP": report.result.bootstrap("mAP", samples=args.bootstrap).to_dict()}
+    print(f"{report.modality} captions to images: {_line({**row, 'text': True})}")
+    print(f"a random order: {'  '.join(f'{name} {percent(value)}' for name, value in report.chance.items())}")
+    if json_file:
+        write_json(json_file, {"checkpoint": args.checkpoint[0], "dataset": dataset.name, "results": [row]})
+    return int("hint" in row)
 
 
 def _reports(args: argparse.Namespace, model: Any, dataset: Any, matrix: bool, device: str) -> list[list[Any]]:

@@ -69,6 +69,7 @@ def add(command: Any) -> None:
     search.add_argument("--top", type=int, default=10, metavar="K", help="answers (default: %(default)s)")
     search.add_argument("--out", type=Path, metavar="FILE", help="draw the answers as a picture: .png, .pdf, ...")
     search.add_argument("--json", type=Path, metavar="FILE", help="write the answers here")
+    search.add_argument("--match", action="store_true", help="say who --image shows, after 'nextreid calibrate'")
     search.add_argument("--exact", action="store_true", help="compare all vectors, however many there are")
     list_argument(search, "--window", "MODALITY=LOW,HIGH", "for images of 16 bits, see 'nextreid extract --help'")
     search.add_argument("--model", help="where the gallery's model is now, if not where it was")
@@ -156,6 +157,8 @@ def run_search(args: argparse.Namespace) -> None:
     where, images = _where(args.where), _images(args.image)
     if not (where or images or args.text):
         raise ValueError("say what to search for: --image MODALITY=FILE, --text WORDS, or --where NAME=VALUE")
+    if args.match and not images:
+        raise ValueError("--match says who an image shows: give --image MODALITY=FILE")
     if images and args.text:
         raise ValueError("search by --image or by --text, one at a time; --where goes with both")
     out = args.out and check_image_path(args.out)
@@ -169,6 +172,8 @@ def run_search(args: argparse.Namespace) -> None:
     with gallery:
         exact = True if args.exact else None
         query = _windowed(images, args.window, gallery.modalities) or None
+        if args.match and query:
+            print(gallery.match(query, where=where))
         hits = gallery.search(query, args.top, text=args.text, where=where, exact=exact)
         if args.json:
             rows = [{**hit.entry.to_dict(), **({} if hit.score is None else {"score": hit.score})} for hit in hits]

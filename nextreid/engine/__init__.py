@@ -12,6 +12,7 @@ from .feature_extractor import FeatureExtractor
 from .gallery import Added, GalleryEncoder, add_extraction, add_samples, create_gallery, open_gallery
 from .recipe import RECIPES, Recipe, get_recipe
 from .seeds import SeedsReport, train_seeds
+from .text_query import TextQueryReport, evaluate_text_query
 from .trainer import train
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "GalleryEncoder",
     "Recipe",
     "SeedsReport",
+    "TextQueryReport",
     "TrainReport",
     "calibrate",
     "add_extraction",
@@ -35,6 +37,7 @@ __all__ = [
     "embed_samples",
     "evaluate",
     "evaluate_conditions",
+    "evaluate_text_query",
     "export",
     "extract",
     "get_recipe",

@@ -4,7 +4,7 @@ from .calibration import Calibration
 from .distance import PreparedGallery, distances
 from .gallery import Gallery
 from .gallery_entry import Entry
-from .gallery_reader import Hit
+from .gallery_match import Hit, Match
 from .metrics import rank, rank_distances, top_k
 from .protocol import Identities, Protocol, get_protocol, list_protocols
 from .rerank import Rerank
@@ -21,6 +21,7 @@ __all__ = [
     "Hit",
     "Identities",
     "Interval",
+    "Match",
     "PreparedGallery",
     "Protocol",
     "Rerank",

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -11,24 +11,15 @@ from torch import Tensor
 from nextreid._files import user_path
 from nextreid._names import show, unknown
 
+from .calibration import Calibration
 from .distance import Embeddings, as_float32, check_finite, check_matrix
 from .gallery_entry import Entry, Where, as_label
+from .gallery_match import Hit, find_calibration, match_hits
 from .gallery_search import Found, GallerySearch
 from .gallery_store import GalleryStore
 
+_MATCHED = 200  # nearest entries of a query that are looked at
 _AT_ONCE = 4096  # vectors that are copied or checked at once
-
-
-class Hit(NamedTuple):
-    """One answer of a search.
-
-    Attributes:
-        entry: What was found.
-        score: Cosine of its vector and the query's; None where entries were not ranked.
-    """
-
-    entry: Entry
-    score: float | None
 
 
 class Encoder(Protocol):
@@ -141,20 +132,78 @@ class GalleryReader:
             return self._search_words(text, int(k), where)
         if query is None:
             return [Hit(entry, None) for _, entry in zip(range(k), self.entries(where), strict=False)]
+        rows, shown, single = self._encoded(query, modalities)
+        hits, _ = self._nearest(rows, shown, int(k), where, exact)
+        return hits[0] if single else hits
+
+    def match(
+        self,
+        query: Query,
+        *,
+        least: float = 0.5,
+        enrolled: float = 0.5,
+        false_match_rate: float | None = None,
+        where: Where | None = None,
+        modalities: Sequence[str] | None = None,
+        calibration: Calibration | None = None,
+    ) -> Any:
+        """Say who a query shows, with a probability, or that it is unknown.
+
+        The probability is that of `Calibration.identify`: that the query shows this identity, and neither another one
+        of the gallery nor nobody of it.
+
+        Args:
+            query: As for `search`.
+            least: Probability below which the answer is unknown.
+            enrolled: Probability, before looking, that the query's identity is in the gallery.
+            false_match_rate: Whose threshold the score must reach as well; one that was calibrated.
+            where: As for `search`; only identities with such entries count.
+            modalities: As for `search`.
+            calibration: What scores mean; None: the ``calibration.json`` of the gallery's folder, or of its model's.
+
+        Returns:
+            A `Match`; a list of them for several queries. Scores outside the calibrated range are a logged warning.
+
+        Raises:
+            FileNotFoundError: There is no calibration.
+            KeyError: What query and entries show was not calibrated.
+            ValueError: As `search`, or the calibration is of another model.
+        """
+        calibration = calibration or find_calibration(self.folder, self.about)
+        rows, shown, single = self._encoded(query, modalities)
+        hits, theirs = self._nearest(rows, shown, _MATCHED, where, None)
+        entries = tuple(name for name in self.modalities if name in theirs)
+        with self._store.reading():
+            number = self._search.identities(where)
+        found = []
+        for of_query, row in zip(shown, hits, strict=True):
+            calibration.drift([hit.score for hit in row[:1]], of_query, entries)
+            complete = len(row) < _MATCHED
+            sets = (of_query, entries)
+            found.append(match_hits(row, calibration, sets, number, complete, enrolled, least, false_match_rate))
+        return found[0] if single else found
+
+    def _encoded(self, query: Query, modalities: Sequence[str] | None) -> tuple[Tensor, list[tuple[str, ...]], bool]:
+        """Return queries ``(Q, width)``, what each shows, and whether it is one alone."""
         if isinstance(query, np.ndarray | Tensor):
-            vectors, shown = query, [self._names(modalities)] * (1 if query.ndim == 1 else len(query))
+            vectors: Embeddings = query
+            shown = [self._names(modalities)] * (1 if query.ndim == 1 else len(query))
         else:
             vectors, shown = self._need_encoder("an image").encode(query)
-        rows = self._queries(vectors, self.width)
+        return self._queries(vectors, self.width), shown, vectors.ndim == 1
+
+    def _nearest(
+        self, rows: Tensor, shown: Sequence[tuple[str, ...]], k: int, where: Where | None, exact: bool | None
+    ) -> tuple[list[list[Hit]], frozenset[str]]:
         theirs = self._search.shown(where)
         hits: list[list[Hit]] = [[]] * len(rows)
         for names in dict.fromkeys(shown):
             chosen = [i for i, of_query in enumerate(shown) if of_query == names]
             average = None if set(names) == theirs else self._averaging(names, theirs)
-            found = self._search.nearest(rows[chosen], int(k), where, average=average, exact=exact)
+            found = self._search.nearest(rows[chosen], k, where, average=average, exact=exact)
             for i, row in zip(chosen, _hits(found), strict=True):
                 hits[i] = row
-        return hits[0] if vectors.ndim == 1 else hits
+        return hits, theirs
 
     def _search_words(self, text: str | Sequence[str], k: int, where: Where | None) -> Any:
         if not self.about["words"]:

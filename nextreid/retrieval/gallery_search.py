@@ -109,6 +109,11 @@ class GallerySearch:
         if not found and where:
             self._check_names(where)
 
+    def identities(self, where: Where | None) -> int:
+        """Return how many identities the entries have that fit conditions, inside a reading."""
+        sql, values = condition(where)
+        return next(self._store.query(f"SELECT COUNT(DISTINCT identity) FROM entries WHERE {sql}", values))[0]
+
     def gather(self, state: State, places: np.ndarray, check: bool = True) -> np.ndarray:
         """Return vectors ``(n, W)`` float16; ValueError that names the first that is damaged."""
         segments = self._store.segments(state)
