@@ -60,13 +60,10 @@ class SelectedFusion(nn.Module):
         self.blocks = nn.ModuleList(block() for _ in range(num_modalities))
         self.joint = block()
         self.norm = nn.LayerNorm(dim)
-        self.reduce = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(num_modalities))
+        self.reduce = nn.ModuleList(_reduction(dim) for _ in range(num_modalities))
         for module in (*self.blocks.modules(), *self.joint.modules()):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-        for linear in self.reduce:
-            nn.init.kaiming_normal_(linear.weight, mode="fan_out")
-            nn.init.zeros_(linear.bias)
 
     def forward(
         self, cls: Tensor, tokens: Tensor, mask: Tensor, present: Tensor | None = None, limit: int | None = None
@@ -104,6 +101,13 @@ class SelectedFusion(nn.Module):
         if present is None:
             return parts
         return FusedTokens(*(part.masked_fill(~present[..., None], 0) for part in parts))
+
+
+def _reduction(dim: int) -> nn.Linear:
+    linear = nn.Linear(2 * dim, dim)
+    nn.init.kaiming_normal_(linear.weight, mode="fan_out")
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def _keys(keys: Tensor) -> Tensor:
