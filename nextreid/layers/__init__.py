@@ -14,12 +14,14 @@ from .next_head import NEXTHead
 from .reconstruction import ComplementaryReconstruction
 from .router import Router
 from .sampling import straight_through_mask, topk_threshold
+from .selected_fusion import FusedTokens, SelectedFusion
 from .semantic_experts import SampledTokens, SemanticSamplingExpert, SemanticSamplingExperts
 from .state_space import SS2D, MambaAggregation, SelectiveStateSpace
 from .structure_experts import StructureExpert, StructureExperts, StructureTokens
 from .text_modulation import TextModulation
 from .token_permutation import TokenPermutation
 from .token_reduction import TokenReduction
+from .token_selection import SelectedTokens, TokenSelection
 
 __all__ = [
     "MMFA",
@@ -36,11 +38,14 @@ __all__ = [
     "ExpertTokens",
     "Experts",
     "GatedFeatures",
+    "FusedTokens",
     "HierarchicalDecoupling",
     "MambaAggregation",
     "Router",
     "SampledTokens",
     "SelectiveStateSpace",
+    "SelectedFusion",
+    "SelectedTokens",
     "SemanticSamplingExpert",
     "SemanticSamplingExperts",
     "StackedBatchNorm",
@@ -50,6 +55,7 @@ __all__ = [
     "TextModulation",
     "TokenPermutation",
     "TokenReduction",
+    "TokenSelection",
     "TokenSets",
     "create_layer",
     "list_layers",

@@ -73,6 +73,7 @@ class ReIDModel(nn.Module):
             one is a part of that name in what `forward_features` gives.
         modality_width: Width D of each modality's part where the embedding is ``(..., M, D)`` flattened, else None.
         uses_text: Whether captions change the embedding.
+        neck_bias: Whether the necks learn a shift.
         loss_parts: Names of the parts that `identity_losses` and `after_step` read.
         of_identities: Names of the modules that belong to the training identities: `reset_classifier` makes them again,
             a model with other identities leaves a checkpoint's behind, and only `identity_losses` may use their
@@ -97,6 +98,7 @@ class ReIDModel(nn.Module):
     modalities: tuple[str, ...]
     uses_text: bool = False
     loaded_weights: str | None = None
+    neck_bias: bool = False
     loss_parts: tuple[str, ...] = ()
     of_identities: tuple[str, ...] = ("necks",)
 
@@ -292,7 +294,7 @@ class ReIDModel(nn.Module):
         self.num_classes = num_classes
         reference = next(self.parameters())
         widths = dict(zip(self.neck_of, self.head_widths, strict=True))
-        necks = nn.ModuleList(BNNeck(widths[i], num_classes) for i in range(len(widths)) if num_classes)
+        necks = nn.ModuleList(BNNeck(widths[i], num_classes, self.neck_bias) for i in range(len(widths)) if num_classes)
         self.necks = necks.to(device=reference.device, dtype=reference.dtype).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -1,6 +1,7 @@
 """Towers: pixels and captions to tokens."""
 
 from .adapters import SideAdapter, freeze_but, run_block
+from .attention_maps import run_blocks_with_maps
 from .clip_weights import load_clip_weights, load_pretrained_clip
 from .image import ImageTower, ImageTowers
 from .known import KNOWN_TOWERS, KnownTower
@@ -25,5 +26,6 @@ __all__ = [
     "load_timm_weights",
     "pack_sentences",
     "run_block",
+    "run_blocks_with_maps",
     "timm_normalisation",
 ]

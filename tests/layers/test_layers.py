@@ -178,7 +178,7 @@ def test_registered_layers_build_by_name():
     assert set(list_layers()) >= {"MMFA", "SemanticSamplingExpert", "StructureExpert", "TextModulation"}
     assert list_layers("Structure*") == ["StructureExpert", "StructureExperts"]
     for name in list_layers():
-        kwargs = {"TextModulation": {}, "ClassPrompts": {"num_classes": 2}}.get(name, {"dim": 48})
+        kwargs = {"TextModulation": {}, "TokenSelection": {}, "ClassPrompts": {"num_classes": 2}}.get(name, {"dim": 48})
         assert type(create_layer(name, **kwargs)).__name__ == name
     with pytest.raises(KeyError, match=r"[Dd]id you mean 'MMFA'"):
         create_layer("MMFa", dim=D)

@@ -101,7 +101,7 @@ def test_every_parameter_learns_and_the_text_tower_is_frozen(name):
     (logits + out.embedding.square().sum() + sum(out.losses.values()) + sum(own.values())).backward()
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     adapted = ("image_tower.",) if "adapters" in model.param_groups() else ()
-    assert all(n.startswith(("text_tower.", "necks.", *adapted)) for n in frozen)
+    assert all(n.startswith(("text_tower.", *adapted, *(f"{part}." for part in model.of_identities))) for n in frozen)
     assert all(n.endswith(".norm.bias") for n in frozen if n.startswith("necks."))
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.abs().sum() > 0] == []
