@@ -1,6 +1,6 @@
 """The zoo: names in, modules out."""
 
-from . import baseline, demo, icpl, idea, mambapro, next, topreid, unicat  # noqa: F401  (each registers its models)
+from . import baseline, demo, htt, icpl, idea, mambapro, next, topreid, unicat  # noqa: F401  (each registers its models)
 from ._adapter import AdaptedModel, adapt, as_reid_model
 from ._authors import (
     Authors,
@@ -32,6 +32,7 @@ from ._registry import (
 )
 from .baseline import Baseline
 from .demo import DeMo
+from .htt import HTT
 from .icpl import ICPL
 from .idea import IDEA
 from .mambapro import MambaPro
@@ -41,6 +42,7 @@ from .unicat import UniCat
 
 __all__ = [
     "IDEA",
+    "HTT",
     "ICPL",
     "NEXT",
     "AdaptedModel",
