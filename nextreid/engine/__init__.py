@@ -1,6 +1,7 @@
 """Train, evaluate, extract, export."""
 
 from .ablations import Condition, with_caption_quality
+from .adaptation import ADAPTATIONS, Adaptation, adapt_at_test, get_adaptation
 from .calibrating import calibrate
 from .checkpoint import TrainReport
 from .distributed import is_main, process_group
@@ -15,7 +16,9 @@ from .seeds import SeedsReport, train_seeds
 from .trainer import train
 
 __all__ = [
+    "ADAPTATIONS",
     "RECIPES",
+    "Adaptation",
     "Added",
     "Condition",
     "EmbedOptions",
@@ -27,6 +30,7 @@ __all__ = [
     "Recipe",
     "SeedsReport",
     "TrainReport",
+    "adapt_at_test",
     "calibrate",
     "add_extraction",
     "add_samples",
@@ -37,6 +41,7 @@ __all__ = [
     "evaluate_conditions",
     "export",
     "extract",
+    "get_adaptation",
     "get_recipe",
     "is_main",
     "load_embeddings",
