@@ -15,6 +15,7 @@ from .arguments import (
     load_model,
     metrics_line,
     open_text_cache,
+    pairs,
     percent,
     pick_device,
     policy_arguments,
@@ -48,6 +49,12 @@ def add(command: Any) -> None:
     evaluation.add_argument("--no-text", action="store_true", help="only without captions")
     evaluation.add_argument(
         "--text-query", action="store_true", help="search with the queries' captions instead of their images"
+        "--adapt",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="first train a copy of the model on the unlabelled images of query and gallery: htt or proxyttt, then "
+        "NAME=VALUE settings such as epochs=2 lr=1e-4; the result's protocol says so, the checkpoint stays",
     )
     evaluation.add_argument("--rerank", action="store_true", help="rank by k-reciprocal neighbours")
     evaluation.add_argument(
@@ -78,6 +85,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--cross, --missing all and --save-queries are of one model: name one checkpoint")
     if args.text_query:
         return _run_text_query(args)
+    if args.adapt and (matrix or ">" in (args.protocol or "")):
+        raise ValueError(
+            "--adapt is for one set of modalities, of query and gallery both: leave out --cross, --missing "
+            "all, or the modalities of --protocol"
+        )
     device = pick_device(args.device)
     json_file, queries = (path and path.expanduser() for path in (args.json, args.save_queries))
     if json_file:
@@ -91,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         for name, checkpoint in zip(names, args.checkpoint, strict=True):
             model = load_model(checkpoint)
             open_text_cache(model, args.text_cache)
+            model = _adapted(args, model, dataset, device) if args.adapt else model
             reports = _reports(args, model, dataset, matrix, device)
             if not is_main():
                 continue
@@ -117,6 +130,18 @@ def run(args: argparse.Namespace) -> int:
         if json_file:
             write_json(json_file, written)
     return int(any("hint" in row for each in results for row in each["results"]))
+
+
+def _adapted(args: argparse.Namespace, model: Any, dataset: Any, device: str) -> Any:
+    """A copy of the model that was trained on at test."""
+    from nextreid.engine import adapt_at_test, get_adaptation
+    from nextreid.engine.ablations import hide_modalities
+    from nextreid.engine.evaluation import checked
+
+    adaptation = get_adaptation(args.adapt[0], **pairs(args.adapt[1:], "--adapt"))
+    condition = hide_modalities(dataset.modalities, args.missing, not args.no_text)
+    dataset = checked(model, dataset, args.on_error, args.allow_leak)
+    return adapt_at_test(model, dataset, adaptation, condition, embed_options(args, device))
 
 
 def _comparison(reports: Sequence[tuple[str, Any]]) -> tuple[str, list[dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """Train, evaluate, extract, export."""
 
 from .ablations import Condition, with_caption_quality
+from .adaptation import ADAPTATIONS, Adaptation, adapt_at_test, get_adaptation
 from .calibrating import calibrate
 from .checkpoint import TrainReport
 from .distributed import is_main, process_group
@@ -16,7 +17,9 @@ from .text_query import TextQueryReport, evaluate_text_query
 from .trainer import train
 
 __all__ = [
+    "ADAPTATIONS",
     "RECIPES",
+    "Adaptation",
     "Added",
     "Condition",
     "EmbedOptions",
@@ -29,6 +32,7 @@ __all__ = [
     "SeedsReport",
     "TextQueryReport",
     "TrainReport",
+    "adapt_at_test",
     "calibrate",
     "add_extraction",
     "add_samples",
@@ -40,6 +44,7 @@ __all__ = [
     "evaluate_text_query",
     "export",
     "extract",
+    "get_adaptation",
     "get_recipe",
     "is_main",
     "load_embeddings",

@@ -147,7 +147,7 @@ def embed_batch(
 
     Cameras beyond those that the model has learned are unknown to it. ValueError if an embedding is not finite.
     """
-    encoded = model.encode_images(batch.images, batch.present, _known_cameras(model, batch.camid))
+    encoded = model.encode_images(batch.images, batch.present, known_cameras(model, batch.camid))
     vectors = []
     for condition in conditions:
         shows = condition.shows(model.modalities)
@@ -166,7 +166,7 @@ def embed_batch(
     return vectors
 
 
-def _known_cameras(model: ReIDModel, camid: Tensor) -> Tensor:
+def known_cameras(model: ReIDModel, camid: Tensor) -> Tensor:
     """The cameras ``(B,)``, -1 for those that the model has no embedding of."""
     count = getattr(getattr(model, "image_tower", None), "num_cameras", 0)
     if not count or not (beyond := camid >= count).any():

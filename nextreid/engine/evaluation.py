@@ -169,7 +169,7 @@ def modality_matrix(
         ValueError: As `evaluate`, or the protocol fixes already which modalities are shown.
     """
     model = as_reid_model(model)
-    rule = get_protocol(protocol or dataset.protocol)
+    rule = _protocol_of(model, dataset, protocol)
     if rule.query_modalities is not None or rule.gallery_modalities is not None:
         raise ValueError(
             f"protocol {rule.name!r} fixes the modalities of query and gallery; a matrix of all subsets takes one "
@@ -201,13 +201,19 @@ def measure(
     rerank: Rerank | None = None,
 ) -> list[EvaluationReport]:
     """Do what `evaluate_conditions` does without a look at where weights and data come from; for training's own use."""
-    rule = get_protocol(protocol or dataset.protocol)
+    rule = _protocol_of(model, dataset, protocol)
     check_modalities(model, dataset)
     cells = [
         _Cell(rule, of_query_and_gallery(rule, dataset.modalities, condition), condition.hidden(dataset.modalities))
         for condition in conditions
     ]
     return _measure_cells(model, dataset, cells, rerank, options)
+
+
+def _protocol_of(model: ReIDModel, dataset: ReIDDataset, protocol: str | Protocol | None) -> Protocol:
+    """The protocol; its name says so where the model has seen the images that it is evaluated on."""
+    rule = get_protocol(protocol or dataset.protocol)
+    return replace(rule, name=f"{rule.name}, {model.adapted}") if model.adapted else rule
 
 
 def check_modalities(model: ReIDModel, dataset: ReIDDataset) -> None:

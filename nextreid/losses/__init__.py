@@ -2,6 +2,7 @@
 
 from .criterion import Criterion
 from .identity import identity_loss
+from .margins import identity_margin, modality_margin
 from .modalities import center_margin, score_coherence
 from .prototypes import (
     center_loss,
@@ -20,6 +21,8 @@ __all__ = [
     "center_margin",
     "class_means",
     "identity_loss",
+    "identity_margin",
+    "modality_margin",
     "pairwise_contrast",
     "prototype_loss",
     "score_coherence",

@@ -1,6 +1,6 @@
 """The zoo: names in, modules out."""
 
-from . import baseline, demo, editor, icpl, idea, mambapro, next, topreid, unicat  # noqa: F401  (each registers its models)
+from . import baseline, demo, editor, htt, icpl, idea, mambapro, next, topreid, unicat  # noqa: F401  (each registers its models)
 from ._adapter import AdaptedModel, adapt, as_reid_model
 from ._authors import (
     Authors,
@@ -33,6 +33,7 @@ from ._registry import (
 from .baseline import Baseline
 from .demo import DeMo
 from .editor import EDITOR
+from .htt import HTT
 from .icpl import ICPL
 from .idea import IDEA
 from .mambapro import MambaPro
@@ -42,6 +43,7 @@ from .unicat import UniCat
 
 __all__ = [
     "IDEA",
+    "HTT",
     "ICPL",
     "EDITOR",
     "NEXT",

@@ -80,6 +80,8 @@ class ReIDModel(nn.Module):
             parameters.
         text_tower: The frozen text tower, or None.
         loaded_weights: Where the weights were loaded from last, in words; None as long as none were.
+        adapted: How the weights were trained on at test, in words, which the protocol of an evaluation then names; None
+            for weights that know training images alone.
 
     Raises:
         ValueError: If no modality is given or one is named twice.
@@ -99,6 +101,7 @@ class ReIDModel(nn.Module):
     uses_text: bool = False
     loaded_weights: str | None = None
     neck_bias: bool = False
+    adapted: str | None = None
     loss_parts: tuple[str, ...] = ()
     of_identities: tuple[str, ...] = ("necks",)
 
