@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from nextreid._files import write_whole
-from nextreid.models import list_models, model_entrypoint
+from nextreid.models import is_model, list_models, model_entrypoint
 
 from .rows import load_published
 
@@ -28,7 +28,7 @@ class Method:
         code: Repository of its authors, or in words why there is none.
         license: Of the repository, ``"none"`` where it says nothing.
         weights: Released ones: datasets, ``"link"`` where a page names a download, or ``"none"``.
-        here: Beginning of its names in the zoo; empty where it is not there.
+        here: Beginning of its names in the zoo, or one whole name; empty where it is not there.
         why: Why it is not there; empty where it is.
         note: What else a reader must know.
         venue: Where it was published; for methods of NEXT's tables as the tables say.
@@ -105,7 +105,8 @@ def _methods() -> str:
         cells = [method.method, method.venue, method.track, method.tower]
         cells += [f"{pair[0]} / {pair[1]}" if pair else "–" for pair in figures]
         terms = f"{method.code}, {method.license}" if method.code != "none" else "none"
-        here = f"`{method.here}_*`" if method.here else f"no: {method.why}"
+        named = method.here if is_model(method.here) else f"{method.here}_*"
+        here = f"`{named}`" if method.here else f"no: {method.why}"
         cells += [method.source, terms, here + (f"; {method.note}" if method.note else "")]
         lines.append(cells)
     return "<!-- figures: published -->\n" + _table(columns, lines)
