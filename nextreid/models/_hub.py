@@ -117,7 +117,11 @@ def load_config(folder: str | Path) -> dict[str, Any]:
         hint = f": {folder} is the folder of a run, take {' or '.join(f'{folder}/{name}' for name in inside)}"
         raise FileNotFoundError(
             f"{folder} is no checkpoint folder"
-            + (hint if inside else f": it needs {CONFIG} and {WEIGHTS}, {CONFIG} is missing")
+            + (
+                hint
+                if inside
+                else f": it needs {CONFIG} and {WEIGHTS}, {CONFIG} is missing; training writes one as RUN/last"
+            )
         )
     reject_altered(path)
     config = read_json(path, limit=_LIMITS[CONFIG])
