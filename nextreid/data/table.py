@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._names import clip, first_few
+from .image import ENDINGS
 
 _SEPARATORS = ",;\t"
 _BOMS = {
@@ -58,6 +59,8 @@ def read_table(path: Path, encoding: str | None = None) -> Table:
 
 
 def _decode(path: Path, encoding: str | None) -> str:
+    if path.suffix[1:].lower() in ENDINGS:
+        raise ValueError(f"{path} is an image: name the folder above rgb, nir and tir, or a table of images")
     data = path.read_bytes()
     try:
         text = data.decode(encoding or "utf-8-sig").removeprefix("\ufeff")

@@ -214,7 +214,7 @@ def _verdict(won: Comparison, identities: int) -> str:
     )
     facts += f" of draws of the {identities} identities, p = {won.p_value:.3f})"
     if won.p_value > 0.05:
-        return f"No winner: {ahead} is ahead of {behind} by {facts}, which other persons could turn round."
+        return f"No winner: {ahead} is ahead of {behind} by {facts}; other persons could reverse that."
     return f"{ahead} wins over {behind} by {facts}; another training, if only on more threads, may say otherwise."
 
 

@@ -115,10 +115,9 @@ def load_config(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         inside = [name for name in ("last", "best") if (path.parent / name / CONFIG).is_file()]
         hint = f": {folder} is the folder of a run, take {' or '.join(f'{folder}/{name}' for name in inside)}"
-        raise FileNotFoundError(
-            f"{folder} is no checkpoint folder"
-            + (hint if inside else f": it needs {CONFIG} and {WEIGHTS}, {CONFIG} is missing")
-        )
+        if not inside:
+            hint = f": it needs {CONFIG} and {WEIGHTS}; training writes one, RUN/last"
+        raise FileNotFoundError(f"{folder} is no checkpoint folder{hint}")
     reject_altered(path)
     config = read_json(path, limit=_LIMITS[CONFIG])
     check_config(config, str(path))

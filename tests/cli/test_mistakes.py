@@ -58,6 +58,9 @@ MISTAKES = [
     ([*TRAIN, "--out", "r", "--epochs", "0"], "--set epochs=50"),
     ([*TRAIN, "--out", "r", "--model", "next_tinny"], "Did you mean 'next_tiny'"),
     (["extract", "next_tinny", "images", "--out", "v"], "did you mean next_tiny"),
+    (["extract", "next_tiny", "images/rgb/a.png", "--out", "v"], "is an image: name the folder above rgb, nir and tir"),
+    (["data", "check", "images/rgb/a.png"], "is an image: name the folder above rgb, nir and tir"),
+    (["extract", "images", "images", "--out", "v"], "training writes one, RUN/last"),
     (["export", "next_tinny", "--out", "m.onnx"], "did you mean next_tiny"),
     (["models", "next_tinny"], "did you mean next_tiny"),
     ([*TRAIN, "--out", "r", "--dataset", "synthetic-person"], "Did you mean 'synthetic-persons'?"),
@@ -97,7 +100,7 @@ MISTAKES = [
     (["eval", "run", *TRAIN[1:3], *SIX], "run is the folder of a run, take run/last or run/best"),
     (["export", "run", "--out", "m.onnx"], "take run/last or run/best"),
     (["models", "verify", "run"], "take run/last or run/best"),
-    (["extract", "empty", "images", "--out", "v"], "config.json is missing"),
+    (["extract", "empty", "images", "--out", "v"], "it needs config.json and model.safetensors"),
     (["extract", "own.csv", "images", "--out", "v"], "own.csv is a file; a checkpoint is a folder"),
     # places to write
     ([*TRAIN, "--out", "images"], "images holds other things (nir, rgb, tir)"),

@@ -54,7 +54,7 @@ def test_a_saved_folder_proves_itself(name, changes, tmp_path):
     assert torch.equal(torch.random.get_rng_state(), state) and model.training
     assert sorted(p.name for p in tmp_path.rglob("*")) == sorted([*FILES, "m"])
     found = nextreid.verify_checkpoint(f"local-dir:{folder}")
-    computed = ["golden input", "golden embedding", *(["golden caption"] if model.text_tower else [])]
+    computed = ["golden input", "golden embedding", *(["golden caption"] if model.uses_text else [])]
     assert [f.name for f in found] == ["config.json", "model.safetensors", "golden.safetensors", *computed]
     assert all(f.ok for f in found)
 
