@@ -172,7 +172,7 @@ def _run_text_query(args: argparse.Namespace) -> int:
     from nextreid.engine import evaluate_text_query
 
     given = {"--cross": args.cross, "--missing": args.missing, "--rerank": args.rerank, "--no-text": args.no_text}
-    given |= {"--save-queries": args.save_queries, "a second checkpoint": args.checkpoint[1:]}
+    given |= {"--save-queries": args.save_queries, "--adapt": args.adapt, "a second checkpoint": args.checkpoint[1:]}
     if wrong := [name for name, value in given.items() if value]:
         raise ValueError(f"--text-query ranks images for words, of one model: leave {wrong[0]} out")
     device, json_file = pick_device(args.device), args.json and args.json.expanduser()

@@ -34,7 +34,7 @@ def add(command: Any) -> None:
     group = command.group("gallery", "Keep a gallery of embeddings in a folder, and search it.", epilog=_EXAMPLES)
 
     create = group("create", run_create, "Make an empty gallery for the embeddings of a model.")
-    create.add_argument("folder", type=Path, help="folder to make, new or empty")
+    create.add_argument("folder", help="folder to make, new or empty, or lancedb:URI")
     create.add_argument("checkpoint", help="checkpoint folder, such as runs/x/last, or a model with weights")
     create.add_argument("--embedding", help="which of the model's vectors (default: the one that it is scored by)")
     create.add_argument("--text", action="store_true", help="read the captions of images that are added")
@@ -48,7 +48,7 @@ def add(command: Any) -> None:
         epilog="SOURCE is a CSV manifest, a folder of images (see 'nextreid extract --help'), or a folder that\n"
         "'nextreid extract' wrote. Stopped half-way, the same command with --known skip continues.",
     )
-    adding.add_argument("folder", type=Path, help="folder of the gallery")
+    adding.add_argument("folder", help="folder of the gallery")
     adding.add_argument("source", type=Path, help="folder or manifest, see below")
     adding.add_argument(
         "--known", choices=("raise", "skip", "replace"), default="raise", help="keys that are there already: stop, ..."
@@ -62,7 +62,7 @@ def add(command: Any) -> None:
     run_arguments(adding)
 
     search = group("search", run_search, "Find the nearest entries to images or words, or those that fit conditions.")
-    search.add_argument("folder", type=Path, help="folder of the gallery")
+    search.add_argument("folder", help="folder of the gallery")
     list_argument(search, "--image", "MODALITY=FILE", "images of one object, such as rgb=a.png tir=b.png")
     search.add_argument("--text", metavar="WORDS", help="what is to be seen, for a gallery that was made with --words")
     _where_argument(search)
@@ -76,7 +76,7 @@ def add(command: Any) -> None:
     search.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
 
     delete = group("delete", run_delete, "Delete entries; with --compact their bytes are removed at once.")
-    delete.add_argument("folder", type=Path, help="folder of the gallery")
+    delete.add_argument("folder", help="folder of the gallery")
     list_argument(delete, "--key", "KEY", "entries by their keys")
     delete.add_argument("--identity", help="all entries of an identity")
     delete.add_argument("--before", metavar="TIME", help="entries seen before, such as 2026-11-01 or 2026-11-28T21:00")
@@ -84,21 +84,21 @@ def add(command: Any) -> None:
     delete.add_argument("--compact", action="store_true", help="also remove the bytes of what was deleted")
 
     merge = group("merge", run_merge, "Merge two identities, or add all entries of another gallery.")
-    merge.add_argument("folder", type=Path, help="folder of the gallery")
+    merge.add_argument("folder", help="folder of the gallery")
     what = merge.add_mutually_exclusive_group(required=True)
     what.add_argument("--identity", nargs=2, metavar=("OLD", "INTO"), help="entries of OLD become entries of INTO")
-    what.add_argument("--gallery", type=Path, metavar="OTHER", help="folder of the other gallery")
+    what.add_argument("--gallery", metavar="OTHER", help="folder of the other gallery")
     merge.add_argument("--replace", action="store_true", help="replace entries whose keys are in both galleries")
 
     info = group("info", run_info, "Show what a gallery is of and what it holds.")
-    info.add_argument("folder", type=Path, help="folder of the gallery")
+    info.add_argument("folder", help="folder of the gallery")
     info.add_argument("--json", type=Path, metavar="FILE", help="also write it here")
 
     compact = group("compact", run_compact, "Remove the bytes of deleted entries from the disk.")
-    compact.add_argument("folder", type=Path, help="folder of the gallery")
+    compact.add_argument("folder", help="folder of the gallery")
 
     verify = group("verify", run_verify, "Read everything and compare it with its digests; status 1 if it is damaged.")
-    verify.add_argument("folder", type=Path, help="folder of the gallery")
+    verify.add_argument("folder", help="folder of the gallery")
 
 
 def run_create(args: argparse.Namespace) -> None:
@@ -115,12 +115,11 @@ def run_create(args: argparse.Namespace) -> None:
 def run_add(args: argparse.Namespace) -> None:
     """Run ``nextreid gallery add``."""
     from nextreid.data import drop_unreadable
-    from nextreid.engine import GalleryEncoder, add_extraction, add_samples, open_gallery
+    from nextreid.engine import GalleryEncoder, add_extraction, add_samples, load_gallery, open_gallery
     from nextreid.engine.extraction import EMBEDDINGS, read_samples
-    from nextreid.retrieval import Gallery
 
     if (args.source.expanduser() / EMBEDDINGS).is_file():
-        with Gallery(args.folder, write=True) as gallery:
+        with load_gallery(args.folder, write=True) as gallery:
             done = add_extraction(gallery, args.source, known=args.known)
             print(_added(done, len(gallery)))
         return
@@ -150,8 +149,7 @@ def run_add(args: argparse.Namespace) -> None:
 def run_search(args: argparse.Namespace) -> None:
     """Run ``nextreid gallery search``."""
     from nextreid._files import check_out_file, write_json
-    from nextreid.engine import open_gallery
-    from nextreid.retrieval import Gallery
+    from nextreid.engine import load_gallery, open_gallery
     from nextreid.viz import check_image_path, hits_image, save_image
 
     where, images = _where(args.where), _images(args.image)
@@ -168,7 +166,7 @@ def run_search(args: argparse.Namespace) -> None:
         device = pick_device(args.device)
         gallery = open_gallery(args.folder, args.model, device=device)
     else:
-        gallery = Gallery(args.folder)
+        gallery = load_gallery(args.folder)
     with gallery:
         exact = True if args.exact else None
         query = _windowed(images, args.window, gallery.modalities) or None
@@ -188,9 +186,9 @@ def run_search(args: argparse.Namespace) -> None:
 
 def run_delete(args: argparse.Namespace) -> None:
     """Run ``nextreid gallery delete``."""
-    from nextreid.retrieval import Gallery
+    from nextreid.engine import load_gallery
 
-    with Gallery(args.folder, write=True) as gallery:
+    with load_gallery(args.folder, write=True) as gallery:
         count = gallery.delete(
             key=args.key or None, identity=args.identity, before=args.before, where=_where(args.where) or None
         )
@@ -203,26 +201,26 @@ def run_delete(args: argparse.Namespace) -> None:
 
 def run_merge(args: argparse.Namespace) -> None:
     """Run ``nextreid gallery merge``."""
-    from nextreid.retrieval import Gallery
+    from nextreid.engine import load_gallery
 
-    with Gallery(args.folder, write=True) as gallery:
+    with load_gallery(args.folder, write=True) as gallery:
         if args.identity:
             print(
                 f"{gallery.merge_identities(*args.identity)} entries of {args.identity[0]} are {args.identity[1]} now"
             )
         else:
-            with Gallery(args.gallery) as other:
+            with load_gallery(args.gallery) as other:
                 print(f"{gallery.merge(other, replace=args.replace)} entries added, {len(gallery)} in all")
 
 
 def run_info(args: argparse.Namespace) -> None:
     """Run ``nextreid gallery info``."""
     from nextreid._files import check_out_file, write_json
-    from nextreid.retrieval import Gallery
+    from nextreid.engine import load_gallery
 
     if args.json:
         check_out_file(args.json.expanduser())
-    with Gallery(args.folder) as gallery:
+    with load_gallery(args.folder) as gallery:
         facts = gallery.info()
     if args.json:
         write_json(args.json.expanduser(), facts)
@@ -235,22 +233,23 @@ def run_info(args: argparse.Namespace) -> None:
 
 def run_compact(args: argparse.Namespace) -> None:
     """Run ``nextreid gallery compact``."""
-    from nextreid.retrieval import Gallery
+    from nextreid.engine import load_gallery
 
-    with Gallery(args.folder, write=True) as gallery:
+    with load_gallery(args.folder, write=True) as gallery:
         _compact(gallery)
 
 
 def run_verify(args: argparse.Namespace) -> int:
     """Run ``nextreid gallery verify``; 1 means that something is damaged."""
-    from nextreid.retrieval import Gallery
+    from nextreid.engine import load_gallery
 
-    with Gallery(args.folder) as gallery:
+    with load_gallery(args.folder) as gallery:
         damaged = gallery.verify()
         if not damaged:
             facts = gallery.info()
-            dead = facts["deleted_rows_on_disk"]
-            print(f"{facts['entries']} entries are what was added; vectors of deleted entries on the disk: {dead}")
+            dead = facts.get("deleted_rows_on_disk")
+            more = "" if dead is None else f"; vectors of deleted entries on the disk: {dead}"
+            print(f"{facts['entries']} entries are what was added{more}")
     for key in damaged:
         print(f"damaged: {key}")
     return int(bool(damaged))
@@ -260,6 +259,9 @@ def _compact(gallery: Any) -> None:
     before = gallery.info()
     gallery.compact()
     after = gallery.info()
+    if "bytes" not in after:  # an engine's
+        print("deleted entries and earlier versions removed")
+        return
     print(
         f"{before['deleted_rows_on_disk']} deleted vectors removed, {after['deleted_rows_on_disk']} left on the disk; "
         f"{before['bytes']:,} bytes before, {after['bytes']:,} now"

@@ -10,7 +10,7 @@ from .evaluation import EvaluationReport, evaluate, evaluate_conditions, modalit
 from .exporter import ExportReport, export
 from .extraction import Extraction, extract, load_embeddings
 from .feature_extractor import FeatureExtractor
-from .gallery import Added, GalleryEncoder, add_extraction, add_samples, create_gallery, open_gallery
+from .gallery import Added, GalleryEncoder, add_extraction, add_samples, create_gallery, load_gallery, open_gallery
 from .recipe import RECIPES, Recipe, get_recipe
 from .seeds import SeedsReport, train_seeds
 from .text_query import TextQueryReport, evaluate_text_query
@@ -48,6 +48,7 @@ __all__ = [
     "get_recipe",
     "is_main",
     "load_embeddings",
+    "load_gallery",
     "modality_matrix",
     "open_gallery",
     "process_group",

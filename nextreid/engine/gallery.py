@@ -152,7 +152,7 @@ def create_gallery(
     """Make an empty gallery for the vectors of a model and open it for writing.
 
     Args:
-        folder: New or empty.
+        folder: New or empty; or ``lancedb:URI``, see `LanceGallery`.
         model: A name or folder that `create_model` takes, with weights, or a model.
         device: Where to compute.
         embedding: Which of the model's vectors; None for the default.
@@ -170,7 +170,27 @@ def create_gallery(
         ...     add_samples(gallery, samples, label_names=names)  # doctest: +SKIP
     """
     encoder = GalleryEncoder(model, device, embedding=embedding, text=text, words=words)
-    return Gallery.create(folder, encoder=encoder, **encoder.about)
+    kind, place = _kind(folder)
+    about = dict(encoder.about)
+    if kind is not Gallery and encoder.model.modality_width:  # an engine compares what it holds, so it holds the means
+        about["mean"] = encoder.average_modalities(torch.zeros(1, about["width"])).shape[1]
+    return kind.create(place, encoder=encoder, **about)
+
+
+def load_gallery(folder: str | os.PathLike[str], *, write: bool = False) -> Gallery:
+    """Open a gallery without its model: queries are vectors or conditions. See `open_gallery` and `Gallery`."""
+    kind, place = _kind(folder)
+    return kind(place, write=write)
+
+
+def _kind(folder: str | os.PathLike[str]) -> tuple[type[Gallery], str]:
+    """What stands behind a folder's name: ``lancedb:URI`` is a database."""
+    name = os.fspath(folder)
+    if not name.startswith("lancedb:"):
+        return Gallery, name
+    from nextreid.retrieval.gallery_lance import LanceGallery
+
+    return LanceGallery, name.removeprefix("lancedb:")
 
 
 def open_gallery(
@@ -183,7 +203,7 @@ def open_gallery(
     """Open a gallery together with its model, so that images and words can be searched for.
 
     Args:
-        folder: Of the gallery.
+        folder: Of the gallery; or ``lancedb:URI``, see `LanceGallery`.
         model: The model or where it is; None: where it was when the gallery was made.
         write: Whether to change it.
         device: Where to compute.
@@ -196,7 +216,7 @@ def open_gallery(
         >>> gallery = open_gallery("people")  # doctest: +SKIP
         >>> gallery.search({"rgb": "a.png"}, k=3)  # doctest: +SKIP
     """
-    with Gallery(folder) as gallery:
+    with load_gallery(folder) as gallery:
         about = gallery.about
     source = model if model is not None else about.get("checkpoint")
     if source is None:
@@ -204,7 +224,8 @@ def open_gallery(
             f"gallery {folder} does not say where its model {show(about.get('model'))} is: name it (model=)"
         )
     options = {"embedding": about.get("embedding"), "text": about.get("text", False), "words": bool(about["words"])}
-    return Gallery(folder, write=write, encoder=GalleryEncoder(source, device, **options))
+    kind, place = _kind(folder)
+    return kind(place, write=write, encoder=GalleryEncoder(source, device, **options))
 
 
 def add_samples(

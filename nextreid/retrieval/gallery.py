@@ -88,8 +88,12 @@ class Gallery(GalleryReader):
             if not isinstance(number, int) or not low <= number <= 65_536:
                 raise ValueError(f"{name} must be a whole number of {low} to 65,536; got {show(number)}")
         about = {"width": width, "words": words, "modalities": list(names), "model": model, "digest": digest}
-        GalleryStore.create(user_path(folder), {**about, "embedding": embedding, "protocol": protocol, **more})
+        cls._make(folder, {**about, "embedding": embedding, "protocol": protocol, **more})
         return cls(folder, write=True, encoder=encoder)
+
+    @classmethod
+    def _make(cls, folder: str | os.PathLike[str], about: Mapping[str, Any]) -> None:
+        GalleryStore.create(user_path(folder), about)
 
     def add(
         self,
