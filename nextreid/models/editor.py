@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._schema import choice
 from ..layers import SelectedFusion, TokenSelection
 from ..layers.token_selection import attention_rollout, background_loss, count_bright
 from ..losses import center_loss, update_centers
@@ -17,6 +18,8 @@ from ._builder import build_model_with_cfg
 from ._pretrained import PretrainedCfg, generate_default_cfgs
 from ._registry import register_model
 from ._tiny import TINY_IMAGE
+
+CLASSIFIERS = ("joint", "modality")
 
 
 class EDITOR(ReIDModel):
@@ -41,8 +44,8 @@ class EDITOR(ReIDModel):
         modalities: Names of the modalities, in the order of the images' axis M.
         embed_dim: Width D of the tokens; None for the tower's, without a projection.
         num_classes: Training identities; 0 gives embeddings.
-        direct: A second head on the tower's class tokens side by side (persons); False: one for each modality's class
-            token, with one neck for all (vehicles).
+        classifier: What is classified beside the embedding: the tower's class tokens as a ``"joint"`` vector (the
+            authors on RGBNT201), or each ``"modality"``'s, all with one neck, (the authors on vehicles).
         attention_keep: Patches that each head of each modality keeps.
         bright_keep: Windows that the brightness keeps.
         head_dim: Width of a head of the fusion; fewer than D / ``head_dim`` heads are one.
@@ -63,7 +66,7 @@ class EDITOR(ReIDModel):
         modalities: Sequence[str] = ("rgb", "nir", "tir"),
         embed_dim: int | None = None,
         num_classes: int = 0,
-        direct: bool = True,
+        classifier: str = "joint",
         attention_keep: int = 2,
         bright_keep: int = 10,
         head_dim: int = 64,
@@ -73,6 +76,7 @@ class EDITOR(ReIDModel):
         image_tower_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(modalities)
+        self.classifier = choice(*CLASSIFIERS)("classifier", classifier)
         self.image_tower = ImageTowers(
             image_tower,
             img_size,
@@ -87,7 +91,7 @@ class EDITOR(ReIDModel):
         )
         if not self.image_tower.num_prefix_tokens:
             raise ValueError(f"EDITOR needs a class token, and {image_tower!r} has none")
-        self.img_size, self.direct = self.image_tower.img_size, direct
+        self.img_size = self.image_tower.img_size
         self.embed_dim = self.modality_width = self.image_tower.embed_dim
         count = len(self.modalities)
         self.selection = TokenSelection(attention_keep, bright_keep)
@@ -148,7 +152,7 @@ class EDITOR(ReIDModel):
     def pool_heads(self, features: Features) -> tuple[tuple[Tensor, Tensor | None], ...]:
         """The embedding, then the tower's class tokens: side by side, or each modality's."""
         cls, present = features["cls"], features.get("present")
-        if self.direct:
+        if self.classifier == "joint":
             return (self.pool(features), None), (cls.flatten(1), None)
         apart = ((cls[:, m], None if present is None else present[:, m]) for m in range(cls.shape[1]))
         return (self.pool(features), None), *apart
@@ -157,12 +161,12 @@ class EDITOR(ReIDModel):
     def head_widths(self) -> tuple[int, ...]:
         """``M*D`` twice, or once and D for each modality."""
         apart = (self.embed_dim,) * len(self.modalities)
-        return (self.num_features, *((self.num_features,) if self.direct else apart))
+        return (self.num_features, *((self.num_features,) if self.classifier == "joint" else apart))
 
     @property
     def neck_of(self) -> tuple[int, ...]:
         """One neck for each head, or one for the embedding and one for all class tokens."""
-        return (0, 1) if self.direct else (0, *(1 for _ in self.modalities))
+        return (0, 1) if self.classifier == "joint" else (0, *(1 for _ in self.modalities))
 
     def own_losses(self, features: Features) -> dict[str, Tensor]:
         """How far the modalities' backgrounds are from each other."""
@@ -197,8 +201,8 @@ def _block_rules(norm1: str, attention: str, norm2: str, mlp: str, ours: str) ->
     return [Rule(rf"FUSE_block\.{theirs}\.(.*)", rf"fusion.{ours}.{name}.\1") for theirs, name in names.items()]
 
 
-def _authors_rules(direct: bool) -> list[Rule]:
-    head = "AL" if direct else "BACKBONE"
+def _authors_rules(joint: bool) -> list[Rule]:
+    head = "AL" if joint else "BACKBONE"
     return [
         *vit_tower_rules("BACKBONE.base."),
         *(
@@ -228,14 +232,14 @@ def _check_haar(state: State) -> None:
             raise ValueError(f"{key} is no Haar filter")
 
 
-def _authors(model: str, direct: bool) -> Authors:
-    unused = {r"BACKBONE_(HEAD|BN)\..*": "a head that this configuration does not train"} if direct else {}
+def _authors(model: str, joint: bool) -> Authors:
+    unused = {r"BACKBONE_(HEAD|BN)\..*": "a head that this configuration does not train"} if joint else {}
     return Authors(
         title="EDITOR",
         repository="924973292/EDITOR",
         license="MIT",
         model=model,
-        rules=_authors_rules(direct),
+        rules=_authors_rules(joint),
         arguments=_arguments,
         dropped={
             r"BACKBONE\.base\.fc\.(weight|bias)": "ImageNet's classifier, which is never used",
@@ -246,8 +250,8 @@ def _authors(model: str, direct: bool) -> Authors:
     )
 
 
-register_authors("editor", _authors("editor_vit_b16", direct=True))
-register_authors("editor_vehicle", _authors("editor_vit_b16_vehicle", direct=False))
+register_authors("editor", _authors("editor_vit_b16", joint=True))
+register_authors("editor_vehicle", _authors("editor_vit_b16_vehicle", joint=False))
 
 default_cfgs = generate_default_cfgs(
     {
@@ -267,7 +271,7 @@ def editor_vit_b16(pretrained: bool = False, **kwargs: Any) -> EDITOR:
 @register_model
 def editor_vit_b16_vehicle(pretrained: bool = False, **kwargs: Any) -> EDITOR:
     """EDITOR for vehicles at 128x256: a head for each modality's class token, with one neck."""
-    settings = {"direct": False, "img_size": (128, 256), **kwargs}
+    settings = {"classifier": "modality", "img_size": (128, 256), **kwargs}
     return build_model_with_cfg(EDITOR, "editor_vit_b16_vehicle", pretrained, **settings)
 
 

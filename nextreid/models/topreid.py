@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._schema import choice
 from ..layers import ComplementaryReconstruction, TokenPermutation
 from ..towers import ImageTowers
 from ._authors import Authors, Rule, State, neck_rules, register_authors, vit_tower_rules
@@ -15,6 +16,8 @@ from ._builder import build_model_with_cfg
 from ._pretrained import PretrainedCfg, generate_default_cfgs
 from ._registry import register_model
 from ._tiny import TINY_IMAGE
+
+CLASSIFIERS = ("joint", "modality")
 
 
 class TOPReID(ReIDModel):
@@ -36,8 +39,8 @@ class TOPReID(ReIDModel):
         modalities: Names of the modalities, in the order of the images' axis M.
         embed_dim: Width D of the tokens; None for the tower's, without a projection.
         num_classes: Training identities; 0 gives embeddings.
-        direct: A second head on the towers' class tokens side by side (persons); False: one for each modality's class
-            token (vehicles).
+        classifier: What is classified beside the embedding: the towers' class tokens as a ``"joint"`` vector (the
+            authors on RGBNT201), or each ``"modality"``'s (the authors on vehicles).
         head_dim: Width of a head of the attentions; fewer than D / ``head_dim`` heads are one.
         share_image_tower: One tower for all modalities instead of one each.
         num_cameras: Cameras to learn an embedding for, which is added to all tokens; 0 for none.
@@ -52,7 +55,7 @@ class TOPReID(ReIDModel):
         modalities: Sequence[str] = ("rgb", "nir", "tir"),
         embed_dim: int | None = None,
         num_classes: int = 0,
-        direct: bool = True,
+        classifier: str = "joint",
         head_dim: int = 64,
         share_image_tower: bool = False,
         num_cameras: int = 0,
@@ -60,6 +63,7 @@ class TOPReID(ReIDModel):
         image_tower_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(modalities)
+        self.classifier = choice(*CLASSIFIERS)("classifier", classifier)
         self.image_tower = ImageTowers(
             image_tower,
             img_size,
@@ -72,7 +76,7 @@ class TOPReID(ReIDModel):
             camera_scope="all",
             camera_scale=3.0,
         )
-        self.img_size, self.direct = self.image_tower.img_size, direct
+        self.img_size = self.image_tower.img_size
         self.embed_dim, count = self.image_tower.embed_dim, len(self.modalities)
         heads = max(1, self.embed_dim // head_dim)
         self.permutation = TokenPermutation(self.embed_dim, count, heads)
@@ -110,7 +114,7 @@ class TOPReID(ReIDModel):
 
     def pool_heads(self, features: Features) -> tuple[tuple[Tensor, Tensor | None], ...]:
         """The permuted class tokens, then those of the towers: side by side, or each modality's."""
-        if self.direct:
+        if self.classifier == "joint":
             return (features["tpm"], None), (features["vit"], None)
         return (features["tpm"], None), *((part, None) for part in features["cls"].unbind(1))
 
@@ -118,7 +122,7 @@ class TOPReID(ReIDModel):
     def head_widths(self) -> tuple[int, ...]:
         """``M*D`` twice, or once and D for each modality."""
         apart = (self.embed_dim,) * len(self.modalities)
-        return (self.num_features, *((self.num_features,) if self.direct else apart))
+        return (self.num_features, *((self.num_features,) if self.classifier == "joint" else apart))
 
     def own_losses(self, features: Features) -> dict[str, Tensor]:
         """In training, how far the predictions are from the tokens."""
@@ -212,7 +216,7 @@ def topreid_vit_b16(pretrained: bool = False, **kwargs: Any) -> TOPReID:
 @register_model
 def topreid_vit_b16_vehicle(pretrained: bool = False, **kwargs: Any) -> TOPReID:
     """TOP-ReID for vehicles: a head for each tower; 256x128 too, as the authors train it."""
-    return build_model_with_cfg(TOPReID, "topreid_vit_b16_vehicle", pretrained, **{"direct": False, **kwargs})
+    return build_model_with_cfg(TOPReID, "topreid_vit_b16_vehicle", pretrained, **{"classifier": "modality", **kwargs})
 
 
 @register_model

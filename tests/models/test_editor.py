@@ -92,14 +92,14 @@ def test_discarded_patches_and_absent_modalities_have_no_part():
     torch.testing.assert_close(model.pool(again), model.pool(features))
 
 
-@pytest.mark.parametrize("direct", [True, False])
-def test_heads_and_necks(direct):
-    model = small("editor_tiny", num_classes=4, direct=direct).eval()
+@pytest.mark.parametrize("classifier", ["joint", "modality"])
+def test_heads_and_necks(classifier):
+    model = small("editor_tiny", num_classes=4, classifier=classifier).eval()
     out = model(random_images(model))
     assert torch.equal(out.heads[0].feature, out.embedding)
     rest = torch.cat([head.feature for head in out.heads[1:]], 1)
     assert torch.equal(rest, out.features["cls"].flatten(1))
-    assert len(model.necks) == 2 and len(out.heads) == (2 if direct else 4)
+    assert len(model.necks) == 2 and len(out.heads) == (2 if classifier == "joint" else 4)
     assert all(neck.norm.bias.requires_grad for neck in model.necks)
 
 
@@ -127,6 +127,8 @@ def test_centers_follow_the_batches_and_take_no_gradient():
     assert "centers.0" not in model.state_dict()
 
 
-def test_a_tower_without_a_class_token_is_named():
+def test_a_tower_without_a_class_token_and_an_unknown_classifier_are_named():
+    with pytest.raises(ValueError, match="classifier must be one of joint, modality"):
+        small("editor_tiny", classifier="direct")
     with pytest.raises(ValueError, match="EDITOR needs a class token"):
         small("editor_tiny", image_tower="vit_base_patch16_siglip_224", image_tower_args={"depth": 1})
