@@ -157,7 +157,8 @@ class _Embedding(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor, present: Tensor, text: Tensor | None = None) -> Tensor:
-        text = self.no_text if text is None else text
+        if text is None and self.no_text is not None:
+            text = self.no_text.expand(images.shape[0], *self.no_text.shape[1:])
         embedding = self.model.pool(self.model.forward_features(images, text, present))
         return F.normalize(embedding, dim=1) if self.normalize else embedding
 

@@ -187,7 +187,7 @@ class IDEA(ReIDModel):
         encoded = {"stem": self.image_tower.stem(images, present, camid)}
         if self.missing == "zeros":
             encoded["blank"] = self.image_tower.stem(torch.zeros_like(images), None, camid)
-        camera = self.image_tower.cameras(len(images), camid)
+        camera = self.image_tower.cameras(images.shape[0], camid)
         return encoded if camera is None else {**encoded, "camera": camera}
 
     def forward_tokens(self, encoded: Features, text: Tensor | None = None, present: Tensor | None = None) -> Features:
@@ -196,8 +196,7 @@ class IDEA(ReIDModel):
         if self.missing == "zeros" and present is not None:
             stem = torch.where(present[..., None, None], stem, encoded["blank"])
             present = None
-        text = self.no_text() if text is None else text
-        text = text.to(stem.dtype).expand(len(stem), -1, -1)
+        text = (self.no_text().expand(stem.shape[0], -1, -1) if text is None else text).to(stem.dtype)
         inverse = self.inverse(text)
         token = inverse + self.inverse_pos + (encoded["camera"] if "camera" in encoded else 0)
         tokens = torch.cat([stem, towers.norm_pre(token[:, :, None])], dim=2)  # (B, M, P+N+1, W)

@@ -5,6 +5,7 @@ import torch
 from goldens import Golden, silence
 from zoo import CAPTIONS, PRESENT, random_images, small
 
+from nextreid.engine.exporter import _Embedding
 from nextreid.losses import Criterion
 
 
@@ -156,3 +157,11 @@ def test_settings_that_do_not_exist_are_rejected(setting, message):
     with pytest.raises(ValueError, match=message):
         model = small("idea_tiny", **setting)
         model(random_images(model))
+
+
+@torch.no_grad()
+def test_what_is_exported_without_captions_needs_no_text_tower():
+    model = small("idea_tiny").eval()
+    bare, images = _Embedding(model, normalize=False), random_images(model)
+    assert bare.model.text_tower is None
+    torch.testing.assert_close(bare(images, PRESENT), model(images, present=PRESENT))
