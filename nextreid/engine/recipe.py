@@ -298,6 +298,18 @@ RECIPES: dict[str, Recipe] = {
         _TOPREID_MSVR310,
         dataclasses.replace(_TOPREID, name="editor", epochs=70, lr_tower=1e-3, lr_new=1e-3),
         dataclasses.replace(_TOPREID_MSVR310, name="editor-msvr310"),
+        # ProxyTTT on RGBNT201, but for what it learns from the test images in the middle of its training.
+        Recipe(
+            name="proxyttt",
+            epochs=70,
+            lr_tower=3.5e-5,
+            lr_new=3.5e-5,
+            bias_lr=2.0,
+            identity_weight=1.0,
+            margin=0.8,
+            geometry="independent",
+            eval_interpolation="bilinear",
+        ),
         _HTT,
         dataclasses.replace(_HTT, name="htt-rgbnt100", epochs=90, num_ids=16),
         _ICPL,
