@@ -85,13 +85,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--missing takes names of modalities or 'all'; with --cross it is 'all' or left out")
     if len(args.checkpoint) > 1 and (matrix or args.save_queries):
         raise ValueError("--cross, --missing all and --save-queries are of one model: name one checkpoint")
+    if args.adapt and (matrix or args.text_query or ">" in (args.protocol or "")):
+        raise ValueError(
+            "--adapt is for images of one set of modalities, in query and gallery both: leave out --cross, --missing "
+            "all, --text-query, or the modalities of --protocol"
+        )
     if args.text_query:
         return _run_text_query(args)
-    if args.adapt and (matrix or ">" in (args.protocol or "")):
-        raise ValueError(
-            "--adapt is for one set of modalities, of query and gallery both: leave out --cross, --missing "
-            "all, or the modalities of --protocol"
-        )
     device = pick_device(args.device)
     json_file, queries = (path and path.expanduser() for path in (args.json, args.save_queries))
     if json_file:

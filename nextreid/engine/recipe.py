@@ -266,6 +266,22 @@ _MAMBAPRO = Recipe(
     eval_interpolation="bilinear",
 )
 
+_HTT = Recipe(
+    name="htt",
+    epochs=80,
+    num_instances=4,
+    optimizer="sgd",
+    lr_tower=8e-3,
+    lr_new=8e-3,
+    bias_lr=2.0,
+    warmup_epochs=5,
+    floor=0.002,
+    identity_weight=1.0,
+    smoothing=0.0,
+    geometry="independent",
+    eval_interpolation="bilinear",
+)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -282,6 +298,20 @@ RECIPES: dict[str, Recipe] = {
         _TOPREID_MSVR310,
         dataclasses.replace(_TOPREID, name="editor", epochs=70, lr_tower=1e-3, lr_new=1e-3),
         dataclasses.replace(_TOPREID_MSVR310, name="editor-msvr310"),
+        # ProxyTTT on RGBNT201, but for what it learns from the test images in the middle of its training.
+        Recipe(
+            name="proxyttt",
+            epochs=70,
+            lr_tower=3.5e-5,
+            lr_new=3.5e-5,
+            bias_lr=2.0,
+            identity_weight=1.0,
+            margin=0.8,
+            geometry="independent",
+            eval_interpolation="bilinear",
+        ),
+        _HTT,
+        dataclasses.replace(_HTT, name="htt-rgbnt100", epochs=90, num_ids=16),
         _ICPL,
         dataclasses.replace(_ICPL, name="icpl-msvr310", lr_tower=3.5e-4, lr_new=3.5e-4, weight_decay=1e-4),
         dataclasses.replace(_ICPL, name="icpl-rgbnt100", lr_tower=3.5e-4, lr_new=3.5e-4, epochs=120),

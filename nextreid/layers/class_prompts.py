@@ -12,7 +12,7 @@ class ClassPrompts(nn.Module):
 
     Args:
         num_classes: Number C of identities.
-        width: Width W of a text tower's words.
+        dim: Width W of a text tower's words.
         num_words: Number n of learned words.
         num_sets: Number K of sets of words: one for all modalities, or one each.
 
@@ -26,11 +26,11 @@ class ClassPrompts(nn.Module):
         torch.Size([3, 2, 12, 512])
     """
 
-    def __init__(self, num_classes: int, width: int = 512, num_words: int = 4, num_sets: int = 1) -> None:
+    def __init__(self, num_classes: int, dim: int = 512, num_words: int = 4, num_sets: int = 1) -> None:
         super().__init__()
-        if min(num_classes, width, num_words, num_sets) < 1:
+        if min(num_classes, dim, num_words, num_sets) < 1:
             raise ValueError("class prompts need at least one class, set, word and channel")
-        self.contexts = nn.Parameter(torch.empty(num_sets, num_classes, num_words, width))
+        self.contexts = nn.Parameter(torch.empty(num_sets, num_classes, num_words, dim))
         nn.init.normal_(self.contexts, std=0.02)
 
     def forward(self, before: Tensor, after: Tensor, pid: Tensor | None = None) -> Tensor:

@@ -12,10 +12,12 @@ from .prototypes import (
     update_centers,
     update_prototypes,
 )
+from .proxies import ProxyLoss
 from .triplet import batch_hard_triplet
 
 __all__ = [
     "Criterion",
+    "ProxyLoss",
     "batch_hard_triplet",
     "center_loss",
     "center_margin",

@@ -1,6 +1,6 @@
 """The zoo: names in, modules out."""
 
-from . import baseline, demo, editor, htt, icpl, idea, mambapro, next, topreid, unicat  # noqa: F401  (each registers its models)
+from . import baseline, demo, editor, htt, icpl, idea, mambapro, next, proxyttt, topreid, unicat  # noqa: F401
 from ._adapter import AdaptedModel, adapt, as_reid_model
 from ._authors import (
     Authors,
@@ -38,6 +38,7 @@ from .icpl import ICPL
 from .idea import IDEA
 from .mambapro import MambaPro
 from .next import NEXT
+from .proxyttt import ProxyTTT
 from .topreid import TOPReID
 from .unicat import UniCat
 
@@ -57,6 +58,7 @@ __all__ = [
     "Head",
     "MambaPro",
     "PretrainedCfg",
+    "ProxyTTT",
     "ReIDModel",
     "ReIDOutput",
     "Rule",

@@ -83,6 +83,8 @@ def load_clip_weights(
     if text is None:
         left_out += text_names.values()
         text_names = {}
+    if towers and "proj.weight" in image_names and "proj.weight" not in towers[0].state_dict():
+        left_out.append(image_names.pop("proj.weight"))  # a tower that keeps its own width
     image_state = {key: state_dict[source] for key, source in image_names.items()}
     text_state = {key: state_dict[source] for key, source in text_names.items()}
     if naming == "OpenAI":

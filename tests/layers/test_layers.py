@@ -178,7 +178,9 @@ def test_registered_layers_build_by_name():
     assert set(list_layers()) >= {"MMFA", "SemanticSamplingExpert", "StructureExpert", "TextModulation"}
     assert list_layers("Structure*") == ["StructureExpert", "StructureExperts"]
     for name in list_layers():
-        kwargs = {"TextModulation": {}, "TokenSelection": {}, "ClassPrompts": {"num_classes": 2}}.get(name, {"dim": 48})
+        own = {"TextModulation": {}, "TokenSelection": {}, "ClassPrompts": {"num_classes": 2}}
+        own["DeformableAggregation"] = {"dim": 48, "grid_size": (8, 4)}
+        kwargs = own.get(name, {"dim": 48})
         assert type(create_layer(name, **kwargs)).__name__ == name
     with pytest.raises(KeyError, match=r"[Dd]id you mean 'MMFA'"):
         create_layer("MMFa", dim=D)
