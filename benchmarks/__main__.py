@@ -16,6 +16,7 @@ MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {
     "weights_lr": "benchmarks.weights.lr_search",
     "drop_modality": "benchmarks.paper.drop_modality",
     "real": "benchmarks.real",
+    "real_spectra": "benchmarks.real_spectra",
 }
 
 

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,19 @@ def write_crops(scene: Path, out: Path, jitter: float = JITTER, views: int = VIE
             }
             for spectrum in ("rgb", "tir"):
                 line[spectrum] = f"{pid:04}_{view}_{spectrum}.png"
-                with Image.open(scene / spectrum / row["frame"]) as image:
-                    _cut(image, row, jitter, rng).save(out / line[spectrum])
+                _cut(_frame(scene / spectrum / row["frame"]), row, jitter, rng).save(out / line[spectrum])
             lines.append(line)
     with (out / "crops.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
     return out / "crops.csv"
+
+
+@lru_cache(4)
+def _frame(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
 
 
 def _cut(image: Image.Image, row: dict[str, str], jitter: float, rng: np.random.Generator) -> Image.Image:
@@ -109,7 +115,7 @@ def _cut(image: Image.Image, row: dict[str, str], jitter: float, rng: np.random.
         min(image.width, x + width + right),
         min(image.height, y + height + bottom),
     )
-    return image.convert("RGB").crop(tuple(round(side) for side in box))
+    return image.crop(tuple(round(side) for side in box))
 
 
 def one_stream(dataset: ReIDDataset) -> ReIDDataset:
@@ -221,6 +227,6 @@ def _row(
         "against baseline": "" if against is None else round(100 * against.difference.value, 2),
         "p": "" if against is None else round(against.p_value, 4),
         "epochs": RECIPE.epochs if seed is not None else 0,
-        "train": len({sample.pid for sample in dataset.train}),
-        "gallery": len(dataset.gallery),
+        "trained instances": len({sample.pid for sample in dataset.train}),
+        "searched instances": len(dataset.gallery),
     }
