@@ -49,6 +49,8 @@ def add(command: Any) -> None:
     evaluation.add_argument("--no-text", action="store_true", help="only without captions")
     evaluation.add_argument(
         "--text-query", action="store_true", help="search with the queries' captions instead of their images"
+    )
+    evaluation.add_argument(
         "--adapt",
         nargs="+",
         default=[],
