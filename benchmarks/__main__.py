@@ -15,6 +15,8 @@ MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {
     "weights": "benchmarks.weights.build",
     "weights_lr": "benchmarks.weights.lr_search",
     "drop_modality": "benchmarks.paper.drop_modality",
+    "real": "benchmarks.real",
+    "real_spectra": "benchmarks.real_spectra",
 }
 
 

@@ -19,7 +19,7 @@ from ._base import ReIDModel
 from ._config import check_arguments, check_fields, resolve_arguments
 from ._hub import CONFIG, activations, download, load_config, load_strictly, read_weights, weight_shapes
 from ._pretrained import OF_WEIGHTS, PretrainedCfg
-from ._registry import get_pretrained_cfg
+from ._registry import get_pretrained_cfg, is_model, model_entrypoint
 
 _logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=ReIDModel)
@@ -81,24 +81,40 @@ def build_model_with_cfg(
     return model
 
 
+# Arguments of a model that are its towers'.
+_OF_TOWERS = (
+    "image_tower", "img_size", "embed_dim", "share_image_tower", "num_cameras", "drop_path", "image_tower_args",
+)  # fmt: skip
+
+
 def _know_tower(model_class: Callable[..., ReIDModel], given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Complete the arguments of a model whose image tower has a name of `KNOWN_TOWERS`.
+    """Complete the arguments of a model whose image tower has a name of `KNOWN_TOWERS`, or is a model's of the zoo.
 
     Returns:
-        The arguments: what a user gave stays, the text tower, the width and the size are those of the tower. And the
-        fields of a configuration that follow: how images are normalised, and what fills the towers.
+        The arguments: what a user gave stays, the text tower, the width, the size and so on are those of the tower. And
+        the fields of a configuration that follow: how images are normalised, and what fills the towers.
     """
-    row = KNOWN_TOWERS.get(given.get("image_tower", ""))
-    if row is None:
+    name = given.get("image_tower", "")
+    arguments: dict[str, Any]
+    if row := KNOWN_TOWERS.get(name):
+        arguments = {"image_tower": row.image, "img_size": row.img_size, "text_tower": row.text}
+        if row.text:
+            arguments["embed_dim"] = row.embed_dim
+        mean, std = row.normalisation
+        fields = {"mean": mean, "std": std, "clip": row.text and (row.text, row.tag), "timm": not row.text}
+    elif is_model(name):
+        with torch.device("meta"):
+            other = model_entrypoint(name)()
+        tower, cfg = other.image_tower.towers()[0], get_pretrained_cfg(name)
+        arguments = {key: other.model_args[key] for key in _OF_TOWERS if key in other.model_args}
+        arguments |= {"camera_scope": tower.camera_scope, "camera_scale": tower.camera_scale}
+        arguments["text_tower"] = cfg.clip and cfg.clip[0]
+        fields = {key: getattr(cfg, key) for key in ("mean", "std", "clip", "timm")}
+    else:
         return given, {}
-    arguments: dict[str, Any] = {"img_size": row.img_size, "text_tower": row.text}
-    if row.text:
-        arguments["embed_dim"] = row.embed_dim
     known = inspect.signature(model_class).parameters
-    arguments = {name: value for name, value in arguments.items() if name in known}
-    mean, std = row.normalisation
-    fields = {"mean": mean, "std": std, "clip": row.text and (row.text, row.tag), "timm": not row.text, "notes": None}
-    return {**arguments, **given, "image_tower": row.image}, fields
+    arguments = {key: value for key, value in arguments.items() if key in known}
+    return {**arguments, **given, "image_tower": arguments["image_tower"]}, {**fields, "notes": None}
 
 
 def _reject_giant(model_class: Callable[..., ReIDModel], arguments: Mapping[str, Any], path: str) -> None:

@@ -44,7 +44,8 @@ class NEXT(ReIDModel):
     experts.
 
     Args:
-        image_tower: timm name; see `ImageTower`.
+        image_tower: See `ImageTower`; the name of a model of the zoo stands for its towers, such as
+            ``"topreid_vit_b16"``.
         text_tower: open_clip name or settings, see `TextTower`; None for a model that takes no captions as text.
         img_size: Height and width in pixels.
         modalities: Names of the modalities, in the order of the images' axis M.
@@ -56,6 +57,8 @@ class NEXT(ReIDModel):
         share_image_tower: One image tower for all modalities, or one each.
         num_cameras: Cameras to learn an embedding for; 0 for none.
         drop_path: Stochastic depth rate of the image tower.
+        camera_scope: As in `ImageTower`; so is ``camera_scale``.
+        camera_scale: Factor of the camera embedding.
         image_tower_args: Further arguments of the timm model.
 
     Raises:
@@ -82,13 +85,24 @@ class NEXT(ReIDModel):
         share_image_tower: bool = True,
         num_cameras: int = 0,
         drop_path: float = 0.0,
+        camera_scope: str = "class",
+        camera_scale: float = 1.0,
         image_tower_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(modalities)
         if classifier not in CLASSIFIERS:
             raise ValueError(f"unknown classifier {classifier!r}; allowed: {', '.join(CLASSIFIERS)}")
         self.image_tower = ImageTowers(
-            image_tower, img_size, modalities, embed_dim, share_image_tower, num_cameras, drop_path, image_tower_args
+            image_tower,
+            img_size,
+            modalities,
+            embed_dim,
+            share_image_tower,
+            num_cameras,
+            drop_path,
+            image_tower_args,
+            camera_scope,
+            camera_scale,
         )
         self.img_size = self.image_tower.img_size
         self.embed_dim = self.modality_width = self.image_tower.embed_dim

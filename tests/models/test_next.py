@@ -197,3 +197,25 @@ def test_bad_presence_and_captions_are_named():
         model(images, CAPTIONS[:2])
     with pytest.raises(ValueError, match="caption features have shape"):
         model(images, torch.randn(3, 3, 16))
+
+
+@pytest.mark.parametrize("name", ["topreid_tiny", "demo_tiny"])
+def test_experts_stand_behind_the_towers_of_another_method(name):
+    torch.manual_seed(0)
+    other = nextreid.create_model(name, num_cameras=4).eval()
+    head = {"mlp_ratio": 1.0, "ffn_ratio": 1.0, "num_heads": 2}
+    model = nextreid.create_model("next", image_tower=name, num_cameras=4, head=head).eval()
+    assert model.text_tower is None and model.img_size == other.img_size
+    model.image_tower.load_state_dict(other.image_tower.state_dict())
+    images, camid = random_images(other), torch.tensor([0, 3, -1])
+    ours, theirs = model.encode_images(images, camid=camid), other.image_tower(images, camid=camid)
+    assert torch.equal(ours["cls"], theirs[0]) and torch.equal(ours["tokens"], theirs[1])
+    assert model(images, camid=camid).shape == (3, model.num_features)
+    assert model.model_args["image_tower"] == other.model_args["image_tower"]  # a checkpoint needs no other model
+
+
+def test_a_clip_method_brings_its_text_tower():
+    with torch.device("meta"):
+        model = nextreid.create_model("next", image_tower="demo_clip_b16_vehicle")
+    assert model.img_size == (128, 256) and model.model_args["text_tower"] == "ViT-B-16-quickgelu"
+    assert model.pretrained_cfg.clip == ("ViT-B-16-quickgelu", "openai")
