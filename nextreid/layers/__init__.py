@@ -9,12 +9,14 @@ from .deformable import AggregatedTokens, DeformableAggregation
 from .experts import Experts, ExpertTokens, TokenSets
 from .gated_experts import AttentionTriggeredExperts, GatedFeatures
 from .mmfa import MMFA, Aggregator
+from .modality_alignment import ModalityAlignment
 from .neck import BNNeck
 from .next_head import NEXTHead
 from .reconstruction import ComplementaryReconstruction
 from .router import Router
 from .sampling import straight_through_mask, topk_threshold
 from .selected_fusion import FusedTokens, SelectedFusion
+from .selective_interaction import SelectiveInteraction
 from .semantic_experts import SampledTokens, SemanticSamplingExpert, SemanticSamplingExperts
 from .state_space import SS2D, MambaAggregation, SelectiveStateSpace
 from .structure_experts import StructureExpert, StructureExperts, StructureTokens
@@ -24,6 +26,8 @@ from .token_reduction import TokenReduction
 from .token_selection import SelectedTokens, TokenSelection
 
 __all__ = [
+    "ModalityAlignment",
+    "SelectiveInteraction",
     "MMFA",
     "NEXTHead",
     "AggregatedTokens",

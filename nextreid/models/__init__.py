@@ -1,6 +1,6 @@
 """The zoo: names in, modules out."""
 
-from . import baseline, demo, editor, htt, icpl, idea, mambapro, next, proxyttt, topreid, unicat  # noqa: F401
+from . import baseline, demo, editor, htt, icpl, idea, mambapro, next, proxyttt, signal, topreid, unicat  # noqa: F401
 from ._adapter import AdaptedModel, adapt, as_reid_model
 from ._authors import (
     Authors,
@@ -39,10 +39,12 @@ from .idea import IDEA
 from .mambapro import MambaPro
 from .next import NEXT
 from .proxyttt import ProxyTTT
+from .signal import Signal
 from .topreid import TOPReID
 from .unicat import UniCat
 
 __all__ = [
+    "Signal",
     "IDEA",
     "HTT",
     "ICPL",
