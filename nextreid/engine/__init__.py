@@ -10,6 +10,7 @@ from .exporter import ExportReport, export
 from .extraction import Extraction, extract, load_embeddings
 from .feature_extractor import FeatureExtractor
 from .gallery import Added, GalleryEncoder, add_extraction, add_samples, create_gallery, open_gallery
+from .int8 import Int8Report, to_int8
 from .recipe import RECIPES, Recipe, get_recipe
 from .seeds import SeedsReport, train_seeds
 from .trainer import train
@@ -24,6 +25,7 @@ __all__ = [
     "Extraction",
     "FeatureExtractor",
     "GalleryEncoder",
+    "Int8Report",
     "Recipe",
     "SeedsReport",
     "TrainReport",
@@ -43,6 +45,7 @@ __all__ = [
     "modality_matrix",
     "open_gallery",
     "process_group",
+    "to_int8",
     "train",
     "train_seeds",
     "with_caption_quality",
