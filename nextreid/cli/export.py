@@ -29,6 +29,7 @@ def add(command: Any) -> None:
         metavar="SOURCE",
         help="compare on these images too: a folder or a manifest",
     )
+    export.add_argument("--int8", action="store_true", help="in 8-bit integers, if --check with identities allows it")
     source_arguments(export)
     export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
@@ -50,12 +51,13 @@ def run(args: argparse.Namespace) -> None:
         text=False if args.no_text else None,
         normalize=not args.raw,
         check=read_samples(args.check, model.modalities, **source)[0] if args.check else (),
+        int8=args.int8,
         overwrite=args.overwrite,
     )
     images = f"{done.synthetic} synthetic samples" + (f" and {done.real} of {args.check}" if done.real else "")
     beside = f" (with its weights in {done.weights.name}, which must lie beside it)" if done.weights else ""
     print(
         f"{done.path}{beside}: {', '.join(done.inputs)} to embeddings of {done.dim} numbers\n"
-        f"against the model on {images}: lowest cosine {done.cosine:.6f}, rank agreement {done.rank_agreement:.6f} "
-        f"(both at least {MIN_COSINE})"
+        f"against the model on {images}: lowest cosine {done.cosine:.6f}, rank agreement {done.rank_agreement:.6f}"
+        + (f"\nin 8 bits: {done.int8}" if done.int8 else f" (both at least {MIN_COSINE})")
     )

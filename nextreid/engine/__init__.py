@@ -11,6 +11,8 @@ from .exporter import ExportReport, export
 from .extraction import Extraction, extract, load_embeddings
 from .feature_extractor import FeatureExtractor
 from .gallery import Added, GalleryEncoder, add_extraction, add_samples, create_gallery, load_gallery, open_gallery
+from .gallery import Added, GalleryEncoder, add_extraction, add_samples, create_gallery, open_gallery
+from .int8 import Int8Report, to_int8
 from .recipe import RECIPES, Recipe, get_recipe
 from .seeds import SeedsReport, train_seeds
 from .text_query import TextQueryReport, evaluate_text_query
@@ -28,6 +30,7 @@ __all__ = [
     "Extraction",
     "FeatureExtractor",
     "GalleryEncoder",
+    "Int8Report",
     "Recipe",
     "SeedsReport",
     "TextQueryReport",
@@ -52,6 +55,7 @@ __all__ = [
     "modality_matrix",
     "open_gallery",
     "process_group",
+    "to_int8",
     "train",
     "train_seeds",
     "with_caption_quality",

@@ -22,6 +22,7 @@ from nextreid.models import as_reid_model, create_model
 
 from .ablations import Condition
 from .embedding import EmbedOptions, embed_batch, embedding_width, eval_transform
+from .int8 import Int8Report, to_int8
 from .provenance import warn_domain
 
 ImageInput: TypeAlias = str | os.PathLike[str] | ImageFile | PILImage.Image | np.ndarray | Tensor
@@ -58,18 +59,22 @@ class FeatureExtractor:
         device: Where to compute, such as ``"cuda"``; None stays where the model is, for a name the CPU.
         pretrained: Whether a name's weights are loaded; a model has its own.
         dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, or torch's own, for the weights; None leaves them.
+            ``"int8"`` takes a copy whose large layers multiply in 8-bit integers on the CPU, see `to_int8`.
         normalize: Whether vectors have length 1; then ``a @ b`` is the cosine of two of them.
         batch_size: Samples of a forward pass.
         embedding: Which of the vectors that ``model.embeddings`` names; None for the default.
         window: For images of more than 8 bits the raw values by modality that become black and white, as in
             ``{"tir": (7000, 9000)}``; see `ImageFile`. It holds for files.
+        check: For ``"int8"`` samples of known identities, not those of training, that 8 bits are checked on.
 
     Attributes:
         model: The model; its ``num_features`` is the length D of the vectors.
         modalities: Names of the images, in the model's order.
+        int8: What 8 bits lose on the check set, or None.
 
     Raises:
-        ValueError: If the name, an argument or a weight does not fit, or a modality is named ``captions``.
+        ValueError: If the name, an argument or a weight does not fit, a modality is named ``captions``, or 8 bits lose
+            more than 0.2 points of mAP or rank agreement on the check set.
         FileNotFoundError: If a folder, a file or a repository does not exist; see `create_model`.
     """
 
@@ -84,11 +89,15 @@ class FeatureExtractor:
         batch_size: int = 64,
         embedding: str | None = None,
         window: Mapping[str, Window] | None = None,
+        check: Sequence[Sample] | None = None,
     ) -> None:
         self._options = EmbedOptions(batch_size, embedding=embedding)
-        torch_dtype = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+        rounds = dtype in ("int8", torch.int8)
+        torch_dtype = torch.float32 if rounds else _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
         if dtype is not None and torch_dtype not in _DTYPES.values():
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, int8, got {dtype!r}")
+        if check is not None and not rounds:
+            raise ValueError("a check set is for dtype='int8' alone: leave check out")
         if isinstance(model, str | os.PathLike):
             model = create_model(model, pretrained=pretrained)
             weights = model.pretrained_cfg
@@ -99,6 +108,9 @@ class FeatureExtractor:
                     weights.architecture,
                 )
         self.model = as_reid_model(model).to(device=device, dtype=torch_dtype).eval()
+        self.int8: Int8Report | None = None
+        if rounds:
+            self.model, self.int8 = to_int8(self.model, check or (), replace(self._options, progress=False))
         warn_domain(self.model)
         self.modalities = self.model.modalities
         if "captions" in self.modalities:

@@ -252,22 +252,20 @@ def test_a_file_whose_order_is_wrong_does_not_stay(tmp_path, monkeypatch, plain)
         export(small(), tmp_path / "again.pt2", "torch_export")
 
 
-def test_rank_agreement_is_a_share_of_triples():
-    angles = torch.tensor([0.1, 0.25, 0.5, 1.0])
-    ours = torch.stack([angles.cos(), angles.sin()], dim=1)
-    theirs = ours.clone()
-    theirs[[2, 3]] = theirs[[3, 2]]
-    order = {}  # counted by hand, one triple after the other
-    for which, points in (("ours", ours), ("theirs", theirs)):
-        similar = points @ points.T
-        order[which] = [
-            bool(similar[q, a] > similar[q, b]) for q in range(4) for a in range(4) for b in range(a) if q not in (a, b)
-        ]
-    same = sum(a == b for a, b in zip(*order.values(), strict=True))
-    assert exporting._rank_agreement(ours, theirs) == pytest.approx(same / len(order["ours"]))
-    assert 0 < same < len(order["ours"])
-    assert exporting._rank_agreement(ours, ours) == 1.0
-    assert exporting._rank_agreement(torch.ones(3, 2), torch.eye(3)[:, :2]) == 1.0
+@pytest.mark.slow
+@needs_onnx
+def test_a_file_in_8_bits_is_checked_on_identities(tmp_path):
+    model = nextreid.create_model("baseline_tiny.synthetic_persons", pretrained=True)
+    samples = nextreid.load_dataset("synthetic-persons", profile="tiny", num_train=0, num_test=12).query
+    plain = export(model, tmp_path / "plain.onnx")
+    report = export(model, tmp_path / "small.onnx", int8=True, check=samples)
+    assert report.int8.samples == report.real == len(samples) and report.int8.rank_agreement > 0.998
+    assert report.path.stat().st_size < 0.5 * plain.path.stat().st_size
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain.onnx", "small.onnx"]
+    with pytest.raises(ValueError, match="int8 goes with the format onnx"):
+        export(model, tmp_path / "model.pt2", "torch_export", int8=True, check=samples)
+    with pytest.raises(ValueError, match="int8 needs a check set"):
+        export(model, tmp_path / "model.onnx", int8=True)
 
 
 def test_real_samples_are_compared_too(tmp_path, dataset, monkeypatch):

@@ -10,6 +10,8 @@ from timm.models import group_parameters
 from zoo import CAPTIONS, PRESENT, TOWERS, fill, random_images, small
 
 import nextreid
+from nextreid.engine.int8 import rounded
+from nextreid.layers import int8 as int8_layers
 from nextreid.losses import Criterion
 from nextreid.models import Head, ReIDOutput
 
@@ -46,6 +48,18 @@ def test_shapes_and_output_types(name):
     out = model.eval()(images, CAPTIONS, PRESENT)
     assert torch.equal(out.embedding, embedding)
     assert torch.equal(model.forward_head(out.features, pre_logits=True), embedding)
+
+
+@pytest.mark.slow
+@every_model
+def test_8_bits_give_nearly_the_same(name, monkeypatch):
+    monkeypatch.setattr(int8_layers, "_SMALLEST", 1)
+    monkeypatch.setattr(int8_layers, "_FEWEST_CHANNELS", 1)
+    model = small(name).eval()
+    images = random_images(model)
+    with torch.no_grad():
+        ours, theirs = (each(images, CAPTIONS, PRESENT) for each in (model, rounded(model)))
+    assert not torch.equal(ours, theirs) and torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.9
 
 
 @every_model
