@@ -11,7 +11,6 @@ from .exporter import ExportReport, export
 from .extraction import Extraction, extract, load_embeddings
 from .feature_extractor import FeatureExtractor
 from .gallery import Added, GalleryEncoder, add_extraction, add_samples, create_gallery, load_gallery, open_gallery
-from .gallery import Added, GalleryEncoder, add_extraction, add_samples, create_gallery, open_gallery
 from .int8 import Int8Report, to_int8
 from .recipe import RECIPES, Recipe, get_recipe
 from .seeds import SeedsReport, train_seeds
