@@ -30,7 +30,8 @@ class DeformableSampler(nn.Module):
 
     def __init__(self, dim: int, grid_size: Sequence[int], kernel_size: int = 4, offset_factor: float = 2.0) -> None:
         super().__init__()
-        kernel = tuple(min(kernel_size, size) for size in grid_size)
+        rows, columns = (min(kernel_size, size) for size in grid_size)
+        kernel = rows, columns
         self.proj = nn.Conv2d(dim, dim, 1)
         self.offset = nn.Sequential(
             nn.Conv2d(dim, dim, 1),
