@@ -22,14 +22,15 @@ def parameter_groups(model: ReIDModel, recipe: Recipe) -> list[dict]:
     groups = []
     for role, parameters in sorted(model.param_groups().items()):
         full = recipe.lr_tower if role == "tower" else recipe.lr_new
+        factor = 1.0 if role == "tower" and full != recipe.lr_new else recipe.bias_lr
         for decays, bias in ((True, False), (True, True), (False, False), (False, True)):
             members = {
                 name: parameter
                 for name, parameter in parameters.items()
                 if decays == (recipe.decay_all or (parameter.ndim > 1 and name not in spared))
-                and bias == (recipe.bias_lr != 1 and name.endswith("bias"))
+                and bias == (factor != 1 and name.endswith("bias"))
             }
-            lr = full * recipe.bias_lr if bias else full
+            lr = full * factor if bias else full
             name = role + (".bias" if bias else "") + ("" if decays else ".no_decay")
             group: dict[str, Any] = {"name": name, "lr": lr, "base_lr": lr}
             group |= {"params": list(members.values()), "param_names": list(members)}
@@ -50,20 +51,26 @@ def build_optimizer(model: ReIDModel, recipe: Recipe) -> torch.optim.Optimizer:
     return optimizer(groups, lr=recipe.lr_new, betas=(recipe.beta1, recipe.beta2), fused=fused)
 
 
-def lr_factor(recipe: Recipe, epoch: int) -> float:
-    """Return the factor of every group's learning rate in an epoch.
+def lr_factor(recipe: Recipe, epoch: int, share: float = 1.0) -> float:
+    """Return the factor of a group's learning rate in an epoch.
 
     The shape is that of related methods (timm's cosine without a warm-up prefix): linear from ``warmup_start`` towards
     1 while ``epoch < warmup_epochs``, then the cosine over all epochs, which reaches ``floor`` in the last one, or a
     tenth less from each milestone on. Epochs count from 1.
+
+    Args:
+        recipe: The schedule.
+        epoch: Number of the epoch.
+        share: The group's full learning rate, as a part of what ``warmup_start`` and ``floor`` are factors of.
     """
+    start, floor = recipe.warmup_start / share, recipe.floor / share
     if epoch < recipe.warmup_epochs:
-        return recipe.warmup_start + (1 - recipe.warmup_start) * epoch / recipe.warmup_epochs
+        return start + (1 - start) * epoch / recipe.warmup_epochs
     if recipe.schedule == "constant":
         return 1.0
     if recipe.schedule == "step":
         return 0.1 ** sum(epoch >= milestone for milestone in recipe.milestones)
-    return recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * epoch / recipe.epochs))
 
 
 def lr_noise(limit: float, epoch: int) -> float:
@@ -78,8 +85,10 @@ def lr_noise(limit: float, epoch: int) -> float:
     return 0.0
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Set every group to its full learning rate times `factor`; return them by the groups' names."""
+def set_lr(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch: int) -> dict[str, float]:
+    """Set every group to its learning rate in an epoch, noise included; return them by the groups' names."""
+    noise = 1 + lr_noise(recipe.lr_noise, epoch)
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        share = group["base_lr"] / recipe.lr_new if recipe.schedule_of == "new" else 1.0
+        group["lr"] = group["base_lr"] * lr_factor(recipe, epoch, share) * noise
     return {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -48,7 +48,8 @@ class Recipe:
         lr_new: Learning rate of every other trainable layer (DeMo, MambaPro: 3.5e-4).
         weight_decay: The paper: 1e-4.
         decay_all: Whether biases, norms and tables decay too, as in all related methods. ``False`` spares them.
-        bias_lr: Factor of the learning rate of biases (related methods: 2).
+        bias_lr: Factor of the learning rate of biases (related methods: 2), but for those of a tower whose rate is
+            another than ``lr_new``.
         beta1: The paper's "momentum 0.9", which SGD takes too.
         beta2: Adam's second moment (0.999, the optimiser's default in all related methods).
         grad_clip: Largest norm of the gradient; None, as in all related methods, does not clip.
@@ -59,6 +60,8 @@ class Recipe:
         warmup_start: Where the warm-up starts, as a factor of each group's learning rate (TOP-ReID, EDITOR, MambaPro:
             0.01).
         floor: Where the cosine ends, as a factor of each group's learning rate (related methods: 0.001).
+        schedule_of: What ``warmup_start`` and ``floor`` are factors of: the learning rate of each ``"group"``, or
+            ``lr_new`` for all of them (DeMo, whose tower starts above its rate).
         lr_noise: Largest relative change of every learning rate in an epoch, drawn from a normal distribution by the
             epoch alone (DeMo, IDEA: 0.67); 0 for none.
         identity_weight: Weight of the identity loss (related methods 0.25; Eq. 12 has 1).
@@ -111,6 +114,7 @@ class Recipe:
     milestones: tuple[int, ...] = ()
     warmup_epochs: int = 10
     warmup_start: float = 0.01
+    schedule_of: Literal["group", "new"] = "group"
     floor: float = 0.001
     lr_noise: float = 0.0
     identity_weight: float = 0.25
@@ -217,6 +221,18 @@ _IDEA = Recipe(
     eval_interpolation="bilinear",
 )
 
+# DeMo: IDEA's schedule, the tower at a rate of its own.
+_DEMO = Recipe(
+    name="demo",
+    lr_tower=5e-6,
+    bias_lr=2.0,
+    warmup_start=0.1,
+    schedule_of="new",
+    lr_noise=0.67,
+    geometry="independent",
+    eval_interpolation="bilinear",
+)
+
 # TOP-ReID and EDITOR: SGD at one rate, both losses at weight 1; MSVR310 has few images and long trainings.
 _TOPREID = Recipe(
     name="topreid",
@@ -294,6 +310,9 @@ RECIPES: dict[str, Recipe] = {
         dataclasses.replace(_IDEA, name="idea-rgbnt100", num_instances=16),
         # IDEA has no WMVEID863, where most identities have few images: 64 in fours, as all who train on it.
         dataclasses.replace(_IDEA, name="idea-wmveid863", num_ids=16, num_instances=4),
+        _DEMO,
+        dataclasses.replace(_DEMO, name="demo-msvr310", num_ids=16, num_instances=4),
+        dataclasses.replace(_DEMO, name="demo-rgbnt100", epochs=30, warmup_epochs=5, num_instances=16),
         _TOPREID,
         _TOPREID_MSVR310,
         dataclasses.replace(_TOPREID, name="editor", epochs=70, lr_tower=1e-3, lr_new=1e-3),

@@ -52,7 +52,7 @@ from .distributed import (
 )
 from .embedding import EmbedOptions, embed_samples, eval_transform, keep_texts, move_to_device
 from .evaluation import check_modalities, measure
-from .optimizer import build_optimizer, lr_factor, lr_noise, set_lr
+from .optimizer import build_optimizer, set_lr
 from .progress import duration, progress_bar, progress_counter, progress_line
 from .provenance import record_metrics, record_training, trained_sets
 from .recipe import Recipe
@@ -276,7 +276,7 @@ class _Epoch:
         """Train for one epoch; return the mean losses, the learning rates and the number of steps."""
         recipe = self.recipe
         criterion = Criterion(**{field.name: getattr(recipe, field.name) for field in fields(Criterion)})
-        lrs = set_lr(self.optimizer, lr_factor(recipe, epoch) * (1 + lr_noise(recipe.lr_noise, epoch)))
+        lrs = set_lr(self.optimizer, recipe, epoch)
         sums: dict[str, float] = {}
         steps = 0
         self.model.train()

@@ -120,6 +120,10 @@ class DeMo(ReIDModel):
         vectors = {"ori": reduced.flatten(1), "moe": moe.flatten(1)}
         return {**parts, "reduced": reduced, "decoupled": decoupled, "gates": gates, **vectors}
 
+    def param_role(self, name: str) -> str:
+        """As in the authors' code, cameras learn as the new layers do."""
+        return "new" if name.endswith(".camera") else super().param_role(name)
+
     def pool(self, features: Features) -> Tensor:
         """``[ori ; moe]``."""
         return torch.cat([features["ori"], features["moe"]], dim=1)

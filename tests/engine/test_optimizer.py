@@ -66,9 +66,26 @@ def test_groups_hold_every_trainable_parameter_once(build, decay_all):
 
 
 def test_rates_scale_with_the_factor(build):
-    optimizer = build_optimizer(build("baseline_tiny", num_classes=4), get_recipe("next"))
-    assert set_lr(optimizer, 0.5) == pytest.approx({"tower": 1.75e-6, "new": 1.75e-4})
-    assert set_lr(optimizer, 1.0) == pytest.approx({"tower": 3.5e-6, "new": 3.5e-4})  # of the base, not of 0.5
+    recipe = get_recipe("next", schedule="constant", warmup_epochs=4, warmup_start=0.0)
+    optimizer = build_optimizer(build("baseline_tiny", num_classes=4), recipe)
+    assert set_lr(optimizer, recipe, 2) == pytest.approx({"tower": 1.75e-6, "new": 1.75e-4})
+    assert set_lr(optimizer, recipe, 4) == pytest.approx({"tower": 3.5e-6, "new": 3.5e-4})  # of the base, not of 0.5
+
+
+def test_demos_rates_all_start_and_end_at_those_of_the_new_layers(build):
+    """Against timm's cosine over the groups' own rates, whose start and floor are absolute."""
+    recipe = get_recipe("demo", lr_noise=0.0)
+    optimizer = build_optimizer(build("demo_tiny", num_classes=4, num_cameras=2), recipe)
+    rates = {"tower": 5e-6, "new": 3.5e-4, "new.bias": 7e-4}
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in rates.values()]
+    theirs = torch.optim.SGD(groups)
+    reference = CosineLRScheduler(theirs, t_initial=50, lr_min=0.001 * 3.5e-4, warmup_t=10, warmup_lr_init=0.1 * 3.5e-4)
+    for epoch in (1, 5, 9, 10, 30, 49):
+        reference.step(epoch)
+        expected = dict(zip(rates, (group["lr"] for group in theirs.param_groups), strict=True))
+        assert set_lr(optimizer, recipe, epoch) == pytest.approx(expected)
+    names = {group["name"]: group["param_names"] for group in optimizer.param_groups}
+    assert "image_tower.0.camera" in names["new"] and "image_tower.0.trunk.norm.bias" in names["tower"]
 
 
 def test_a_frozen_tower_is_left_out_and_a_frozen_model_refused(build):
