@@ -25,6 +25,7 @@ def run(dataset, out, seen, stop=None, resume=False):
     return load_file(out / "last" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_memory_of_each_epoch_survives_a_stop_to_the_bit(dataset, tmp_path):
     whole, parts = [], []
     weights = run(dataset, tmp_path / "whole", whole)

@@ -1,5 +1,7 @@
 """Laws that every layer keeps: masks, absent modalities, gradients, one row at a time, errors."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from nextreid.layers import (
     StructureExperts,
     TextModulation,
     TokenSets,
+    _registry,
     register_layer,
     straight_through_mask,
     topk_threshold,
@@ -178,9 +181,9 @@ def test_registered_layers_build_by_name():
     assert set(list_layers()) >= {"MMFA", "SemanticSamplingExpert", "StructureExpert", "TextModulation"}
     assert list_layers("Structure*") == ["StructureExpert", "StructureExperts"]
     for name in list_layers():
-        own = {"TextModulation": {}, "TokenSelection": {}, "ClassPrompts": {"num_classes": 2}}
-        own["DeformableAggregation"] = {"dim": 48, "grid_size": (8, 4)}
-        kwargs = own.get(name, {"dim": 48})
+        asked = inspect.signature(_registry._LAYERS[name]).parameters
+        values = {"dim": 48, "num_classes": 2, "grid_size": (8, 4)}
+        kwargs = {argument: value for argument, value in values.items() if argument in asked}
         assert type(create_layer(name, **kwargs)).__name__ == name
     with pytest.raises(KeyError, match=r"[Dd]id you mean 'MMFA'"):
         create_layer("MMFa", dim=D)
