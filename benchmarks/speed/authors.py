@@ -4,7 +4,7 @@ NEXTREID_DEMO, NEXTREID_IDEA, NEXTREID_TOPREID, NEXTREID_EDITOR and NEXTREID_MAM
 github.com/924973292/DeMo and so on. Nothing of theirs is copied or changed: a process imports the checkout, with
 stand-ins for what is missing. CUDA's calls do nothing; pretrained weights are random; packages that draw, count or read
 settings are empty. EDITOR's wavelets are left out, which with their inverse are the identity. MambaPro's scan, a CUDA
-kernel, is a loop over the tokens.
+kernel, is a loop over the tokens. ICPL-ReID is not among them: its step stands inside of its loop over epochs.
 """
 
 import importlib
@@ -28,7 +28,6 @@ from .text import Captions
 from .turns import Piece
 
 AUTHORS = ("DeMo", "IDEA", "TOP-ReID", "EDITOR", "MambaPro")
-BATCH = 4
 
 
 def checkout(name: str) -> Path:
@@ -56,9 +55,9 @@ def check_size(name: str, millions: float) -> None:
         raise ValueError(f"{name} has {millions} M parameters here and {RELATED[name][0]} M where it was counted")
 
 
-def batch() -> tuple[Tensor, Tensor, Tensor]:
-    """Images ``(B, M, 3, H, W)``, identities and cameras: two samples of each identity."""
-    return torch.randn(BATCH, 3, 3, 256, 128), torch.arange(BATCH) // 2, torch.arange(BATCH) % CAMERAS
+def batch(size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images ``(B, M, 3, H, W)``, identities and cameras: samples of two identities."""
+    return torch.randn(size, 3, 3, 256, 128), 2 * torch.arange(size) // size, torch.arange(size) % CAMERAS
 
 
 def autocast(dtype: torch.dtype) -> torch.autocast:
@@ -72,8 +71,13 @@ def finite(values: Tensor) -> None:
         raise FloatingPointError("the result is not finite")
 
 
-def theirs(name: str, captions: Captions) -> tuple[nn.Module, dict[str, Piece]]:
-    """The model of a checkout, and its step and embedding as its training loop and its evaluation have them."""
+def theirs(
+    name: str, captions: Captions, device: str = "cpu", bare: bool = False
+) -> tuple[nn.Module, dict[str, Piece]]:
+    """The model of a checkout, and its step and embedding as its training loop and its evaluation have them.
+
+    With ``bare`` a step is forward and backward from the sum of all outputs: no losses, no optimizer.
+    """
     _stand_in()
     sys.path.insert(0, str(checkout(name)))
     cfg = importlib.import_module("config").cfg
@@ -81,17 +85,17 @@ def theirs(name: str, captions: Captions) -> tuple[nn.Module, dict[str, Piece]]:
         for key, value in values.items() if isinstance(values, dict) else ():
             setattr(getattr(cfg, section), key, value)
     _without_weights(name)
-    model = importlib.import_module("modeling").make_model(cfg, num_class=CLASSES, camera_num=CAMERAS)
+    model = importlib.import_module("modeling").make_model(cfg, num_class=CLASSES, camera_num=CAMERAS).to(device)
     criterion, center = importlib.import_module("layers.make_loss").make_loss(cfg, num_classes=CLASSES)
     optimizer, _ = importlib.import_module("solver.make_optimizer").make_optimizer(cfg, model, center)
-    images, pid, camid = batch()
+    images, pid, camid = (t.to(device) for t in batch(len(captions)))
     inputs: dict[str, Any] = {"cam_label": camid}
     by_name = {key: images[:, m] for m, key in enumerate(("RGB", "NI", "TI"))}
     training: dict[str, Any] = {"writer": MagicMock(), "epoch": 1} if name == "EDITOR" else {}
     if name == "IDEA":
         tokenize = importlib.import_module("modeling.clip.clip").tokenize
         texts = {key: [" ".join(sentences[m]) for sentences in captions] for m, key in enumerate(("rgb", "ni", "ti"))}
-        inputs["text"] = {f"{key}_text": tokenize(text, truncate=True) for key, text in texts.items()}
+        inputs["text"] = {f"{key}_text": tokenize(text, truncate=True).to(device) for key, text in texts.items()}
 
     def step(dtype: torch.dtype) -> None:
         model.train()
@@ -100,8 +104,13 @@ def theirs(name: str, captions: Captions) -> tuple[nn.Module, dict[str, Piece]]:
             output = model(by_name, label=pid, **inputs, **training)
             loss: Any = output[-1] if len(output) % 2 else 0.0  # behind scores and features in turn
             for i in range(0, len(output) - 1, 2):
-                loss = loss + criterion(score=output[i], feat=output[i + 1], target=pid, target_cam=camid)
+                if bare:
+                    loss = loss + output[i].sum() + output[i + 1].sum()
+                else:
+                    loss = loss + criterion(score=output[i], feat=output[i + 1], target=pid, target_cam=camid)
         loss.backward()
+        if bare:
+            return
         optimizer.step()
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss of {name} is not finite")
@@ -110,7 +119,8 @@ def theirs(name: str, captions: Captions) -> tuple[nn.Module, dict[str, Piece]]:
         model.eval()
         with torch.no_grad(), autocast(dtype):
             feature = model(by_name, **inputs)
-        finite(feature["LOCAL"] if isinstance(feature, dict) else feature)
+        if not bare:
+            finite(feature["LOCAL"] if isinstance(feature, dict) else feature)
 
     return model, {"step": step, "embedding": embed}
 

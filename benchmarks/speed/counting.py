@@ -47,8 +47,18 @@ def count(code: Callable[[], object]) -> Counts:
 
     Not both in one run: the counter of FLOPs holds on to the gradients of leaves, which autograd then copies.
     """
+    return count_calls(code, count_flops(code))
+
+
+def count_flops(code: Callable[[], object]) -> int:
+    """Run code and count its FLOPs."""
     with FlopCounterMode(display=False) as flops:
         code()
+    return flops.get_total_flops()
+
+
+def count_calls(code: Callable[[], object], flops: int = 0) -> Counts:
+    """Run code and count its calls and bytes."""
     with _Operators() as operators:
         code()
-    return Counts(flops.get_total_flops(), operators.calls, operators.bytes)
+    return Counts(flops, operators.calls, operators.bytes)

@@ -33,13 +33,13 @@ from nextreid.engine.optimizer import build_optimizer
 from nextreid.losses import Criterion
 from nextreid.models import ReIDModel
 
-from .authors import BATCH, autocast, batch, check_size, finite, found, theirs
+from .authors import autocast, batch, check_size, finite, found, theirs
 from .models import CAMERAS, CLASSES
 from .text import Captions, training_captions
 from .turns import DTYPES, Child, Piece, serve
 
 OURS, THEIRS = ("next_clip_b16", "baseline_clip_b16"), ("IDEA", "DeMo")
-ROUNDS = 3
+BATCH, ROUNDS = 4, 3
 KNOWN, AGAIN, NONE = "captions in the table", "captions encoded again", "no captions"
 
 
@@ -110,7 +110,7 @@ def ours(name: str, captions: Captions) -> tuple[ReIDModel, dict[str, Piece]]:
     optimizer = build_optimizer(model, recipe)
     criterion = Criterion(recipe.identity_weight, recipe.triplet_weight, recipe.smoothing, recipe.margin)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    images, pid, camid = batch()
+    images, pid, camid = batch(len(captions))
 
     def sample(row: int, modality: int, draw: int) -> Sequence[str]:
         return draw_sentences(captions[row][modality], seeded_rng("benchmark", row, modality, draw))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .counting import count
+from .counting import count_calls, count_flops
 
 Piece = Callable[[torch.dtype], object]
 DTYPES = ("float32", "bfloat16")
@@ -76,12 +76,15 @@ def serve(build: Callable[[], tuple[nn.Module, Mapping[str, Piece]]], dtypes: tu
     with contextlib.redirect_stdout(io.StringIO()):  # the authors' code prints
         model, given = build()
         pieces = {f"{piece}/{dtype}": (given[piece], getattr(torch, dtype)) for piece in given for dtype in dtypes}
-        next(iter(given.values()))(torch.float32)  # the first step also makes the optimizer's state: not counted
+        # The first step also makes the optimizer's state, which costs calls and no FLOPs.
+        flops = {name: count_flops(partial(piece, dtype)) for name, (piece, dtype) in pieces.items()}
         answer(
             {
                 "params_M": round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
                 "trainable_M": round(sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6, 2),
-                "counts": {name: count(partial(piece, dtype))[:2] for name, (piece, dtype) in pieces.items()},
+                "counts": {
+                    name: count_calls(partial(piece, dtype), flops[name])[:2] for name, (piece, dtype) in pieces.items()
+                },
             }
         )
         for line in sys.stdin:
