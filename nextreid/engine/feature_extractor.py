@@ -168,8 +168,10 @@ class FeatureExtractor:
         Args:
             frame: A table from modality to image, all of one size and of the same view; for a model of one modality
                 the image alone will do.
-            boxes: ``(n, 4)`` numbers, array or tensor: left, upper, right and lower edge in pixels. What lies outside
-                the frame is cut off; a pixel that a box covers in part belongs to it.
+            boxes: ``(n, 4)`` numbers, array or tensor: left, upper, right and lower edge in pixels; or what has them as
+                its ``xyxy``: ``Detections`` of supervision, ``Results`` and ``Boxes`` of Ultralytics. Of rows with
+                more columns, as BoxMOT has them, pass ``rows[:, :4]``. What lies outside the frame is cut off; a pixel
+                that a box covers in part belongs to it.
 
         Returns:
             ``(n, D)`` float32 on the CPU, in the order of the boxes; n may be 0.
@@ -326,6 +328,9 @@ def _from_array(array: np.ndarray | Tensor, what: str) -> np.ndarray:
 def _edges(boxes: Any, width: int, height: int) -> np.ndarray:
     """Return boxes ``(n, 4)`` in whole pixels inside a frame."""
     expected = "boxes must be (n, 4) numbers: left, upper, right and lower edge in pixels"
+    if not hasattr(boxes, "xyxy"):
+        boxes = getattr(boxes, "boxes", boxes)  # of Ultralytics' Results
+    boxes = getattr(boxes, "xyxy", boxes)
     try:
         table = boxes.detach().cpu().double().numpy() if isinstance(boxes, Tensor) else np.asarray(boxes, np.float64)
     except (TypeError, ValueError) as error:

@@ -1,10 +1,12 @@
 """Images of every kind to vectors; the references are `extract`, the model itself, and crops written as files."""
 
+import multiprocessing
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -306,6 +308,31 @@ def test_a_model_of_one_modality_takes_a_frame_alone(rgb_only):
     vectors = rgb_only.encode(frame, [(0, 0, 50, 60), (10, 10, 20, 40)])
     torch.testing.assert_close(vectors[0], rgb_only(frame))
     torch.testing.assert_close(vectors[1], rgb_only(frame[10:40, 10:20]))
+
+
+def test_detections_of_other_libraries_are_their_boxes(rgb_only):
+    frame, xyxy = pixels("frame"), np.array([[1, 2, 20, 30], [5.5, 0, 90, 40]], np.float32)
+    expected = rgb_only.encode(frame, xyxy)
+    of_ultralytics = SimpleNamespace(xyxy=torch.tensor(xyxy), conf=torch.ones(2))
+    for found in (SimpleNamespace(xyxy=xyxy), of_ultralytics, SimpleNamespace(boxes=of_ultralytics, orig_img=frame)):
+        assert torch.equal(rgb_only.encode(frame, found), expected)
+    assert rgb_only.encode(frame, SimpleNamespace(xyxy=np.empty((0, 4)))).shape == (0, rgb_only.model.num_features)
+
+
+def test_detections_of_supervision(rgb_only):
+    supervision = pytest.importorskip("supervision")
+    frame, xyxy = pixels("frame"), np.array([[1, 2, 20, 30], [5, 0, 25, 39]], np.float32)
+    found = supervision.Detections(xyxy=xyxy, confidence=np.array([0.4, 0.9]))
+    assert torch.equal(rgb_only.encode(frame, found), rgb_only.encode(frame, xyxy))
+    assert torch.equal(rgb_only.encode(frame, found[found.confidence > 0.5]), rgb_only.encode(frame, xyxy[1:]))
+    assert len(rgb_only.encode(frame, supervision.Detections.empty())) == 0
+
+
+@pytest.mark.slow
+def test_an_extractor_pickles_to_a_worker(rgb_only):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(rgb_only.encode, pixels("frame"), [(1, 2, 20, 30)]).result()
+    torch.testing.assert_close(found, rgb_only.encode(pixels("frame"), [(1, 2, 20, 30)]))
 
 
 @pytest.mark.parametrize("boxes", [[], np.empty((0, 4)), torch.empty(0, 6)], ids=["list", "array", "tensor"])

@@ -73,17 +73,16 @@ def test_collapse_is_named_where_nothing_is_ranked_wrongly(samples):
     same = torch.ones(len(samples), 32) + 1e-4 * rows
     with pytest.raises(ValueError, match="nearly all the same in float32"):
         compare(same, same, samples).check()
-    right = rows[[sample.pid for sample in samples]]  # the same for all samples of an identity
+    right = rows[[sample.pid % 97 for sample in samples]]  # the same for all samples of an identity
     with pytest.raises(ValueError, match=r"mAP falls by more than 0\.2 points"):
         compare(right, rows, samples).check()
 
 
 def test_effective_rank_of_known_spaces(samples):
+    samples = samples[: len(samples) // 4 * 4]
     n = len(samples)
     rows = torch.zeros(n, 8)
     rows[torch.arange(n), torch.arange(n) % 4 * 2] = 1  # four directions, centred: three dimensions of equal energy
-    if n % 4:
-        pytest.skip("the directions are not equally often")
     assert compare(rows, rows, samples).effective_rank[0] == pytest.approx(3, rel=1e-6)
 
 
