@@ -25,6 +25,7 @@ _PROPOSED = 100
 """Entries that the compact code proposes, and 10 for each that is asked for."""
 _FEW = 16_384  # entries that are copied to be compared, where conditions leave no more
 _TRIES = 5
+_SCATTERED = 512  # vectors of a file up to which they are read: a mapped page brings its neighbours into memory
 _RULE = get_protocol("none")
 
 Average = Callable[[Tensor], Tensor]
@@ -119,8 +120,11 @@ class GallerySearch:
         segments = self._store.segments(state)
         rows = np.empty((len(places), self._store.width), "<f2")
         for number in np.unique(places // SEGMENT):
-            inside = places // SEGMENT == number
-            rows[inside] = segments[number][places[inside] % SEGMENT]
+            inside = np.flatnonzero(places // SEGMENT == number)
+            if len(inside) > _SCATTERED:
+                rows[inside] = segments[number][places[inside] % SEGMENT]
+            else:
+                self._store.read(int(number), places[inside] % SEGMENT, rows, inside)
         if check:
             self._store.check(places.tolist(), rows)
         return rows

@@ -95,6 +95,7 @@ class GalleryStore:
         self._guard = threading.RLock()
         self._state: State | None = None
         self._maps: dict[int, np.ndarray] = {}
+        self._files: dict[int, Any] = {}  # open, so that a reader keeps what a writer removes
         with ExitStack() as stack:
             if write:
                 stack.enter_context(lock(folder / ".gallery.lock", f"gallery {folder}"))
@@ -130,7 +131,7 @@ class GalleryStore:
             if self.write:
                 with suppress(sqlite3.Error):
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._maps.clear()
+            self._forget()
             self._open.close()
 
     @contextmanager
@@ -176,6 +177,13 @@ class GalleryStore:
                 known = self._maps[start] = self._map(state.generation, start, count)
             found.append(known[:count])
         return found
+
+    def read(self, number: int, places: np.ndarray, out: np.ndarray, rows: np.ndarray) -> None:
+        """Read the vectors at places of a file that `segments` gave into rows of an array ``(n, W)`` float16."""
+        file, size = self._files[number], self.width * 2
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            file.seek(place * size)
+            file.readinto(out[row].data)
 
     def append(self, vectors: np.ndarray, norms: np.ndarray, rows: Sequence[tuple[Any, ...]]) -> None:
         """Add vectors ``(n, W)`` float16 with their lengths and `Entry.row`: all of them or, on an error, none.
@@ -282,7 +290,7 @@ class GalleryStore:
             return old
         generation, rows, deletions, added = counters
         if old is None or old.generation != generation:
-            self._maps.clear()
+            self._forget()
         norms, first = np.zeros(rows, np.float32), 0
         if old is not None and (old.generation, old.deletions) == (generation, deletions):
             first = old.rows
@@ -301,12 +309,21 @@ class GalleryStore:
     def _file(self, generation: int, number: int) -> Path:
         return self.folder / f"vectors-{generation:05d}-{number:05d}.f16"
 
+    def _forget(self) -> None:
+        self._maps.clear()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
     def _map(self, generation: int, start: int, count: int) -> np.ndarray:
         file, width = self._file(generation, start // SEGMENT), self.width
         size = file.stat().st_size if file.is_file() else 0
         if size < count * width * 2:
             raise ValueError(f"{file} is damaged: it has {size} bytes of {count * width * 2}; copy it from a backup")
-        return np.memmap(file, "<f2", "r", 0, (count, width))
+        number = start // SEGMENT
+        if number not in self._files:
+            self._files[number] = file.open("rb", buffering=0)
+        return np.memmap(self._files[number], "<f2", "r", 0, (count, width))
 
     @property
     def width(self) -> int:
