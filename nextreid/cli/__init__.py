@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TextIO
 from nextreid._names import clip, closest
 from nextreid.version import __version__
 
-from . import calibrate, captions, convert, data, demo, evaluate, export, extract, gallery, models, show, train
+from . import calibrate, captions, convert, data, demo, evaluate, export, extract, gallery, models, serve, show, train
 
 # Packages are imported inside the commands, so that each loads what it needs.
 
@@ -154,6 +154,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nextreid {__version__}")
     commands = Commands(parser, "command")
-    for module in (demo, train, evaluate, calibrate, show, extract, export, gallery, models, convert, data, captions):
+    for module in (
+        demo,
+        train,
+        evaluate,
+        calibrate,
+        show,
+        extract,
+        export,
+        gallery,
+        serve,
+        models,
+        convert,
+        data,
+        captions,
+    ):
         module.add(commands)
     return parser
