@@ -458,7 +458,7 @@ def test_arguments_are_checked(build):
     model = build("baseline_tiny")
     for arguments, message in (
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ({"dtype": "half"}, "dtype must be one of float32, bfloat16, float16, got 'half'"),
+        ({"dtype": "half"}, "dtype must be one of float32, bfloat16, float16, int8, got 'half'"),
         ({"dtype": torch.int8}, "dtype must be one of"),
         ({"window": {"lwir": "minmax"}}, r"window names \['lwir'\]"),
     ):
