@@ -459,7 +459,8 @@ def test_arguments_are_checked(build):
     for arguments, message in (
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"dtype": "half"}, "dtype must be one of float32, bfloat16, float16, int8, got 'half'"),
-        ({"dtype": torch.int8}, "dtype must be one of"),
+        ({"dtype": torch.int16}, "dtype must be one of"),
+        ({"dtype": "int8"}, "int8 needs a check set"),
         ({"window": {"lwir": "minmax"}}, r"window names \['lwir'\]"),
     ):
         with pytest.raises(ValueError, match=message):
