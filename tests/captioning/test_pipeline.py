@@ -295,9 +295,13 @@ def test_interrupt_lets_calls_in_flight_finish(server, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(runner, "Progress", Watched)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        go(images(20), server, path)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go(images(20), server, path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     with Store(path) as store:
         assert len(store) == sum(server.paid.values()) == 4
 
