@@ -334,6 +334,10 @@ RECIPES: dict[str, Recipe] = {
         _ICPL,
         dataclasses.replace(_ICPL, name="icpl-msvr310", lr_tower=3.5e-4, lr_new=3.5e-4, weight_decay=1e-4),
         dataclasses.replace(_ICPL, name="icpl-rgbnt100", lr_tower=3.5e-4, lr_new=3.5e-4, epochs=120),
+        # Signal on RGBNT201. There the tower's rate falls from 3.5e-5 to 5e-6 in the warm-up; here it rises as all do.
+        dataclasses.replace(
+            _IDEA, name="signal", lr_tower=5e-6, lr_new=3.5e-4, bias_lr=2.0, warmup_start=0.1, floor=0.001
+        ),
         _MAMBAPRO,
         dataclasses.replace(
             _MAMBAPRO, name="mambapro-rgbnt100", epochs=30, warmup_epochs=5, num_ids=8, num_instances=16
