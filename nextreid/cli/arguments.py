@@ -179,7 +179,7 @@ def short_names(checkpoints: Sequence[str]) -> list[str]:
         raise ValueError(f"the same checkpoint is named twice: {', '.join(checkpoints)}")
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[:length][::-1]) for part in parts]
-        if len(set(names)) == len(names):
+        if len(set(names)) == len(names) and not {"last", "best"} & set(names):  # these say too little
             return names
     return list(checkpoints)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nextreid.cli.arguments import pairs
+from nextreid.cli.arguments import pairs, short_names
 
 
 @settings(derandomize=True, deadline=None)
@@ -25,3 +25,10 @@ def test_values_are_typed_and_what_is_none_is_named() -> None:
             pairs([item], "--set", reserved=("root",))
     with pytest.raises(ValueError, match="the value of 'a' is longer than 10000 characters"):
         pairs(["a=" + "x" * 10_000], "--set")
+
+
+def test_models_are_named_by_the_ends_of_their_paths_that_tell_them_apart():
+    assert short_names(["runs/a/last", "next_tiny"]) == ["a/last", "next_tiny"]
+    assert short_names(["x/a/last", "y/a/last"]) == ["x/a/last", "y/a/last"]
+    assert short_names(["m/one", "m/two"]) == ["one", "two"]
+    assert short_names(["last"]) == ["last"]
