@@ -56,8 +56,8 @@ class ReIDModel(nn.Module):
     Modalities are an axis of declared order. ``present`` marks which of a sample's modalities exist: an absent one has
     no part in any mask, attention or mean, whatever its pixels hold.
 
-    A method implements `encode_images`, `forward_tokens` and `pool`, sets ``img_size``, ``num_features`` and
-    ``embeddings``, and ends its constructor with `reset_classifier`. One with several heads overrides `pool_heads` and
+    A method implements `forward_tokens` and `pool`, and `encode_images` where it asks more of its towers. It sets
+    ``img_size``, ``num_features`` and ``embeddings``, and ends its constructor with `reset_classifier`. One with several heads overrides `pool_heads` and
     `head_widths`, and `neck_of` where heads share a neck; one that reads captions `prepare_text`; one with losses of
     its own `own_losses`, or `identity_losses` where they need identities. What changes by epoch, or is rebuilt from all
     training images, is done in `start_epoch`, what follows the batches in `after_step`.
@@ -129,12 +129,15 @@ class ReIDModel(nn.Module):
     def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
         """Run the image tower: tokens by name, each ``(B, M, ...)``, that neither captions nor other modalities change.
 
+        By default class tokens ``cls (B, M, D)`` and patch tokens ``tokens (B, M, N, D)``, zero where absent.
+
         Args:
             images: ``(B, M, 3, H, W)``, normalised, of any floating type.
             present: Which modalities exist, bool ``(B, M)``; None for all.
             camid: Cameras ``(B,)``, negative where unknown; None for all unknown.
         """
-        raise NotImplementedError
+        cls, tokens = self.image_tower(images, present, camid)
+        return {"cls": cls, "tokens": tokens}
 
     def forward_tokens(self, encoded: Features, text: Tensor | None = None, present: Tensor | None = None) -> Features:
         """Run what follows the image tower under one condition: with these captions, and these modalities present.

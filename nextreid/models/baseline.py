@@ -68,11 +68,6 @@ class Baseline(ReIDModel):
         self.num_heads = len(self.modalities) if classifier == "modality" else 1
         self.reset_classifier(num_classes)
 
-    def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
-        """Class tokens ``cls (B, M, D)`` and patch tokens ``tokens (B, M, N, D)``."""
-        cls, tokens = self.image_tower(images, present, camid)
-        return {"cls": cls, "tokens": tokens}
-
     def forward_tokens(self, encoded: Features, text: Tensor | None = None, present: Tensor | None = None) -> Features:
         """The tokens, zero where a modality is absent; ``text`` is not read."""
         if present is None:

@@ -120,11 +120,6 @@ class NEXT(ReIDModel):
         self.num_groups = self.head.num_groups if classifier == "expert" else 1
         self.reset_classifier(num_classes)
 
-    def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
-        """Class tokens ``cls (B, M, D)`` and patch tokens ``tokens (B, M, N, D)``."""
-        cls, tokens = self.image_tower(images, present, camid)
-        return {"cls": cls, "tokens": tokens}
-
     def prepare_text(self, captions: Captions, sample: SampleCaption | None = None) -> Tensor | None:
         """Caption features ``(B, M, D)``, or in training ``(B, E_t, M, D)``: a draw for each expert (Eq. 4)."""
         if not self.uses_text:

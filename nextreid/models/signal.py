@@ -81,11 +81,6 @@ class Signal(ReIDModel):
         self.embeddings = {"all": self.num_features, "ori": count * self.embed_dim, "fused": count * self.embed_dim}
         self.reset_classifier(num_classes)
 
-    def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
-        """Class tokens ``cls (B, M, D)`` and patch tokens ``tokens (B, M, N, D)``."""
-        cls, tokens = self.image_tower(images, present, camid)
-        return {"cls": cls, "tokens": tokens}
-
     def forward_tokens(self, encoded: Features, text: Tensor | None = None, present: Tensor | None = None) -> Features:
         """Class tokens as they are and behind the interaction; ``text`` is not read."""
         cls, tokens, parts = encoded["cls"], encoded["tokens"], {}

@@ -85,11 +85,6 @@ class TOPReID(ReIDModel):
         self.embeddings = {"tpm": self.num_features, "vit": self.num_features}
         self.reset_classifier(num_classes)
 
-    def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
-        """Class tokens ``cls (B, M, D)`` and patch tokens ``tokens (B, M, N, D)``."""
-        cls, tokens = self.image_tower(images, present, camid)
-        return {"cls": cls, "tokens": tokens}
-
     def forward_tokens(self, encoded: Features, text: Tensor | None = None, present: Tensor | None = None) -> Features:
         """Tokens complete for every sample, and the permuted class tokens; ``text`` is not read."""
         tokens = torch.cat([encoded["cls"][:, :, None], encoded["tokens"]], dim=2)  # (B, M, 1+N, D)

@@ -56,11 +56,6 @@ class UniCat(ReIDModel):
         self.embeddings = {"fused": self.num_features}
         self.reset_classifier(num_classes)
 
-    def encode_images(self, images: Tensor, present: Tensor | None = None, camid: Tensor | None = None) -> Features:
-        """Class tokens ``cls (B, M, D)`` and patch tokens ``tokens (B, M, N, D)``."""
-        cls, tokens = self.image_tower(images, present, camid)
-        return {"cls": cls, "tokens": tokens}
-
     def forward_tokens(self, encoded: Features, text: Tensor | None = None, present: Tensor | None = None) -> Features:
         """The tokens, class tokens zero where a modality is absent."""
         if present is None:
