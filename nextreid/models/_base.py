@@ -57,10 +57,11 @@ class ReIDModel(nn.Module):
     no part in any mask, attention or mean, whatever its pixels hold.
 
     A method implements `forward_tokens` and `pool`, and `encode_images` where it asks more of its towers. It sets
-    ``img_size``, ``num_features`` and ``embeddings``, and ends its constructor with `reset_classifier`. One with several heads overrides `pool_heads` and
-    `head_widths`, and `neck_of` where heads share a neck; one that reads captions `prepare_text`; one with losses of
-    its own `own_losses`, or `identity_losses` where they need identities. What changes by epoch, or is rebuilt from all
-    training images, is done in `start_epoch`, what follows the batches in `after_step`.
+    ``img_size``, ``num_features`` and ``embeddings``, and ends its constructor with `reset_classifier`. One with
+    several heads overrides `pool_heads` and `head_widths`, and `neck_of` where heads share a neck; one that reads
+    captions `prepare_text`; one with losses of its own `own_losses`, or `identity_losses` where they need identities.
+    What changes by epoch, or is rebuilt from all training images, is done in `start_epoch`, what follows the batches
+    in `after_step`.
 
     Args:
         modalities: Names of the modalities, in the order of the images' axis M; a string is one of them.
