@@ -82,26 +82,24 @@ def calibrate(
         )
     given = dataset.train if split == "train" else (*dataset.query, *dataset.gallery)
     samples = _limited([sample for sample in given if sample.pid >= 0], limit, seed)
+    if not samples:
+        raise ValueError(f"split {split} of {dataset.name} has no sample of known identity")
     shown = subsets(dataset.modalities)[::-1]  # all modalities first
     conditions = [Condition(text, subset) for subset in shown]
-    embedded = dict(zip(shown, embed_conditions(model, samples, conditions, options), strict=True)) if samples else {}
+    embedded = dict(zip(shown, embed_conditions(model, samples, conditions, options), strict=True))
     visible = {
         subset: np.array([is_visible(sample, condition.shows(dataset.modalities)) for sample in samples], bool)
         for subset, condition in zip(shown, conditions, strict=True)
     }
     counts = _counts(samples, rule)
+    pids = np.array([sample.pid for sample in samples], np.int64)
     sets = [(one, one) for one in shown]
     if cross:
         sets += [(one, two) for one in shown for two in shown if one != two]
     curves = {}
     for query, gallery in sets:
         rows, columns = np.flatnonzero(visible[query]), np.flatnonzero(visible[gallery])
-        pids = np.array([sample.pid for sample in samples], np.int64)
-        similar = (
-            _cosines(model, embedded[query][rows], embedded[gallery][columns], query != gallery) if samples else None
-        )
-        if similar is None:
-            break
+        similar = _cosines(model, embedded[query][rows], embedded[gallery][columns], query != gallery)
         pairs = Pairs(similar, pids[rows], pids[columns], counts[np.ix_(rows, columns)])
         name = shown_name(query, gallery)
         try:
@@ -110,8 +108,6 @@ def calibrate(
             if query == gallery == shown[0]:
                 raise ValueError(f"split {split} of {dataset.name}: {error}") from error
             _logger.warning("%s is left out: %s", name, error)
-    if not curves:
-        raise ValueError(f"split {split} of {dataset.name} has no sample of known identity")
     about = {
         "model": model.pretrained_cfg.architecture,
         "digest": weights_digest(model),
