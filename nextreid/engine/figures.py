@@ -2,36 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from nextreid._names import show, unknown
-from nextreid.data import ReIDDataset, Sample, SampleDataset, collate, seeded_rng
+from nextreid.data import ReIDDataset, Sample, SampleDataset, collate
 from nextreid.data.image import OnError
-from nextreid.models import ReIDModel, as_reid_model
-from nextreid.retrieval import Protocol, get_protocol, rank, top_k
-from nextreid.retrieval.protocol import SameIdentity
+from nextreid.models import as_reid_model
+from nextreid.retrieval import Protocol, get_protocol
 from nextreid.viz import mask_image, rank_list_image
 
 from .ablations import Condition, hide_modalities
-from .embedding import EmbedOptions, check_visible, embed_conditions, eval_transform
-from .evaluation import checked, identities, of_query_and_gallery, unique_samples
-
-CHOICES = ("worst", "typical", "best", "differ", "random")
-"""Words that choose queries: by the average precision over the models, by how far they differ in it, or at random."""
-
-
-class _Ranked(NamedTuple):
-    """What one model makes of a dataset: embeddings of query and gallery, and each query's average precision."""
-
-    query: Tensor
-    gallery: Tensor
-    ap: np.ndarray
+from .embedding import EmbedOptions, check_visible, eval_transform
+from .evaluation import checked, of_query_and_gallery
+from .ranking import choose_queries, nearest, rank_queries
 
 
 def rank_lists(
@@ -56,7 +42,7 @@ def rank_lists(
     Args:
         models: Models by the names to write beside them.
         dataset: Query and gallery come from here.
-        queries: Words of `CHOICES`, or keys of queries.
+        queries: Words of `ranking.CHOICES`, or keys of queries.
         count: Queries for each word, of different identities as far as there are.
         top: Gallery entries for each query.
         protocol: As for `evaluate`.
@@ -84,7 +70,7 @@ def rank_lists(
     for model in models.values():
         dataset = checked(as_reid_model(model), dataset, on_error, allow_leak)
     conditions = of_query_and_gallery(rule, dataset.modalities, condition)
-    ranked = {name: _rank(as_reid_model(m), dataset, rule, conditions, options) for name, m in models.items()}
+    ranked = {name: rank_queries(as_reid_model(m), dataset, rule, conditions, options) for name, m in models.items()}
     chosen = choose_queries(dataset.query, np.stack([each.ap for each in ranked.values()]), queries, count, seed)
     shown = [
         [_only(sample, of_split.shows(dataset.modalities)) for sample in split]
@@ -93,7 +79,7 @@ def rank_lists(
     rows, titles = [], []
     for at, word in chosen:
         for name, each in ranked.items():
-            rows.append((at, *_nearest(each, dataset, rule, at, top, ignored)))
+            rows.append((at, *nearest(each, dataset, rule, at, top, ignored)))
             of_model = f"{name}: " if len(ranked) > 1 else ""
             found = f"average precision {100 * each.ap[at]:.1f} %"
             titles.append(word + of_model + ("no match in the gallery" if np.isnan(each.ap[at]) else found))
@@ -109,56 +95,6 @@ def rank_lists(
         label_names=dataset.label_names,
         image_size=image_size,
     )
-
-
-def choose_queries(
-    samples: Sequence[Sample], ap: np.ndarray, queries: Sequence[str], count: int, seed: int = 0
-) -> list[tuple[int, str]]:
-    """Choose queries by words or keys.
-
-    Args:
-        samples: Q queries.
-        ap: Their average precision ``(models, Q)``, nan where a query has no match.
-        queries: Words of `CHOICES`, or keys.
-        count: Queries for each word.
-        seed: Of the random ones.
-
-    Returns:
-        Places in `samples`, each once, with a beginning for its title, such as ``"worst query; "``.
-
-    Raises:
-        ValueError: If a word or key is unknown, or a word that compares is given and no query has a match.
-    """
-    by_key = {sample.key: place for place, sample in enumerate(samples)}
-    valid = np.flatnonzero(~np.isnan(ap).any(axis=0))
-    mean = ap.mean(axis=0)
-    chosen: dict[int, str] = {}
-    seen: set[int] = set()
-    for word in queries:
-        if word in by_key and word not in CHOICES:
-            chosen[by_key[word]] = f"query {word}; "
-            continue
-        if word not in CHOICES:
-            raise ValueError(
-                f"{unknown('choice of queries', word, CHOICES)}, or the key of a query, such as {show(samples[0].key)}"
-            )
-        if word != "random" and not len(valid):
-            raise ValueError(f"no query has a match to find, so that none is {word}; choose 'random' or keys")
-        order: np.ndarray
-        if word == "random":
-            order = seeded_rng("queries", seed).permutation(len(samples))
-        elif word == "typical":
-            order = valid[np.argsort(np.abs(mean[valid] - mean[valid].mean()), kind="stable")]
-        elif word == "differ":
-            order = valid[np.argsort(-np.ptp(ap[:, valid], axis=0), kind="stable")]
-        else:
-            order = valid[np.argsort(mean[valid] if word == "worst" else -mean[valid], kind="stable")]
-        left = [int(place) for place in order if int(place) not in chosen]
-        fresh = [p for p in _first_of_each(samples, left) if samples[p].pid not in seen]
-        for place in list(dict.fromkeys([*fresh, *left]))[:count]:
-            seen.add(samples[place].pid)
-            chosen[place] = f"{word} query; " if word != "differ" else "models differ; "
-    return list(chosen.items())
 
 
 def expert_masks(
@@ -195,52 +131,7 @@ def expert_masks(
     return mask_image(drawn, mask, model.modalities, gamma, label_names=dataset.label_names, image_size=image_size)
 
 
-def _rank(
-    model: ReIDModel, dataset: ReIDDataset, rule: Protocol, conditions: Sequence[Condition], options: EmbedOptions
-) -> _Ranked:
-    samples, place_of = unique_samples(dataset)
-    splits = (dataset.query, dataset.gallery)
-    for split, condition in zip(splits, conditions, strict=True):
-        check_visible(split, dataset.modalities, condition)
-    options = replace(options, after_neck=rule.feature == "after_neck")
-    different = list(dict.fromkeys(conditions))
-    embedded = dict(zip(different, embed_conditions(model, samples, different, options), strict=True))
-    parts = [
-        embedded[condition][[place_of[sample.key, sample.captions] for sample in split]]
-        for split, condition in zip(splits, conditions, strict=True)
-    ]
-    if rule.query_modalities != rule.gallery_modalities:
-        parts = [model.average_modalities(part) for part in parts]
-    query, gallery = parts
-    keys = [[sample.key for sample in split] for split in splits]
-    ids = identities(dataset.query), identities(dataset.gallery)
-    return _Ranked(query, gallery, rank(query, gallery, *ids, rule, query_keys=keys[0], gallery_keys=keys[1]).ap)
-
-
-def _nearest(
-    ranked: _Ranked, dataset: ReIDDataset, rule: Protocol, at: int, top: int, with_ignored: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Gallery indices, matches, scores and which are ignored, each ``(top,)``, of one query."""
-    ids = identities([dataset.query[at]]), identities(dataset.gallery)
-    keys = [dataset.query[at].key], [sample.key for sample in dataset.gallery]
-    asked, of_asked = (replace(rule, exclude="none"), (None, None)) if with_ignored else (rule, keys)
-    vectors = ranked.query[at : at + 1], ranked.gallery
-    indices, matches = top_k(*vectors, *ids, asked, top, query_keys=of_asked[0], gallery_keys=of_asked[1])
-    index, _, is_ignored = SameIdentity(*ids, rule, *keys).entries(0, 1)
-    ignored = np.isin(indices, index[is_ignored]) & (indices >= 0)
-    pair = F.normalize(ranked.query[at], dim=0), F.normalize(ranked.gallery[indices[0].clip(min=0)], dim=1)
-    return indices[0], matches[0] & ~ignored[0], (pair[1] @ pair[0]).numpy(), ignored[0]
-
-
 def _only(sample: Sample, shows: Sequence[bool]) -> Sample:
     """The sample with the images that are shown."""
     images = tuple(image if show else None for image, show in zip(sample.images, shows, strict=True))
     return replace(sample, images=images)
-
-
-def _first_of_each(samples: Sequence[Sample], places: Sequence[int]) -> list[int]:
-    """The first place of each identity."""
-    firsts: dict[int, int] = {}
-    for place in places:
-        firsts.setdefault(samples[place].pid, place)
-    return list(firsts.values())

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nextreid.data import Sample
 from nextreid.engine import evaluate, figures
-from nextreid.engine.figures import choose_queries, expert_masks, rank_lists
+from nextreid.engine.figures import expert_masks, rank_lists
+from nextreid.engine.ranking import CHOICES, choose_queries
 
 SAMPLES = [Sample(f"q{i}", i // 2, i % 2, -1, (None,)) for i in range(8)]  # four identities
 
@@ -17,7 +18,7 @@ SAMPLES = [Sample(f"q{i}", i // 2, i % 2, -1, (None,)) for i in range(8)]  # fou
 @settings(max_examples=50, derandomize=True, deadline=None)
 @given(
     st.lists(st.floats(0, 1), min_size=16, max_size=16),
-    st.lists(st.sampled_from(figures.CHOICES), min_size=1, max_size=5),
+    st.lists(st.sampled_from(CHOICES), min_size=1, max_size=5),
     st.integers(1, 3),
 )
 def test_words_choose_queries_of_different_identities(values, words, count):
