@@ -101,6 +101,7 @@ def run_list(args: argparse.Namespace) -> None:
     # Read from the files themselves: the package loads torch, which takes longer than all else.
     cards = Path(nextreid.__file__).parent.joinpath("data", "cards").glob("*.json")
     what = dict.fromkeys((plugin.name for plugin in entry_points(group="nextreid.datasets")), "") | {
+        "folder": "your own images, from folders named by modality or identity, or neither",
         "manifest": "your own images, from a CSV or parquet file with one row per sample",
         "pattern": "your own images, from folders with labels in the names",
         **{card.stem: json.loads(card.read_bytes())["what"] for card in cards},

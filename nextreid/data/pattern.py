@@ -79,6 +79,7 @@ def read_folder(
     window: Mapping[str, Window] | None = None,
     *,
     nested: bool = False,
+    plain: bool = False,
 ) -> list[Sample]:
     """Read unlabelled samples from one folder per modality: ``root/{rgb,nir,tir}/name.jpg``.
 
@@ -92,6 +93,8 @@ def read_folder(
         window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
         nested: Whether further folders may lie above and below those of the modalities, as in
             ``root/monday/rgb/gate/name.jpg``; then the key is the path without the modality's folder.
+        plain: With `nested`: whether all images are of one modality where no folder below `root` is named like one:
+            that which `root` is named like, or the first.
 
     Returns:
         Samples sorted by key (the name of the first image), with pid, camid and sceneid -1.
@@ -105,7 +108,7 @@ def read_folder(
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}; expected {layout}")
     if nested:
-        return _read_nested(root, modalities, window, layout)
+        return _read_nested(root, modalities, window, layout, plain)
     entries = sorted(entry for entry in root.iterdir() if not is_sidecar(entry.name))
     names = {modality: _ALIASES.get(modality.lower(), (modality.lower(),)) for modality in modalities}
     folders = {m: [e.name for e in entries if e.is_dir() and e.name.lower() in names[m]] for m in modalities}
@@ -120,22 +123,24 @@ def read_folder(
 
 
 def _read_nested(
-    root: Path, modalities: tuple[str, ...], window: Mapping[str, Window] | None, layout: str
+    root: Path, modalities: tuple[str, ...], window: Mapping[str, Window] | None, layout: str, plain: bool
 ) -> list[Sample]:
     """Read what `read_folder` does where the first folder named like a modality stands anywhere on the path."""
     modality_of = {name: m for m in modalities for name in (m.lower(), *_ALIASES.get(m.lower(), ()))}
     windows = check_windows(window, modalities)
     found: dict[str, dict[str, str]] = {}
     others = []
-    for path in sorted(_files(root, None)):
-        *folders, name = path.split("/")
-        place = next((i for i, folder in enumerate(folders) if folder.lower() in modality_of), None)
-        stem, _, ending = name.rpartition(".")
-        if place is None or ending.lower() not in ENDINGS:
+    paths = [(path, path.split("/")) for path in sorted(_files(root, None))]
+    places = [next((i for i, part in enumerate(p[:-1]) if part.lower() in modality_of), None) for _, p in paths]
+    plain = plain and all(place is None for place in places)
+    single = modality_of.get(root.resolve().name.lower(), modalities[0])
+    for (path, parts), place in zip(paths, places, strict=True):
+        stem, _, ending = parts[-1].rpartition(".")
+        if ending.lower() not in ENDINGS or (place is None and not plain):
             others.append(path)
             continue
-        modality = modality_of[folders[place].lower()]
-        moment = normalize("NFC", "/".join((*folders[:place], *folders[place + 1 :], stem)))
+        modality = single if place is None else modality_of[parts[place].lower()]
+        moment = normalize("NFC", "/".join((*(part for i, part in enumerate(parts[:-1]) if i != place), stem)))
         files = found.setdefault(moment, {})
         if modality in files:
             raise ValueError(f"{root}: two files are one {modality} image: {files[modality]}, {path}")

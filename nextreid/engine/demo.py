@@ -2,7 +2,6 @@
 
 import json
 import logging
-import platform
 import shutil
 import textwrap
 import time
@@ -11,29 +10,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL.Image import Image
 
 from nextreid._files import check_out_folder, user_path, write_json
 from nextreid.data import ReIDDataset, Sample, open_image
 from nextreid.models import ReIDModel, create_model
-from nextreid.retrieval import Comparison, compare, rank
+from nextreid.retrieval import Comparison, compare
 from nextreid.synthetic import synthetic_persons
-from nextreid.version import __version__
 from nextreid.viz import Table, save_image, write_report
 
 from .ablations import hide_modalities
+from .demo_report import MASKS, METRICS, MODELS, RANKS, REPORT, chance_map, result_row, results_table, versions
 from .embedding import EmbedOptions
-from .evaluation import EvaluationReport, evaluate, evaluate_conditions, identities
+from .evaluation import evaluate, evaluate_conditions
 from .figures import expert_masks, rank_lists
 from .recipe import get_recipe
 from .trainer import train as train_model
 
 _logger = logging.getLogger(__name__)
 
-METRICS, REPORT, RANKS, MASKS, IMAGES = "metrics.json", "report.html", "rank_list.png", "masks.png", "images"
-MODELS = ("baseline_tiny", "next_tiny")
+IMAGES = "images"
 RUNS, SETTINGS = "runs", "demo.json"
 _RANKS_TITLE = (
     "Rank lists of next_tiny with captions: the worst queries, queries near the mean, and the best, each of another "
@@ -131,10 +128,11 @@ def run_demo(
     rows = []
     if train:
         rows = [
-            _row(name, "untrained", evaluate(m, dataset, text=False, options=options)) for name, m in models.items()
+            result_row(name, "untrained", evaluate(m, dataset, text=False, options=options))
+            for name, m in models.items()
         ]
         recipe = get_recipe("tiny", seed=seed, epochs=size.epochs, eval_every=0, warmup_epochs=min(2, size.epochs - 1))
-        runs = _open_runs(folder, {"seed": seed, "size": asdict(size), "recipe": recipe.to_dict(), **_versions()})
+        runs = _open_runs(folder, {"seed": seed, "size": asdict(size), "recipe": recipe.to_dict(), **versions()})
         for name, model in models.items():
             write_line(f"training {name}, {size.epochs} epochs; if it is stopped, the same command continues")
             done = train_model(model, dataset, recipe, runs / name, resume=True, progress=progress)
@@ -146,13 +144,13 @@ def run_demo(
         conditions = [hide_modalities(dataset.modalities, names, text) for text in texts for names in missing]
         reports = evaluate_conditions(model, dataset, conditions, options=options)
         full[name] = reports[0].result
-        rows += [_row(name, "trained", report) for report in reports]
+        rows += [result_row(name, "trained", report) for report in reports]
     lap("evaluate", "evaluated both with every modality, with each one missing, with and without captions")
-    chance = _chance(dataset, seed)
+    chance = chance_map(dataset, seed)
     won = compare(full["baseline_tiny"], full["next_tiny"])
     explained = _EXPLAINED.format(chance=100 * chance, weights=_JUST_TRAINED if train else _NOT_FOR)
     verdict = _verdict(won, size.num_test)
-    results = _table(rows, dataset.modalities)
+    results = results_table(rows, dataset.modalities)
     write_line(f"\n{results.text()}\n\n{verdict}\n\n{textwrap.fill(explained, 110)}\n")
     ranks = rank_lists({"next_tiny": models["next_tiny"]}, dataset)
     shown = _first_of_each(dataset)[:SHOWN_MASKS]
@@ -168,7 +166,7 @@ def run_demo(
         "results": rows,
         "chance": chance,
         "comparison": asdict(won),
-        "versions": _versions(),
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         "seconds": {**seconds, "total": round(time.perf_counter() - start, 1)},
     }
@@ -181,10 +179,6 @@ def run_demo(
     return metrics
 
 
-def _versions() -> dict[str, str]:
-    return {"nextreid": __version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
 def _open_runs(folder: Path, settings: dict[str, Any]) -> Path:
     """Return the folder of the runs; those of a demo with other settings are removed."""
     runs = folder / RUNS
@@ -193,16 +187,6 @@ def _open_runs(folder: Path, settings: dict[str, Any]) -> Path:
         shutil.rmtree(runs)
     write_json(file, settings)
     return runs
-
-
-def _chance(dataset: ReIDDataset, seed: int) -> float:
-    """Return the mAP of a random order."""
-    generator = torch.Generator().manual_seed(seed)
-    query, gallery = (torch.randn(len(split), 8, generator=generator) for split in (dataset.query, dataset.gallery))
-    ids = (identities(dataset.query), identities(dataset.gallery))
-    query_keys, gallery_keys = ([sample.key for sample in split] for split in (dataset.query, dataset.gallery))
-    result = rank(query, gallery, *ids, dataset.protocol, query_keys=query_keys, gallery_keys=gallery_keys)
-    return float(np.nanmean(result.ap))
 
 
 def _verdict(won: Comparison, identities: int) -> str:
@@ -227,25 +211,6 @@ def _models(seed: int, pretrained: bool) -> dict[str, ReIDModel]:
     if not pretrained:
         models["baseline_tiny"].image_tower.load_state_dict(models["next_tiny"].image_tower.state_dict())
     return models
-
-
-def _row(name: str, stage: str, report: EvaluationReport) -> dict[str, Any]:
-    values = {key: value for key, value in report.to_dict().items() if key != "seconds"}
-    return {"model": name, "stage": stage, **values}
-
-
-def _table(rows: Sequence[dict[str, Any]], modalities: Sequence[str]) -> Table:
-    """One line for each model and text setting, one column for each condition: mAP / rank-1 in percent."""
-    columns = ["model", "captions at test", "all modalities", *(f"without {m}" for m in modalities)]
-    lines: dict[tuple[str, str, bool], dict[tuple[str, ...], str]] = {}
-    for row in rows:
-        cell = f"{100 * row['mAP']:.1f} / {100 * row['rank-1']:.1f}"
-        lines.setdefault((row["model"], row["stage"], row["text"]), {})[tuple(row["missing"])] = cell
-    table = []
-    for (model, stage, text), cells in lines.items():
-        title = model if stage == "trained" else f"{model}, {stage}"
-        table.append([title, "yes" if text else "no", *(cells.get(c, "") for c in ((), *((m,) for m in modalities)))])
-    return Table("Results, mAP / rank-1 in percent", columns, table)
 
 
 def _first_of_each(dataset: ReIDDataset) -> list[Sample]:
