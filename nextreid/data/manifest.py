@@ -128,6 +128,11 @@ def _known_columns(path: Path, modalities: Sequence[str] | None, encoding: str |
 
 def _reject_columns(path: Path, odd: Sequence[str], columns: Sequence[str], declared: tuple[str, ...] | None) -> None:
     """Raise the ValueError about columns without a meaning, the names in it bounded."""
+    if {"row", "key", "present"} <= set(columns):
+        raise ValueError(
+            f"{path} is the index of embeddings and names no images: load_embeddings and 'nextreid gallery add' read "
+            "its folder; a dataset is what they were extracted from"
+        )
     known = f"{', '.join(LABELS)}, key, split, a modality, caption_<modality>"
     message = f"{path}: columns [{first_few(map(repr, odd), 8)}] are unknown; known are {known}"
     if declared is not None:

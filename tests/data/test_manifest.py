@@ -65,6 +65,7 @@ def test_only_images(write: Callable[[Rows], Path]) -> None:
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
+        ([{"row": 0, "key": "a", "pid": 1, "present": "rgb"}], ValueError, "is the index of embeddings"),
         ([{"rgb": "images/a.jpg", "camdi": 1}], ValueError, r"columns \['camdi'\] are unknown.*camid"),
         ([{"pid": 1}], ValueError, "no column for a modality"),
         ([{"rgb": "/tmp/a.jpg"}], ValueError, "line 2: image '/tmp/a.jpg' is not below the manifest's folder"),
