@@ -29,7 +29,8 @@ TILE = 4096
 """Gallery entries of one matrix product."""
 
 _STEP = 64
-_PIECE = 128  # gallery entries that one query alone meets at once: converted, they stay in the cache
+_CACHED = 2**18  # values that one query alone meets at once: converted, they stay in the cache
+_PIECE = 1024  # gallery entries that several queries meet at once, likewise
 _SPAN = 2**20  # values of a span of tiles
 _PAIRS = 2**13  # embeddings whose differences are taken at once
 _CANCELLED = 2**-6  # a squared distance below this part of the squared lengths is mostly rounding
@@ -140,7 +141,9 @@ class Tile:
         """Return the values of a query block against the tile, ``(M, W)``, in `out` if given."""
         if out is None:
             out = torch.empty(len(block), len(self.rows), device=block.device)
-        step = _PIECE if len(block) == 1 and block.device == CPU else len(self.rows)
+        step = len(self.rows)
+        if block.device == CPU:
+            step = _PIECE if len(block) > 1 else max(_STEP, _CACHED // block.shape[1] // _STEP * _STEP)
         for start in range(0, len(self.rows), step):
             piece = self.rows[start : start + step]
             if self.buffer is not None:
