@@ -157,10 +157,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, run, monkeypat
     loop = importlib.import_module("nextreid.engine.trainer")._Epoch
     whole_epoch = loop.run
 
-    def interrupted(self, epoch):
+    def interrupted(self, epoch, done):
         if epoch == 2:
             raise KeyboardInterrupt
-        return whole_epoch(self, epoch)
+        return whole_epoch(self, epoch, done)
 
     torch.manual_seed(0)
     with monkeypatch.context() as patch:

@@ -44,7 +44,7 @@ _Result = TypeVar("_Result")
 RECIPE, METRICS, STATE, LAST, BEST = "recipe.json", "metrics.jsonl", "state.safetensors", "last", "best"
 TEXT_TOWER = "text_tower.safetensors"
 # What a resumed run may change: its result does not depend on it, or is read from the state of the run.
-_FREE = ("recipe.workers", "recipe.store", "start.", "dataset.notes", "dataset.source.")
+_FREE = ("recipe.workers", "recipe.store", "recipe.log", "start.", "dataset.notes", "dataset.source.")
 _RUN = table(
     {
         **dict.fromkeys(("recipe", "model", "dataset", "versions", "hardware"), mapping(plain_texts)),

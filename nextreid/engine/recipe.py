@@ -17,7 +17,7 @@ from nextreid.data.image_cache import SUFFIX
 _RANGES: dict[str, tuple[float, float, bool]] = {
     field: bounds
     for bounds, fields in {
-        (1, math.inf, True): "epochs eval_batch_size",
+        (1, math.inf, True): "epochs eval_batch_size log_every",
         (2, math.inf, True): "num_ids num_instances",
         (0, math.inf, False): "lr_tower lr_new bias_lr grad_clip",
         (0, math.inf, True): "weight_decay warmup_epochs warmup_start identity_weight triplet_weight margin pad "
@@ -95,6 +95,9 @@ class Recipe:
             file name that ends in ``.store`` once and for all runs; the result does not depend on it.
         augment: ``"cpu"`` augments in the loading processes; ``"device"`` leaves it to the device, which draws other
             noise for erased boxes.
+        log: Where the values of the training go: ``"jsonl"``, always, and ``"tensorboard"``, ``"wandb"``,
+            ``"trackio"``, ``"mlflow"``; the result does not depend on it.
+        log_every: Steps between two rows of the log; the last step of an epoch has one always.
     """
 
     name: str = "next"
@@ -142,13 +145,19 @@ class Recipe:
     workers: int = 4
     store: str = "off"
     augment: Literal["cpu", "device"] = "cpu"
+    log: tuple[Literal["jsonl", "tensorboard", "wandb", "trackio", "mlflow"], ...] = ("jsonl",)
+    log_every: int = 50
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, np.generic | list):  # a frozen value is set once, as its own constructor does
                 object.__setattr__(self, field.name, tuple(value) if isinstance(value, list) else value.item())
+            if field.name == "log" and isinstance(value, str):
+                object.__setattr__(self, "log", (value,))
             _check(field.name, field.type, getattr(self, field.name))
+        if self.log[:1] != ("jsonl",):
+            object.__setattr__(self, "log", ("jsonl", *(name for name in self.log if name != "jsonl")))
         if (self.schedule == "step") != bool(self.milestones):
             raise ValueError("schedule='step' goes down at milestones=, which no other schedule takes")
         if self.store not in ("off", "memory") and not self.store.endswith(SUFFIX):
@@ -192,6 +201,12 @@ def _check(name: str, annotation: Any, value: Any) -> None:
         plain = isinstance(value, tuple) and all(type(epoch) is int and epoch > 0 for epoch in value)
         if not plain or list(value) != sorted(set(value)):
             raise ValueError(f"recipe field {name!r} is {show(value)}; it takes ascending epochs, such as [30, 50]")
+        return
+    if get_origin(annotation) is tuple:
+        allowed = get_args(get_args(annotation)[0])
+        if not isinstance(value, tuple) or sorted(map(str, value)) != sorted(set(allowed) & set(map(str, value))):
+            choices = ", ".join(map(repr, allowed))
+            raise ValueError(f"recipe field {name!r} is {show(value)}; allowed, each once: {choices}")
         return
     # JSON and the command line write 1 for 1.0; a bool is an int to Python but never meant as a number here.
     expected = int | float if annotation in (float, float | None) else annotation

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 
+from nextreid._disk import sync
 from nextreid._files import user_path, write_jsonl
 from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, caption_sampler, seeded_rng
 from nextreid.data.card import reject_leak
@@ -52,6 +53,7 @@ from .distributed import (
 )
 from .embedding import EmbedOptions, embed_samples, eval_transform, keep_texts, move_to_device
 from .evaluation import check_modalities, measure
+from .logs import LOG, Log, Throughput, check_loggers, epoch_values, memory_values, open_log
 from .optimizer import build_optimizer, set_lr
 from .progress import duration, progress_bar, progress_counter, progress_line
 from .provenance import record_metrics, record_training, trained_sets
@@ -81,7 +83,8 @@ def train(
     of each process's share, averaged; those that need identities see the whole batch. The first process writes the
     folder, which all must see.
 
-    After every epoch the folder holds ``metrics.jsonl`` (one row an epoch), ``last/`` and ``best/`` (model folders for
+    After every epoch the folder holds ``metrics.jsonl`` (one row an epoch), ``log.jsonl`` (one row every ``log_every``
+    steps and every epoch; the recipe's ``log`` names further loggers), ``last/`` and ``best/`` (model folders for
     ``create_model("local-dir:...")``) and ``state.safetensors``, which ``resume=True`` continues from. On the CPU an
     interrupted and resumed run ends with the same weights, to the last bit, as one that was not interrupted.
 
@@ -109,9 +112,11 @@ def train(
         ValueError: The dataset has too few identities, its modalities are not the model's, the classifier has another
             size, the identities of a batch cannot be shared by the processes, or the run to resume was made with
             something else.
+        ImportError: The package of a logger is missing.
         FloatingPointError: A loss or gradient is not finite; the files of the epoch before stay.
     """
     model, folder = as_reid_model(model), user_path(out)
+    check_loggers(recipe.log)
     _train_pids(dataset)
     check_modalities(model, dataset)
     if recipe.eval_every and not (dataset.query and dataset.gallery):
@@ -184,22 +189,26 @@ def train(
     def embed_training(name: str | None) -> tuple[Tensor, Tensor]:
         return embed_samples(model, dataset.train, Condition(text), replace(options, embedding=name)), known
 
-    loop = _Epoch(model, forward, optimizer, recipe, loader, transform, classes, text, device, progress)
-    started, seconds = len(history), 0.0
-    for epoch in range(started + 1, recipe.epochs + 1):
-        start = time.perf_counter()
-        sampler.set_epoch(epoch)
-        model.start_epoch(epoch, embed_training)
-        row = {"epoch": epoch, **loop.run(epoch)}
-        row["train_seconds"] = round(time.perf_counter() - start, 3)
-        row |= _evaluations(model, dataset, recipe, epoch, text, options)
-        history.append(broadcast(row))
-        record_epoch(epoch)
-        on_main(lambda: _save(folder, model, optimizer, history))
-        if progress and is_main():
-            seconds += time.perf_counter() - start
-            left = duration(seconds / (epoch - started) * (recipe.epochs - epoch))
-            progress_line(f"epoch {epoch}/{recipe.epochs}: {_epoch_line(history[-1])}, {left} left")
+    started, seconds, step = len(history), 0.0, sum(row["steps"] for row in history)
+    settings = {"dataset": dataset.name, **{name: described[name] for name in ("model", "recipe", "versions")}}
+    with open_log(folder, recipe.log, settings, step) as log:
+        loop = _Epoch(model, forward, optimizer, recipe, loader, transform, classes, text, device, progress, log)
+        for epoch in range(started + 1, recipe.epochs + 1):
+            start = time.perf_counter()
+            sampler.set_epoch(epoch)
+            model.start_epoch(epoch, embed_training)
+            row = {"epoch": epoch, **loop.run(epoch, step)}
+            row["train_seconds"] = round(time.perf_counter() - start, 3)
+            row |= _evaluations(model, dataset, recipe, epoch, text, options)
+            history.append(broadcast(row))
+            step += row["steps"]
+            record_epoch(epoch)
+            log(step, epoch_values(row))
+            on_main(lambda: _save(folder, model, optimizer, history))
+            if progress and is_main():
+                seconds += time.perf_counter() - start
+                left = duration(seconds / (epoch - started) * (recipe.epochs - epoch))
+                progress_line(f"epoch {epoch}/{recipe.epochs}: {_epoch_line(history[-1])}, {left} left")
     return TrainReport(folder, tuple(history))
 
 
@@ -245,6 +254,7 @@ def _save(folder: Path, model: ReIDModel, optimizer: torch.optim.Optimizer, hist
     save_model(model, folder / LAST)
     keep_texts(model)
     write_jsonl(folder / METRICS, history)
+    sync(folder / LOG)
     # The state comes last: a run that dies before it repeats the epoch and writes the same files again.
     save_state(folder / STATE, model, optimizer, history)
 
@@ -271,23 +281,31 @@ class _Epoch:
     text: bool
     device: torch.device
     progress: bool
+    log: Log
 
-    def run(self, epoch: int) -> dict[str, Any]:
-        """Train for one epoch; return the mean losses, the learning rates and the number of steps."""
+    def run(self, epoch: int, done: int) -> dict[str, Any]:
+        """Train for one epoch behind `done` steps; return the mean losses, the learning rates and the steps."""
         recipe = self.recipe
         criterion = Criterion(**{field.name: getattr(recipe, field.name) for field in fields(Criterion)})
         lrs = set_lr(self.optimizer, recipe, epoch)
         sums: dict[str, float] = {}
-        steps = 0
+        steps, throughput = 0, Throughput()
         self.model.train()
         bar = progress_bar(self.loader, f"epoch {epoch}/{recipe.epochs}", "step", shown=self.progress and is_main())
         other = [rank()] if rank() else []  # processes drop other features; the first draws what a single one does
         with _seeded(self.device, "epoch", recipe.seed, epoch, *other), bar:
             for steps, batch in enumerate(bar, start=1):
-                losses = self._step(self._on_device(batch, epoch, steps), criterion, f"epoch {epoch}, step {steps}")
+                throughput.add(int(batch.present.sum()) * world_size())
+                where = f"epoch {epoch}, step {steps}"
+                losses, norm = self._step(self._on_device(batch, epoch, steps), criterion, where)
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value
                 bar.set_postfix(loss=f"{losses['total']:.3f}", lr=f"{max(lrs.values()):.1e}", refresh=False)
+                if is_main() and ((done + steps) % recipe.log_every == 0 or steps == len(self.loader)):
+                    values = {f"loss/{name}": value for name, value in losses.items()}
+                    values |= {f"lr/{name}": lr for name, lr in lrs.items()}
+                    values |= {"gradient_norm": norm.item(), "images_per_second": throughput.read()}
+                    self.log(done + steps, values | memory_values(self.device))
         if not steps:
             raise ValueError(f"the sampler gave no batch of {recipe.num_ids} identities in epoch {epoch}")
         return {"loss": {name: value / steps for name, value in sums.items()}, "lr": lrs, "steps": steps}
@@ -302,7 +320,8 @@ class _Epoch:
         generator = torch.Generator(self.device).manual_seed(seed)
         return augment_batch(batch, self.transform, generator, (rank(), world_size()))
 
-    def _step(self, batch: Batch, criterion: Criterion, where: str) -> dict[str, float]:
+    def _step(self, batch: Batch, criterion: Criterion, where: str) -> tuple[dict[str, float], Tensor]:
+        """Take one step; return the losses and the norm of the gradient, which stays on the device."""
         pid = all_gather(torch.tensor([self.classes[p] for p in batch.pid.tolist()], device=self.device))
         # Outside of autocast: features of the frozen tower are cached, and the evaluation reads the same cache.
         text = None
@@ -331,7 +350,7 @@ class _Epoch:
             clip_grads_with_norm_(parameters, self.recipe.grad_clip, norm)
         self.optimizer.step()
         self.model.after_step({name: part.detach() for name, part in parts.items()}, pid)
-        return values
+        return values, norm
 
     def _forward(
         self, batch: Batch, text: Tensor | None

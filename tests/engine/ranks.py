@@ -70,11 +70,11 @@ def run_training(data, out, seed=0, resume=False, model=None, dataset=None):
     step = loop._step
 
     def watched(self, batch, criterion, where):
-        losses = step(self, batch, criterion, where)
+        losses, norm = step(self, batch, criterion, where)
         pixels = [hashlib.blake2b(image.numpy(), digest_size=8).hexdigest() for image in batch.images]
         samples = list(zip(batch.keys, pixels, batch.draws, batch.pid.tolist(), strict=True))
         steps.append({"samples": samples, "losses": losses, "seed": torch.initial_seed()})
-        return losses
+        return losses, norm
 
     loop._step = watched
     try:

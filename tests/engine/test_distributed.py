@@ -59,10 +59,10 @@ class Pair:
         loop = sys.modules[ranks.train.__module__]._Epoch
         run = loop.run
 
-        def interrupted(self, epoch):
+        def interrupted(self, epoch, done):
             if epoch == 2:
                 raise KeyboardInterrupt
-            return run(self, epoch)
+            return run(self, epoch, done)
 
         loop.run = interrupted
         return lambda: setattr(loop, "run", run)
@@ -113,6 +113,13 @@ def test_the_first_process_writes_and_both_report(pair):
     assert first == second and len(first) == 3
     rows = [json.loads(line) for line in (pair.out / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows == first
+    logged, alone = (
+        [json.loads(line) for line in (pair.out / name / "log.jsonl").read_text().splitlines()]
+        for name in ("run", "single")
+    )
+    assert [row["step"] for row in logged] == [row["step"] for row in alone] == [2, 2, 4, 4, 6, 6]
+    norms = [[row["gradient_norm"] for row in rows if "gradient_norm" in row] for rows in (logged, alone)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
     described = json.loads((pair.out / "run" / "recipe.json").read_text())
     assert described["hardware"]["processes"] == 2
     assert not list((pair.out / "run").glob(".*"))

@@ -75,3 +75,12 @@ def test_whole_numbers_are_allowed_where_a_share_is_meant():
 def test_numpy_numbers_are_plain():
     recipe = get_recipe("tiny", epochs=np.int64(3), lr_new=np.float32(0.5), text=np.bool_(True))
     assert json.loads(json.dumps(recipe.to_dict())) == recipe.to_dict() and type(recipe.epochs) is int
+
+
+def test_loggers_are_names_and_jsonl_is_always_among_them():
+    assert get_recipe("tiny").log == get_recipe("tiny", log=[]).log == ("jsonl",)
+    assert get_recipe("tiny", log="wandb").log == ("jsonl", "wandb")
+    assert get_recipe("tiny", log=["mlflow", "jsonl"]).log == ("jsonl", "mlflow")
+    for wrong in ("visdom", ["wandb", "wandb"], [["wandb"]], 3, None):
+        with pytest.raises(ValueError, match="'log'.*'tensorboard', 'wandb', 'trackio', 'mlflow'"):
+            get_recipe("tiny", log=wrong)

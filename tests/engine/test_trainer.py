@@ -64,6 +64,7 @@ def test_a_run_leaves_its_folder(build, dataset, recipe, tmp_path):
     assert sorted(path.name for path in report.folder.iterdir()) == [
         "best",
         "last",
+        "log.jsonl",
         "metrics.jsonl",
         "recipe.json",
         "state.safetensors",
