@@ -9,6 +9,7 @@ from typing import Any
 
 from .._files import read_json, write_text, write_whole
 from ..data.captions import TABLE_FORMAT, caption_file_name, portable_name, read_caption_table
+from .distribution import priors_of
 from .grammar import compose
 from .merge import Absence, Merged, Rule
 from .pipeline import CaptionRequest, Sampling, collect, merge_sample
@@ -64,7 +65,7 @@ def describe_images(
     *,
     rule: Rule = "confidence",
     fields: Sequence[str] | None = None,
-    absence: Absence = "yields",
+    absence: Absence | None = None,
     min_confidence: float = 0.0,
     compact: bool = False,
 ) -> tuple[list[Description], dict[str, int]]:
@@ -88,6 +89,11 @@ def describe_images(
     """
     found = collect(images, schema, models, store, sampling)
     merging: dict[str, Any] = {"rule": rule, "fields": fields, "absence": absence, "min_confidence": min_confidence}
+    if rule == "probability":
+        every = (
+            one for sample in found.answers.values() for annotators in sample.values() for one in annotators.values()
+        )
+        merging["priors"] = priors_of(every)
     merged = {sample: merge_sample(annotations, schema, **merging) for sample, annotations in found.answers.items()}
     composing: dict[str, Any] = {"min_confidence": min_confidence, "compact": compact}
     descriptions = [
@@ -119,7 +125,7 @@ def write_table(path: str | Path, descriptions: Iterable[Description], schema: S
     """Write a parquet table, one row an image.
 
     Columns: split, item, modality, description, sentences, composed_by, image, attributes (a list of field, value,
-    confidence, source, flags) and trail (JSON). The schema is in the file's metadata under ``nextreid``.
+    confidence, source, flags, probabilities) and trail (JSON). The schema is in the file's metadata under ``nextreid``.
 
     Raises:
         ImportError: If pyarrow is not installed.
@@ -134,13 +140,17 @@ def write_table(path: str | Path, descriptions: Iterable[Description], schema: S
         | {
             "item": portable_name(one.key),
             "description": one.caption,
-            "attributes": [{"field": name, **asdict(answer)} for name, answer in one.answers.items()],
+            "attributes": [
+                {"field": name, **asdict(answer), "probabilities": list(answer.probabilities.items())}
+                for name, answer in one.answers.items()
+            ],
             "trail": json.dumps(one.trail),
         }
         for one in descriptions
     ]
     text, texts = arrow.string(), arrow.list_(arrow.string())
     attribute = {"field": text, "value": text, "confidence": arrow.float64(), "source": text, "flags": texts}
+    attribute["probabilities"] = arrow.map_(text, arrow.float64())
     columns = dict.fromkeys(("split", "item", "modality", "description"), text)
     columns |= {"sentences": texts, "composed_by": text, "image": text}
     columns |= {"attributes": arrow.list_(arrow.struct(list(attribute.items()))), "trail": text}
@@ -161,7 +171,7 @@ def read_table(path: str | Path) -> tuple[list[Description], Schema]:
         descriptions = [
             Description(
                 key=row["item"],
-                answers={a.pop("field"): Answer(**{**a, "flags": tuple(a["flags"])}) for a in row["attributes"]},
+                answers={a.pop("field"): _answer(a) for a in row["attributes"]},
                 trail=tuple(json.loads(row["trail"])),
                 **{name: row[name] for name in _PLAIN if name != "sentences"},
                 sentences=tuple(row["sentences"]),
@@ -171,6 +181,12 @@ def read_table(path: str | Path) -> tuple[list[Description], Schema]:
         return descriptions, Schema.from_dict(metadata["schema"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no table of captions ({error})") from error
+
+
+def _answer(stored: Mapping[str, Any]) -> Answer:
+    """Read an answer of a table; one written before there were probabilities has none."""
+    probabilities = dict(stored.get("probabilities") or ())
+    return Answer(**{**stored, "flags": tuple(stored["flags"]), "probabilities": probabilities})
 
 
 def write_run(

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
+from .distribution import Distribution, answer_of, distribution_of, mean, product
 from .schema import Answer, Answers, Schema, get_schema
 
-Rule = Literal["confidence", "agreement"]
+Rule = Literal["confidence", "agreement", "probability"]
 Absence = Literal["yields", "counts"]
 Step = Literal["models", "modalities"]
 
@@ -85,7 +86,11 @@ def best_of(models: Mapping[str, Answers], *, rule: Rule = "confidence") -> Merg
     agree on 0.6 reach 0.84; two that differ with 0.6 reach 0.3. The source is ``"agreement"`` where more than one
     annotator had a value.
 
-    Under either rule a value beats a missing one whatever the confidence, and the earlier annotator wins a tie.
+    Rule ``"probability"`` takes the mean of the annotators' distributions (`distribution.mean`); the most probable
+    value is kept, and its confidence is that probability. An annotator without a distribution is as sure of its value
+    as it says. Models that look at one image err together, so their probabilities are not multiplied.
+
+    Under the first two rules a value beats a missing one whatever the confidence. The earlier annotator wins a tie.
 
     Args:
         models: Answers by annotator, such as ``{"qwen": {...}, "gpt": {...}}`` or ``{"qwen#0": ..., "qwen#1": ...}``.
@@ -97,8 +102,8 @@ def best_of(models: Mapping[str, Answers], *, rule: Rule = "confidence") -> Merg
     Raises:
         ValueError: If the rule is unknown.
     """
-    if rule not in ("confidence", "agreement"):
-        raise ValueError(f"rule must be 'confidence' or 'agreement', got {rule!r}")
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule must be 'confidence', 'agreement' or 'probability', got {rule!r}")
     names = dict.fromkeys(name for answers in models.values() for name in answers)
     trail = tuple(
         _decide(name, "models", [Vote(m, answers[name]) for m, answers in models.items() if name in answers], rule)
@@ -113,8 +118,9 @@ def complement(
     *,
     fields: Sequence[str] | None = None,
     rule: Rule = "confidence",
-    absence: Absence = "yields",
+    absence: Absence | None = None,
     min_confidence: float = 0.0,
+    priors: Mapping[str, Distribution] | None = None,
 ) -> dict[str, Merged]:
     """Let the modalities of one sample complement each other (NEXT, Appendix C).
 
@@ -125,6 +131,10 @@ def complement(
     light hides it. So an answer that something is absent ("no", "none", "not present", "not visible") yields to one of
     another modality that sees it, however confident the absence is; among those that see it, `rule` decides.
 
+    Rule ``"probability"`` multiplies the distributions of the modalities, which fail on different images, and divides
+    by what is expected anyway (`distribution.product`). Absence is a value with a probability there: where a modality
+    cannot see, it is less sure, and the others outweigh it.
+
     Args:
         modalities: Answers by modality, such as ``{"rgb": ..., "nir": ..., "tir": ...}``, or results of `best_of`,
             whose trail is carried on.
@@ -133,9 +143,12 @@ def complement(
             on the nose; licence plate, spoiler, roof rack). With ``"gender"`` in it the captions of one sample no
             longer contradict each other there.
         rule: As in `best_of`.
-        absence: ``"yields"``, as described; ``"counts"``: it is an answer as any other.
+        absence: ``"yields"``, as described; ``"counts"``: it is an answer as any other. None: ``"counts"`` under the
+            rule ``"probability"``, else ``"yields"``.
         min_confidence: Confidence below which an answer that sees something does not make the others yield; one of
             confidence 0 never does.
+        priors: How frequent the values of each field are, for the rule ``"probability"``: see `distribution.priors_of`.
+            A field without one is merged by the mean.
 
     Returns:
         Merged answers by modality.
@@ -145,6 +158,8 @@ def complement(
         ValueError: If the schema, `rule` or `absence` is unknown.
     """
     schema = get_schema(schema)
+    if absence is None:
+        absence = "counts" if rule == "probability" else "yields"
     if absence not in get_args(Absence):
         raise ValueError(f"absence must be 'yields' or 'counts', got {absence!r}")
     given = {m: one if isinstance(one, Merged) else Merged(one, ()) for m, one in modalities.items()}
@@ -154,20 +169,35 @@ def complement(
         votes = [Vote(m, given[m].answers[name]) for m in able if name in given[m].answers]
         if votes:
             seen = [v for v in votes if v.answer.is_known(min_confidence) and v.answer.value not in _ABSENT]
-            decision = _decide(name, "modalities", votes, rule, seen if absence == "yields" else ())
+            prior = (priors or {}).get(name)
+            decision = _decide(name, "modalities", votes, rule, seen if absence == "yields" else (), prior)
             for m in able:
                 merged[m] = Merged({**merged[m].answers, name: decision.answer}, (*merged[m].trail, decision))
     return merged
 
 
-def _decide(name: str, step: Step, votes: Sequence[Vote], rule: Rule, seen: Sequence[Vote] = ()) -> Decision:
+def _decide(
+    name: str,
+    step: Step,
+    votes: Sequence[Vote],
+    rule: Rule,
+    seen: Sequence[Vote] = (),
+    prior: Distribution | None = None,
+) -> Decision:
     """Decide between the votes that have a value; only between those in `seen`, if there are some."""
-    known = list(seen) or [vote for vote in votes if vote.answer.value is not None]
+    by_probability = rule == "probability"  # where unknown is the likeliest, the rest still says something
+    known = list(seen) or [
+        vote for vote in votes if vote.answer.value is not None or (by_probability and vote.answer.probabilities)
+    ]
     if not known:
         flags = tuple(dict.fromkeys(flag for vote in votes for flag in vote.answer.flags))
         return Decision(name, step, tuple(votes), None, Answer(None, 0.0, flags=flags), "nobody had a value")
+    winner: str | None
     if len(known) == 1:
-        winner, answer, reason = *known[0], "the only value"
+        answer, reason = known[0].answer, "the only value"
+        winner = known[0].annotator if answer.value is not None else None
+    elif by_probability:
+        winner, answer, reason = _pool(known, prior)
     elif rule == "confidence":
         winner, answer = max(known, key=lambda vote: vote.weight)
         reason = f"highest confidence of {len(known)}"
@@ -191,3 +221,16 @@ def _agree(known: Sequence[Vote]) -> tuple[str, Answer, str]:
     winner, best = max(behind, key=lambda vote: vote.weight)
     answer = replace(best, confidence=min(1.0, confidence), source="agreement")
     return winner, answer, f"given by {len(behind)} of {len(known)}"
+
+
+def _pool(known: Sequence[Vote], prior: Distribution | None) -> tuple[str | None, Answer, str]:
+    given = [distribution_of(vote.answer) for vote in known]
+    values = dict.fromkeys(value for one in given for value in one)
+    # the product has the values of the prior; one of them that it lacks is new to it
+    multiplied = prior is not None and values.keys() <= prior.keys()
+    answer = answer_of(product(given, prior) if prior is not None and multiplied else mean(given))
+    winner = None
+    if answer.value is not None:
+        best = max(range(len(known)), key=lambda n: given[n].get(str(answer.value), 0.0))
+        winner = known[best].annotator
+    return winner, answer, f"{'product' if multiplied else 'mean'} of {len(known)} distributions"

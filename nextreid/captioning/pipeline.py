@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from ..data.image import Image, open_image
 from .answers import ParsedReply, parse_reply
 from .client import Server
+from .distribution import Distribution
 from .image import data_url, image_digest, prepare
 from .merge import Absence, Merged, Rule, best_of, complement
 from .runner import Job, Progress, ask
@@ -300,8 +301,9 @@ def merge_sample(
     *,
     rule: Rule = "confidence",
     fields: Sequence[str] | None = None,
-    absence: Absence = "yields",
+    absence: Absence | None = None,
     min_confidence: float = 0.0,
+    priors: Mapping[str, Distribution] | None = None,
 ) -> dict[str, Merged]:
     """Merge the answers about one sample: the best of the annotators in each modality, then over the modalities.
 
@@ -312,12 +314,14 @@ def merge_sample(
         fields: Fields that the modalities complement, see `complement`; ``()`` for none.
         absence: Whether "none" yields to a modality that sees something, see `complement`.
         min_confidence: Confidence of an answer to which it yields.
+        priors: How frequent the values are, see `complement`.
 
     Returns:
         By modality; a modality without any answer is absent.
     """
     best = {modality: best_of(annotators, rule=rule) for modality, annotators in annotations.items() if annotators}
-    return complement(best, schema, fields=fields, rule=rule, absence=absence, min_confidence=min_confidence)
+    how: dict[str, Any] = {"rule": rule, "absence": absence, "min_confidence": min_confidence, "priors": priors}
+    return complement(best, schema, fields=fields, **how)
 
 
 def _parsed(schema: Schema, modality: str, row: Mapping[str, Any]) -> ParsedReply:

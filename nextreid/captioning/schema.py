@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from .text import is_refusal, plain_value
 
-Source = Literal["verbal", "logprob", "vote", "agreement"]
+Source = Literal["verbal", "logprob", "probability", "vote", "agreement"]
 Flag = Literal["alias", "unknown", "out-of-vocabulary"]
 
 UNKNOWN_ANSWER = "unknown"
@@ -33,22 +33,29 @@ class Answer:
     Attributes:
         value: A value of the field's vocabulary; None: not known.
         confidence: In [0, 1]; None where none was given or it was not a number.
-        source: Where the confidence comes from: the model's own words, its token probabilities, repeated samples of
-            it, or agreement between models or modalities.
+        source: Where the confidence comes from: the model's own words, its token probabilities, its probabilities for
+            every value, repeated samples of it, or agreement between models or modalities.
         flags: Remarks of the parser, such as ``"alias"`` or ``"out-of-vocabulary"``.
+        probabilities: Probability of each value where the annotator gave them, see `distribution`; what is missing to 1
+            is that of "unknown".
 
     Raises:
-        ValueError: If the confidence is out of range, or the source is unknown.
+        ValueError: If the confidence or a probability is out of range, the probabilities are more than 1 together, or
+            the source is unknown.
     """
 
     value: str | None
     confidence: float | None = None
     source: Source = "verbal"
     flags: tuple[str, ...] = ()
+    probabilities: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.confidence is not None and not 0 <= self.confidence <= 1:
             raise ValueError(f"confidence must lie in [0, 1] or be None, got {self.confidence!r}")
+        given = self.probabilities.values()
+        if given and not (all(0 <= p <= 1 for p in given) and sum(given) <= 1 + 1e-6):
+            raise ValueError(f"probabilities must lie in [0, 1] and sum to at most 1, got {dict(self.probabilities)}")
         if self.source not in _SOURCES:
             raise ValueError(f"source must be one of {', '.join(_SOURCES)}, got {self.source!r}")
 

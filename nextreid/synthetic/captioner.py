@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..captioning import Answer, Answers, best_of, complement, compose
+from ..captioning.distribution import answer_of
 from ..data.rng import seeded_rng
 from ..data.sample import MODALITIES
 from .config import PersonsConfig
@@ -109,6 +110,19 @@ def ask_captioners(
     return by_modality
 
 
+def with_probabilities(answers: Answers, temperature: float = 1.0) -> Answers:
+    """Return a captioner's answers as one would give them that reports a probability for every value.
+
+    It saw ``x``, knows how legible the image is (its confidence c) and how frequent the values are (p): by Bayes' rule
+    the truth is x with probability ``c + (1 - c) p(x)``, and another value v with ``(1 - c) p(v)``.
+
+    Args:
+        answers: As `ask_captioners` gives them.
+        temperature: Its logarithms are divided by it; below 1: it is too sure of itself.
+    """
+    return {name: answer_of(_posterior(name, answer, temperature)) for name, answer in answers.items() if answer.value}
+
+
 def merge_answers(answers: Mapping[str, Mapping[str, Answers]], over_modalities: bool) -> dict[str, Answers]:
     """Keep the more confident captioner's answers; then, if requested, modalities complement each other in `MERGED`."""
     best = {modality: best_of(by_captioner) for modality, by_captioner in answers.items()}
@@ -123,6 +137,15 @@ def confident(answers: Answers, floor: float) -> dict[str, str]:
         for name, answer in answers.items()
         if answer.value is not None and answer.confidence and answer.confidence >= floor
     }
+
+
+def _posterior(name: str, answer: Answer, temperature: float) -> dict[str, float]:
+    guess, seen = FIELDS[name].guess, answer.weight
+    total = sum(guess.values())
+    chances = {value: (1 - seen) * share / total for value, share in guess.items()}
+    chances[str(answer.value)] = chances.get(str(answer.value), 0.0) + seen
+    sharp = {value: chance ** (1 / temperature) for value, chance in chances.items()}
+    return {value: chance / sum(sharp.values()) for value, chance in sharp.items()}
 
 
 def _clarity(

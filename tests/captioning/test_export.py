@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nextreid.captioning import Answer, compose, get_schema
+from nextreid.captioning.distribution import answer_of
 from nextreid.captioning.export import (
     Description,
     describe,
@@ -64,7 +65,8 @@ def test_the_table_holds_everything(tmp_path):
 
 def test_names_and_texts_that_are_no_unicode_survive(tmp_path):
     name = os.fsdecode(b"\xdcber.jpg")
-    one = Description("all", name, "rgb", ("A man.",), {"age": Answer("adult", 0.5)})
+    answers = {"age": Answer("adult", 0.5), "gender": answer_of({"male": 0.7, "female": 0.2})}
+    one = Description("all", name, "rgb", ("A man.",), answers)
     (path,) = write_captions(tmp_path, [one])
     assert read_captions(path) == {portable_name(name): "A man."}
     (again,), _ = read_table(write_table(tmp_path / "a.parquet", [one], SCHEMA))

@@ -8,7 +8,15 @@ import pytest
 
 from nextreid.captioning import Answer, get_schema
 from nextreid.synthetic import compose_person, synthetic_persons
-from nextreid.synthetic.captioner import CAPTIONERS, FIELDS, MERGED, MODALITIES, confident, merge_answers
+from nextreid.synthetic.captioner import (
+    CAPTIONERS,
+    FIELDS,
+    MERGED,
+    MODALITIES,
+    confident,
+    merge_answers,
+    with_probabilities,
+)
 
 FULL = {
     "age": "adult",
@@ -237,3 +245,13 @@ def test_answers_are_about_the_frame():
     assert np.mean([v == "daytime" for v in answered(day, "rgb", "capture_time")]) > 0.8
     assert np.mean([v == "nighttime" for v in answered(night, "rgb", "capture_time")]) > 0.8
     assert "capture_time" not in night[0].truth["answers"]["tir"]
+
+
+def test_a_captioner_with_probabilities_follows_bayes_rule():
+    heard = {"backpack": Answer("yes", 0.4), "view": Answer("front", 0.0), "gender": Answer(None, 0.0)}
+    told = with_probabilities(heard)
+    assert told["backpack"].probabilities == pytest.approx({"yes": 0.4 + 0.6 * 0.33, "no": 0.6 * 0.67})
+    assert (told["backpack"].value, told["view"].value) == ("yes", "back")  # of no sight, the most frequent
+    assert told.keys() == {"backpack", "view"}
+    sharp = with_probabilities(heard, 0.5)["backpack"].probabilities
+    assert sharp["yes"] / sharp["no"] == pytest.approx((0.598 / 0.402) ** 2)
