@@ -67,15 +67,22 @@ def decode_images(given: Mapping[str, str], modalities: Sequence[str], max_pixel
         if name not in modalities:
             raise ValueError(unknown("modality", name, modalities))
         try:
-            image = PILImage.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=_FORMATS)
+            opened = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ValueError(f"the {name} image is not base64") from error
-        except Exception as error:  # decoders raise errors of many types
-            raise ValueError(f"the {name} image is no {', '.join(_FORMATS)} file") from error
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"the {name} image is {image.width} x {image.height}, more than {max_pixels} pixels")
-        images[name] = image
+        images[name] = open_sent(opened, name, max_pixels)
     return images
+
+
+def open_sent(data: bytes, name: str, max_pixels: int) -> PILImage.Image:
+    """Open an image without decoding its pixels; ValueError if it is none, or too large."""
+    try:
+        image = PILImage.open(io.BytesIO(data), formats=_FORMATS)
+    except Exception as error:  # decoders raise errors of many types
+        raise ValueError(f"the {name} image is no {', '.join(_FORMATS)} file") from error
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"the {name} image is {image.width} x {image.height}, more than {max_pixels} pixels")
+    return image
 
 
 def _condition(given: Any) -> Any:

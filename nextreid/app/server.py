@@ -26,7 +26,8 @@ from .openapi import document
 from .requests import ENTRY, MATCH, SEARCH, decode_images, parse
 
 TOKEN = "NEXTREID_TOKEN"
-_LOCAL = ("localhost", "127.0.0.1")
+LOCAL = ("localhost", "127.0.0.1")
+"""Names by which this machine calls itself."""
 _SHORTEST = 16  # characters of a token
 _logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Limits:
 
 
 def make_app(
-    gallery: Gallery, *, token: str | None = None, hosts: Sequence[str] = _LOCAL, limits: Limits = Limits()
+    gallery: Gallery, *, token: str | None = None, hosts: Sequence[str] = LOCAL, limits: Limits = Limits()
 ) -> Starlette:
     """Make the application that answers for a gallery.
 
@@ -173,7 +174,7 @@ def check_address(host: str, token: str | None) -> Sequence[str]:
         local = False  # a name, which may mean any address
     if not local and token is None:
         raise ValueError(f"listening on {host} lets others in: set a token in the environment variable {TOKEN}")
-    return (*_LOCAL, host) if local else ("*",)
+    return (*LOCAL, host) if local else ("*",)
 
 
 class _Crowd:
@@ -194,28 +195,30 @@ class _Crowd:
         self._threads = self._threads or anyio.CapacityLimiter(self._limits.at_once)
         self._inside += 1
         try:
-            body = await self._read(request)
+            body = await read_body(request, self._limits)
             job = partial(_compute, work, request, body, folder)
             status, answer = await anyio.to_thread.run_sync(job, limiter=self._threads)
         finally:
             self._inside -= 1
         return JSONResponse(answer, status)
 
-    async def _read(self, request: Request) -> bytes:
-        most, body = self._limits.bytes, bytearray()
-        declared = request.headers.get("content-length", "0")
-        too_large = HTTPException(413, f"a body has at most {most} bytes", {"Connection": "close"})
-        if declared.isdecimal() and int(declared[:20]) > most:
-            raise too_large
-        try:
-            with anyio.fail_after(self._limits.seconds):
-                async for part in request.stream():
-                    body += part
-                    if len(body) > most:
-                        raise too_large
-        except TimeoutError as error:
-            raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from error
-        return bytes(body)
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Read a body; HTTPException if it is too large or does not arrive in time."""
+    most, body = limits.bytes, bytearray()
+    declared = request.headers.get("content-length", "0")
+    too_large = HTTPException(413, f"a body has at most {most} bytes", {"Connection": "close"})
+    if declared.isdecimal() and int(declared[:20]) > most:
+        raise too_large
+    try:
+        with anyio.fail_after(limits.seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > most:
+                    raise too_large
+    except TimeoutError as error:
+        raise HTTPException(408, "the body did not arrive in time", {"Connection": "close"}) from error
+    return bytes(body)
 
 
 def _compute(work: Work, request: Request, body: bytes, folder: str) -> tuple[int, Mapping[str, Any]]:

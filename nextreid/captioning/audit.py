@@ -179,6 +179,15 @@ def find_defects(caption: str, modality: str) -> tuple[str, ...]:
     return (*names, "color") if modality in ("nir", "tir") and _COLOR.search(caption) else names
 
 
+def printed_cell(value: Cell, column: str) -> str | int | None:
+    """Return a cell of an audit for people: shares in percent, kappa with two digits, None for nan."""
+    if not isinstance(value, float):
+        return value
+    if np.isnan(value):
+        return None
+    return f"{value:.2f}" if column == "kappa" else f"{100 * value:.1f} %"
+
+
 class _File:
     """Captions of one split and modality, and what the tables derive from them, by item."""
 

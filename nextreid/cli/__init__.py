@@ -13,7 +13,22 @@ from typing import Any, NoReturn, TextIO
 from nextreid._names import clip, closest
 from nextreid.version import __version__
 
-from . import calibrate, captions, convert, data, demo, evaluate, export, extract, gallery, models, serve, show, train
+from . import (
+    browse,
+    calibrate,
+    captions,
+    convert,
+    data,
+    demo,
+    evaluate,
+    export,
+    extract,
+    gallery,
+    models,
+    serve,
+    show,
+    train,
+)
 
 # Packages are imported inside the commands, so that each loads what it needs.
 
@@ -164,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         export,
         gallery,
         serve,
+        browse,
         models,
         convert,
         data,

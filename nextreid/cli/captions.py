@@ -183,11 +183,12 @@ def run_audit(args: argparse.Namespace) -> None:
     """Run ``nextreid captions audit``."""
     from nextreid._files import write_csv
     from nextreid.captioning import audit_captions
+    from nextreid.captioning.audit import printed_cell
     from nextreid.viz import Table, write_report
 
     audit = audit_captions(args.files, schema=args.schema, protocol=args.protocol)
     tables = [
-        Table(title, columns, [list(map(_cell, row, columns)) for row in rows], note)
+        Table(title, columns, [list(map(printed_cell, row, columns)) for row in rows], note)
         for title, columns, rows, note in audit.tables.values()
     ]
     print("\n\n".join([*(table.text() for table in tables), *audit.notes]))
@@ -197,15 +198,6 @@ def run_audit(args: argparse.Namespace) -> None:
             write_csv(args.out / f"{name}.csv", table.columns, raw)
             print(args.out / f"{name}.csv")
         print(write_report(args.out / "audit.html", title="Captions", intro="\n\n".join(audit.notes), tables=tables))
-
-
-def _cell(value: str | int | float, column: str) -> str | int | None:
-    """Return an audit's cell as it is printed: shares in percent, kappa with two digits, nothing for nan."""
-    if not isinstance(value, float):
-        return value
-    if math.isnan(value):
-        return None
-    return f"{value:.2f}" if column == "kappa" else f"{100 * value:.1f} %"
 
 
 def _requests(args: argparse.Namespace) -> tuple[list[Any], str | None]:

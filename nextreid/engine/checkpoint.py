@@ -187,7 +187,7 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str,
     path = folder / RECIPE
     check_run(folder, resume)
     if path.exists():
-        kept = _read_description(path)
+        kept = read_description(path)
         # a run of a version that had fewer fields was made with what are their defaults now
         before = _flatten({**kept, "recipe": Recipe.from_dict(kept["recipe"]).to_dict()})
         now = _flatten(json.loads(json.dumps(described)))
@@ -213,7 +213,11 @@ def open_run(folder: Path, described: dict[str, Any], resume: bool) -> dict[str,
     return described
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def read_description(path: Path) -> dict[str, Any]:
+    """Return what `describe` gave from the ``recipe.json`` of a run.
+
+    FileNotFoundError if there is none; ValueError if it is damaged, was edited, or has another form.
+    """
     kept = read_json(path)
     digest = kept.pop("sha256", None) if isinstance(kept, dict) else None
     _RUN(f"{path}: ", kept)

@@ -11,7 +11,7 @@ from torch import Tensor
 from nextreid._names import show, unknown
 from nextreid.data import ReIDDataset, Sample, seeded_rng
 from nextreid.models import ReIDModel
-from nextreid.retrieval import Protocol, rank, top_k
+from nextreid.retrieval import Protocol, RetrievalResult, rank, top_k
 from nextreid.retrieval.protocol import SameIdentity
 
 from .ablations import Condition
@@ -23,11 +23,16 @@ CHOICES = ("worst", "typical", "best", "differ", "random")
 
 
 class Ranked(NamedTuple):
-    """What one model makes of a dataset: embeddings of query and gallery, and each query's average precision."""
+    """What one model makes of a dataset: embeddings of query and gallery, and the metrics of each query."""
 
     query: Tensor
     gallery: Tensor
-    ap: np.ndarray
+    result: RetrievalResult
+
+    @property
+    def ap(self) -> np.ndarray:
+        """Each query's average precision, nan where it has no match."""
+        return self.result.ap
 
 
 class Nearest(NamedTuple):
@@ -122,7 +127,7 @@ def rank_queries(
     query, gallery = parts
     keys = [[sample.key for sample in split] for split in splits]
     ids = identities(dataset.query), identities(dataset.gallery)
-    return Ranked(query, gallery, rank(query, gallery, *ids, rule, query_keys=keys[0], gallery_keys=keys[1]).ap)
+    return Ranked(query, gallery, rank(query, gallery, *ids, rule, query_keys=keys[0], gallery_keys=keys[1]))
 
 
 def nearest(
