@@ -82,5 +82,5 @@ def test_loggers_are_names_and_jsonl_is_always_among_them():
     assert get_recipe("tiny", log="wandb").log == ("jsonl", "wandb")
     assert get_recipe("tiny", log=["mlflow", "jsonl"]).log == ("jsonl", "mlflow")
     for wrong in ("visdom", ["wandb", "wandb"], [["wandb"]], 3, None):
-        with pytest.raises(ValueError, match="'log'.*'tensorboard', 'wandb', 'trackio', 'mlflow'"):
+        with pytest.raises(ValueError, match=r"'log'.*'tensorboard', 'wandb', 'trackio', 'mlflow'"):
             get_recipe("tiny", log=wrong)
