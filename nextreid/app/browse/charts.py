@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 240, 52, 10, 12, 28
 _POINTS = 400  # of a line; of longer ones every n-th is drawn, and the last
-_LINES = 8  # colours of the sheet
+_COLOURS = 8  # of the sheet; a line keeps that of its place, whichever others have points
 
 
 class Line(NamedTuple):
@@ -29,11 +29,11 @@ def chart(title: str, lines: Sequence[Line], unit: str = "epoch") -> Markup:
     Returns:
         A ``figure``, every text escaped; nothing where no line has a point.
     """
-    drawn = [Line(name, _thinned([p for p in points if all(map(math.isfinite, p))])) for name, points in lines]
-    drawn = [line for line in drawn if line.points]
+    finite = [Line(name, _thinned([p for p in points if all(map(math.isfinite, p))])) for name, points in lines]
+    drawn = [(number % _COLOURS, line) for number, line in enumerate(finite) if line.points]
     if not drawn:
         return Markup("")
-    xs, ys = zip(*(point for line in drawn for point in line.points), strict=True)
+    xs, ys = zip(*(point for _, line in drawn for point in line.points), strict=True)
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
         x_low, x_high = x_low - 1, x_high + 1
@@ -52,17 +52,17 @@ def chart(title: str, lines: Sequence[Line], unit: str = "epoch") -> Markup:
     for tick in _ticks(x_low, x_high):
         if tick == int(tick) and x_low <= tick <= x_high:
             parts.append(f'<text x="{at(tick, y_low)[0]:.1f}" y="{_HEIGHT - 10}" text-anchor="middle">{tick:g}</text>')
-    for number, line in enumerate(drawn):
+    for colour, line in drawn:
         places = [at(*point) for point in line.points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        parts.append(f'<polyline class="line c{number % _LINES}" points="{path}"/>')
+        parts.append(f'<polyline class="line c{colour}" points="{path}"/>')
         for (x, y), point in zip(places, line.points, strict=True):
             hint = escape(f"{line.name}, {unit} {point[0]:g}: {point[1]:.4g}")
-            dot = f'<circle class="dot c{number % _LINES}" cx="{x:.1f}" cy="{y:.1f}" r="2.5">'
+            dot = f'<circle class="dot c{colour}" cx="{x:.1f}" cy="{y:.1f}" r="2.5">'
             parts.append(f"{dot}<title>{hint}</title></circle>")
     legend = "".join(
-        f'<li><span class="key c{number % _LINES}"></span>{escape(line.name)} <b>{line.points[-1][1]:.4g}</b></li>'
-        for number, line in enumerate(drawn)
+        f'<li><span class="key c{colour}"></span>{escape(line.name)} <b>{line.points[-1][1]:.4g}</b></li>'
+        for colour, line in drawn
     )
     label = escape(f"{title} by {unit}")
     return Markup(

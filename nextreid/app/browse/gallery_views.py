@@ -67,7 +67,7 @@ class GalleryViews:
         gallery = self._gallery(number)
         fitting = len(gallery) if not where else sum(1 for _ in gallery.entries(where))
         paged = pages(request, fitting, _ENTRIES)
-        listed = islice(gallery.entries(where), paged.first, paged.stop)
+        listed = list(islice(gallery.entries(where), paged.first, paged.stop))
         facts = {key: value for key, value in gallery.info().items() if value not in (None, "", {})}
         return self._templates.page(
             "gallery.html",
@@ -77,6 +77,7 @@ class GalleryViews:
             facts=facts,
             pages=paged,
             cards=[self._card(number, entry) for entry in listed],
+            entry=listed[0].to_dict() if len(listed) == 1 else {},
             wanted={field: word(request, field) for field in (*_FIELDS, "key", "metadata")},
         )
 
@@ -131,7 +132,7 @@ class GalleryViews:
         problem: str = "",
     ) -> Any:
         cards = [
-            self._card(number, hit.entry, f"{rank} · {hit.score:.3f}" if hit.score is not None else f"{rank}")
+            self._card(number, hit.entry, f"{rank} · {hit.score:.4f}" if hit.score is not None else f"{rank}")
             for rank, hit in enumerate(hits, start=1)
         ]
         return self._templates.page(
@@ -148,7 +149,8 @@ class GalleryViews:
 
     def _card(self, number: int, entry: Entry, note: str = "") -> Card:
         labels = f"id {entry.identity or 'unknown'}" + (f", cam {entry.camera}" if entry.camera else "")
-        return Card(address(f"/gallery/{number}/stack", key=entry.key), "", entry.key, labels, "", note)
+        of = f"/gallery/{number}"
+        return Card(address(f"{of}/stack", key=entry.key), address(of, key=entry.key), entry.key, labels, "", note)
 
     def _gallery(self, number: int, model: bool = False) -> Gallery:
         """Open a gallery once; with its model only when it is needed."""

@@ -156,7 +156,7 @@ class RankViews:
                 break
             key = ranking.dataset.gallery[place].key
             mark = ("right" if match else "wrong") if query.pid >= 0 else ""
-            note = f"{rank} · {score:.3f}"
+            note = f"{rank} · {score:.4f}"
             entries.append(card(number, browsed, numbers["gallery"][key], shown.missing, mark=mark, note=note))
         return {
             "query": asked,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from nextreid._names import unknown
 from nextreid.data import ReIDDataset, Sample
-from nextreid.data.image import OnError
+from nextreid.data.image import ImageError, OnError
 from nextreid.engine.ablations import hide_modalities
 from nextreid.engine.embedding import EmbedOptions
 from nextreid.engine.evaluation import checked, identities, of_query_and_gallery
@@ -144,7 +144,10 @@ class Ranker:
         conditions = of_query_and_gallery(
             rule, dataset.modalities, hide_modalities(dataset.modalities, shown.missing, shown.text)
         )
-        ranked = rank_queries(loaded, dataset, rule, conditions, options.embed)
+        try:
+            ranked = rank_queries(loaded, dataset, rule, conditions, options.embed)
+        except ImageError as error:
+            raise ValueError(f"{error}; start with --on-error skip or mask to rank without it") from error
         ids = identities(dataset.query), identities(dataset.gallery)
         keys = [sample.key for sample in dataset.query], [sample.key for sample in dataset.gallery]
         count = min(TOP, len(dataset.gallery))
