@@ -22,6 +22,7 @@ _logger = logging.getLogger(__name__)
 TILE, LARGE = 144, 1024  # longer side of an image in a stack, and of one alone
 _FORM = "1"  # of the stacks; another one makes them anew
 _GAP = 2
+_AFTER = 0.8  # of the most bytes, once the oldest are gone
 
 
 def default_cache() -> Path:
@@ -107,36 +108,22 @@ class Thumbnails:
 
     def keep(self, data: bytes, place: Path) -> None:
         """Write what `stack` made, and remove the oldest files where there are too many bytes."""
-        assert self._folder is not None
+        folder = place.parent.parent
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_whole(place, lambda temporary: temporary.write_bytes(data))
-            with self._guard:
-                if self._bytes < 0:
-                    self._bytes = sum(size for _, size, _ in self._files())
-                else:
-                    self._bytes += len(data)
-                if self._bytes > self._most:
-                    self._shrink()
         except OSError as error:
-            _logger.warning("thumbnails are not kept: %s", error)
             self._folder = None
-
-    def _shrink(self) -> None:
-        for _, size, path in sorted(self._files()):
-            if self._bytes <= 0.8 * self._most:
-                return
-            path.unlink(missing_ok=True)
-            self._bytes -= size
-
-    def _files(self) -> list[tuple[float, int, Path]]:
-        assert self._folder is not None
-        found = []
-        for path in self._folder.glob("??/*.jpg"):
-            with suppress(OSError):
-                facts = path.stat()
-                found.append((facts.st_mtime, facts.st_size, path))
-        return found
+            _logger.warning("thumbnails are not kept: %s", error)
+            return
+        with self._guard:
+            self._bytes = sum(size for _, size, _ in _files(folder)) if self._bytes < 0 else self._bytes + len(data)
+            if self._bytes > self._most:
+                for _, size, path in sorted(_files(folder)):
+                    if self._bytes <= _AFTER * self._most:
+                        break
+                    path.unlink(missing_ok=True)
+                    self._bytes -= size
 
     def _open(self, image: Image) -> PILImage.Image | str:
         try:
@@ -189,6 +176,16 @@ def _tiles(opened: Sequence[PILImage.Image | str | None]) -> list[PILImage.Image
             ImageDraw.Draw(tile).text((size[0] // 2, size[1] // 2), "none", GREY, font(TEXT), anchor="mm")
         tiles.append(tile)
     return tiles
+
+
+def _files(folder: Path) -> list[tuple[float, int, Path]]:
+    """Time, size and path of what is kept."""
+    found = []
+    for path in folder.glob("??/*.jpg"):
+        with suppress(OSError):  # another process may remove it
+            facts = path.stat()
+            found.append((facts.st_mtime, facts.st_size, path))
+    return found
 
 
 def _jpeg(image: PILImage.Image, quality: int) -> bytes:
