@@ -81,10 +81,14 @@ def run(args: argparse.Namespace) -> None:
     )
     options = RankOptions(embed_options(args, pick_device(args.device)), args.on_error, args.allow_leak)
     cache = None if args.no_cache else args.cache or default_cache()
-    counts = ((found.runs, "runs"), (found.models, "models"), (found.galleries, "galleries"), (datasets, "datasets"))
-    print(
-        f"{', '.join(f'{len(some)} {what}' for some, what in counts if some)}: http://127.0.0.1:{args.port}", flush=True
+    counts = (
+        (len(found.runs), "run", "runs"),
+        (len(found.models), "model", "models"),
+        (len(found.galleries), "gallery", "galleries"),
+        (len(datasets), "dataset", "datasets"),
     )
+    shown = ", ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts if count)
+    print(f"{shown}: http://127.0.0.1:{args.port}", flush=True)
     browse(library, port=args.port, cache=cache, options=options, windows=windows(args.window))
 
 

@@ -474,7 +474,7 @@ def test_the_command_gives_what_its_words_name(folder, monkeypatch, capsys):
     assert list(library.models) == ["next_tiny"] and list(library.galleries.values()) == [people]
     assert len(library.datasets["list.csv"].query) and set(library.folders) == {folder, own}
     assert options["cache"] is None and options["port"] == 9 and options["options"].on_error == "mask"
-    assert "1 runs, 1 models, 1 galleries, 1 datasets: http://127.0.0.1:9" in capsys.readouterr().out
+    assert "1 run, 1 model, 1 gallery, 1 dataset: http://127.0.0.1:9" in capsys.readouterr().out
     monkeypatch.chdir(folder / "own")
     for wrong, message in (
         ([], "there is no run and no gallery in this folder"),
