@@ -8,6 +8,7 @@ from .arguments import (
     dataset_of,
     embed_options,
     list_argument,
+    pairs,
     pick_device,
     policy_arguments,
     run_arguments,
@@ -97,12 +98,18 @@ def _short(names: list[str]) -> list[str]:
 
 
 def _dataset(args: argparse.Namespace, name: str) -> Any:
-    """Load one dataset, with those of the options that concern it."""
-    own = Path(name).expanduser().exists()
+    """Load one dataset, with those of the options that concern it; a folder without a pattern as it lies there."""
+    path = Path(name).expanduser()
+    own = path.exists()
+    if path.is_dir() and args.pattern is None:
+        from nextreid.data import load_dataset
+
+        options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions"))
+        return load_dataset("folder", path, captions=args.captions, window=windows(args.window) or None, **options)
     given = {
         **vars(args),
         "dataset": name,
         "root": None if own else args.root,
-        "pattern": args.pattern if Path(name).expanduser().is_dir() else None,
+        "pattern": args.pattern if path.is_dir() else None,
     }
     return dataset_of(argparse.Namespace(**given))

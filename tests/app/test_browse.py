@@ -349,7 +349,7 @@ def test_a_broken_run_is_shown_as_far_as_it_can_be_read(tmp_path):
     (tmp_path / "recipe.json").write_text('{"recipe": {"name": "<script>"')
     (tmp_path / "metrics.jsonl").write_text(
         '{"epoch": 1, "loss": {"total": 2.5}, "lr": "<script>"}\n'
-        '{"epoch": 2, "loss": 7, "evaluation": {"mAP": "x"}}\n{no'
+        '{"epoch": 2, "loss": 7, "evaluation": {"mAP": "x"}}\n{no\n'
     )
     client = TestClient(make_browser(Library(runs={"x": tmp_path})), base_url="http://localhost")
     for address in ("/", "/run/0", "/runs"):

@@ -12,12 +12,15 @@ from nextreid._files import parse_json, read_json, user_path
 from nextreid._names import unknown
 from nextreid.data import ReIDDataset, Sample, list_datasets
 from nextreid.engine.checkpoint import BEST, LAST, METRICS, RECIPE, read_description
+from nextreid.engine.logs import LOG
 from nextreid.models import is_model, list_models
 from nextreid.retrieval.gallery_store import DATABASE
 
 _DEPTH = 3  # folders below a given one in which runs and galleries are looked for: runs/name/seed0
 _MOST_LINES = 100_000  # of metrics that are read
-_OWN = ("manifest", "pattern")  # readers of files and folders, which have no name of their own
+_MOST_BYTES = 2**27  # of either
+_LOG_LINES = 2000  # of a log that are read: every n-th, and the last
+_OWN = ("manifest", "pattern", "folder")  # readers of files and folders, which have no name of their own
 
 
 class Sources(NamedTuple):
@@ -98,11 +101,13 @@ class Run:
     Attributes:
         described: Content of ``recipe.json``; empty where it cannot be read.
         history: Rows of ``metrics.jsonl``.
+        log: Rows of ``log.jsonl``, evenly spaced where there are many.
         problems: What cannot be read, for people.
     """
 
     described: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
+    log: Sequence[Mapping[str, Any]]
     problems: Sequence[str]
 
     @cached_property
@@ -136,6 +141,17 @@ class Run:
                 points.append((float(row["epoch"]), float(value)))
         return points
 
+    def logged(self) -> dict[str, dict[str, list[tuple[float, float]]]]:
+        """Points (step, value) of the log, by the first part of a name, such as ``"loss"``, and by its rest."""
+        found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        for row in self.log:
+            if isinstance(step := row.get("step"), int) and "epoch" not in row:
+                for name, value in row.items():
+                    if name != "step" and isinstance(value, int | float):
+                        group, _, rest = name.partition("/")
+                        found.setdefault(group, {}).setdefault(rest or group, []).append((float(step), float(value)))
+        return found
+
     def names(self, part: str) -> list[str]:
         """Names of the numbers in a part of the rows, such as ``"loss"``."""
         parts = [row[part] for row in self.history if isinstance(row.get(part), Mapping)]
@@ -144,7 +160,8 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Read a run folder, as far as it can be read."""
-    problems, described, history = list[str](), dict[str, Any](), list[dict[str, Any]]()
+    problems, described = list[str](), dict[str, Any]()
+    history, log = list[dict[str, Any]](), list[dict[str, Any]]()
     try:
         read = read_json(folder / RECIPE)
         if not isinstance(read, dict):
@@ -153,20 +170,32 @@ def read_run(folder: Path) -> Run:
         read_description(folder / RECIPE)
     except (OSError, ValueError) as error:
         problems.append(str(error))
-    path = folder / METRICS
-    try:
-        with path.open("rb") as file:
-            for number, line in zip(range(1, _MOST_LINES + 1), file, strict=False):
-                row = parse_json(line, f"{path}, line {number},")
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path}, line {number}, is no row of metrics")
-                history.append(row)
-    except FileNotFoundError:
-        if not problems:
-            problems.append(f"no epoch is done yet: there is no file {path}")
-    except (OSError, ValueError) as error:
-        problems.append(str(error))
-    return Run(described, history, problems)
+    for name, rows, most in ((METRICS, history, _MOST_LINES), (LOG, log, _LOG_LINES)):
+        try:
+            _read_rows(folder / name, most, rows)
+        except FileNotFoundError:
+            if name == METRICS and not problems:
+                problems.append(f"no epoch is done yet: there is no file {folder / name}")
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+    return Run(described, history, log, problems)
+
+
+def _read_rows(path: Path, most: int, rows: list[dict[str, Any]]) -> None:
+    """Add the rows of a file of JSON lines up to the first that is none; of more than `most` every n-th, and the last.
+
+    A last line without an end is being written.
+    """
+    with path.open("rb") as file:
+        lines = file.read(_MOST_BYTES).splitlines(keepends=True)
+    if lines and not lines[-1].endswith(b"\n"):
+        lines.pop()
+    step = -(-len(lines) // most) or 1
+    for number in dict.fromkeys((*range(0, len(lines), step), len(lines) - 1) if lines else ()):
+        row = parse_json(lines[number], f"{path}, line {number + 1},")
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number + 1}, is no row of values")
+        rows.append(row)
 
 
 def _evaluation(row: Mapping[str, Any]) -> bool:

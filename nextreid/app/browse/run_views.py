@@ -65,6 +65,10 @@ class RunViews:
                 else [],
             ),
         ]
+        logged = [
+            chart(group.replace("_", " "), [Line(name, points) for name, points in lines.items()], "step")
+            for group, lines in run.logged().items()
+        ]
         parts = [
             (part, list(value.items())) for part, value in run.described.items() if isinstance(value, Mapping) and value
         ]
@@ -76,6 +80,7 @@ class RunViews:
             folder=folder,
             run=run,
             charts=charts,
+            logged=logged,
             parts=parts,
             models=models,
             epochs=_epochs(run),
