@@ -82,7 +82,7 @@ def test_help(command, capsys):
         main([command, "--help"])
     shown = capsys.readouterr().out
     assert done.value.code == 0 and f"usage: nextreid {command}" in shown
-    assert ("example:\n" in shown) == (command in ("train", "eval"))
+    assert ("example:\n" in shown) == (command in ("train", "eval", "demo"))
     assert ("SOURCE is a CSV manifest" in shown) == (command == "extract")
 
 
