@@ -53,6 +53,10 @@ class Behaviour:
         blind: Its answer about every colour, if it cannot see.
         text_only: Whether it rejects images in the words of such servers.
         no_format: Whether it rejects ``response_format``.
+        typed: The paths on which it answers typed questions.
+        outputs: What its models give, as the list of models says; None: it does not say.
+        most_options: Most options of a typed question.
+        refused: Typed questions that it declines to answer.
         wait: Seconds that its Retry-After asks for.
     """
 
@@ -68,6 +72,10 @@ class Behaviour:
     blind: str = ""
     text_only: bool = False
     no_format: bool = False
+    typed: Sequence[str] = ("/v1/decisions", "/v1/systemone")
+    outputs: Sequence[str] | None = None
+    most_options: int = 255
+    refused: Sequence[str] = ()
     wait: float = 0.0
 
 
@@ -155,15 +163,18 @@ class CaptionServer:
             return _send(
                 writer,
                 200,
-                {"object": "list", "data": [{"id": m, "object": "model"} for m in how.models or ("simulated",)]},
+                {"object": "list", "data": [_listed(m, how.outputs) for m in how.models or ("simulated",)]},
             )
         if path == "/paid":
             return _send(writer, 200, {"answers": sum(self.paid.values()), "questions": len(self.paid)})
         self.headers.append(headers)
         request = json.loads(body)
-        prompt, image = _content(request)
-        self.bodies.append({**request, "messages": [prompt]})
-        model = request["model"]
+        model, typed = request["model"], path.endswith(("/decisions", "/systemone"))
+        if typed and path not in how.typed:
+            code = 501 if how.outputs else 404
+            return _send(writer, code, {"error": {"message": "this model answers no typed questions"}})
+        prompt, image = _typed_content(request) if typed else _content(request)
+        self.bodies.append({**request, "path": path} if typed else {**request, "messages": [prompt]})
         if how.models and model not in how.models:
             return _send(writer, 404, {"error": {"message": f"The model `{model}` does not exist."}})
         if how.text_only and image:
@@ -171,18 +182,24 @@ class CaptionServer:
             return _send(writer, 400, {"error": {"message": message}})
         if how.no_format and ("response_format" in request or "structured_outputs" in request):
             return _send(writer, 400, {"error": {"message": "response_format type is unavailable now"}})
+        if typed and (most := max(map(len, _options(request).values()))) > how.most_options:
+            message = f"too many options ({most}), this model supports at most {how.most_options}"
+            return _send(writer, 422, {"error": {"message": message}})
         if how.delay:
             await asyncio.sleep(how.delay)
         while how.hold is not None and not how.hold.is_set():
             await asyncio.sleep(0.005)
-        if image and "Which colour" in prompt:
-            return _send(writer, 200, _completion(model, how.blind or _colour(image)))
+        if image and "Which colour fills" in prompt:
+            probed = _decided(request, image, how) if typed else _completion(model, how.blind or _colour(image))
+            return _send(writer, 200, probed)
         fault = self._fault()
         if fault in TRANSPORT:
             return await self._fail(fault, writer)
         if fault == "filtered":
             return _send(writer, 400, {"error": {"code": "content_filter", "message": "content_policy_violation"}})
         self.paid[hashlib.sha256(f"{model}|{prompt}|{image}".encode()).hexdigest()] += 1
+        if typed:
+            return _send(writer, 200, _decided(request, image, how))
         answer = how.answers.get((model, image_name(image))) or _draw(model, prompt, image)
         return _send(writer, 200, spoiled(fault, model, answer, prompt))
 
@@ -281,6 +298,51 @@ def _content(request: Mapping[str, Any]) -> tuple[str, str]:
         return content, ""
     text = "".join(part["text"] for part in content if part["type"] == "text")
     return text, next((part["image_url"]["url"] for part in content if part["type"] == "image_url"), "")
+
+
+def _listed(model: str, outputs: Sequence[str] | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": model, "object": "model"}
+    return entry if outputs is None else {**entry, "architecture": {"output_modalities": list(outputs)}}
+
+
+def _typed_content(request: dict[str, Any]) -> tuple[str, str]:
+    """Return the questions and the image of a call with typed questions, the image taken out of it."""
+    if isinstance(request["questions"], dict):
+        return json.dumps(request["questions"]), request.pop("images")[0]
+    content = request["input"][0]["content"]
+    return json.dumps(request["questions"]), content.pop(0)["image_url"]
+
+
+def _options(request: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the options of each typed question, in either form."""
+    asked = request["questions"]
+    if isinstance(asked, dict):
+        return {name: list(question["criteria"]) for name, question in asked.items()}
+    return {question["name"]: [choice["value"] for choice in question["choices"]] for question in asked}
+
+
+def _decided(request: Mapping[str, Any], image: str, how: Behaviour) -> dict[str, Any]:
+    """Answer typed questions: the colour of the image if it is asked for, else with probabilities drawn from it."""
+    answers: dict[str, dict[str, Any]] = {}
+    for name, options in _options(request).items():
+        rng = random.Random(f"{request['model']}|{image}|{name}")
+        weights = [rng.random() ** 3 + 1e-3 for _ in options]
+        if set(options) == {"red", "blue"} and not how.blind:
+            weights = [9.0 if option in _colour(image).lower().split(">")[-1] else 1.0 for option in options]
+        shares = {option: weight / sum(weights) for option, weight in zip(options, weights, strict=True)}
+        best = max(shares, key=lambda option: shares[option])
+        confidence = max(0.0, (shares[best] * len(shares) - 1) / (len(shares) - 1))
+        answers[name] = {"type": "choice", "choice": best, "confidence": confidence, "probabilities": shares}
+        if name in how.refused:
+            answers[name] = {"type": "refusal"}
+    usage = {"input_tokens": 700, "output_tokens": 0}
+    if isinstance(request["questions"], dict):
+        return {"model": f"{request['model']}-0613", "answers": answers, "usage": usage}
+    for answer in answers.values():
+        if shares := answer.pop("probabilities", None):
+            answer["probabilities"] = [{"value": value, "probability": p} for value, p in shares.items()]
+    named = [{**answer, "name": name} for name, answer in answers.items()]
+    return {"model": f"{request['model']}-0613", "answers": named, "usage": usage}
 
 
 def _draw(model: str, prompt: str, image: str) -> Annotation:

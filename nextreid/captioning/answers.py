@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
 
+from .distribution import answer_of
 from .schema import Answer, Schema
 from .text import is_refusal
 
@@ -100,6 +101,27 @@ def parse_reply(
     answers = {name: _answer(schema, name, table[name]) for name in names.values() if name in table}
     flags = list(dict.fromkeys([*flags, *found]))
     return ParsedReply("ok", answers, tuple(flags), 1 - len(answers) / len(names))
+
+
+def parse_distributions(text: str | None, schema: Schema, modality: str, *, refusal: str | None = None) -> ParsedReply:
+    """Read what a typed endpoint or a classifier gave: JSON, probabilities by value and field.
+
+    It was checked before it was stored; whatever else it holds is unusable.
+    """
+    if refusal:
+        return ParsedReply("refused")
+    names = [f.name for f in schema.for_modality(modality)]
+    try:
+        table = json.loads(text or "")
+        answers = {name: answer_of(table[name]) for name in names if name in table}
+        strangers = any(
+            set(a.probabilities) - set(schema[name].values or a.probabilities) for name, a in answers.items()
+        )
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return ParsedReply("unusable", flags=("no-json",))
+    if strangers or not answers:
+        return ParsedReply("unusable", flags=("no-fields",))
+    return ParsedReply("ok", answers, missing=1 - len(answers) / len(names))
 
 
 def read_confidence(raw: Any) -> tuple[float | None, tuple[str, ...]]:

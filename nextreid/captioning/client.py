@@ -1,4 +1,4 @@
-"""One client for every server that speaks the OpenAI chat protocol, and a probe of it before anything is paid."""
+"""One client for every server that speaks the OpenAI chat protocol or answers typed questions."""
 
 import asyncio
 import functools
@@ -7,17 +7,15 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
-from PIL import Image
-
 from .completion import MAX_BODY, Completion, read_completion, read_models, unpack
-from .image import data_url
-from .throttle import REAL_TIME, CallFailed, RateLimits, Throttle, Timing, retry_after
+from .decisions import MAX_OPTIONS, PATHS, Api, Question, read_decisions, read_outputs, request_body
+from .throttle import CallFailed, retry_after
 
 Structured = Literal["json_schema", "structured_outputs", "none"]
 
@@ -31,11 +29,8 @@ _OPTIONAL = {
     "seed": re.compile(r"\bseed\b", re.IGNORECASE),
     "structured": re.compile(r"response_format|json_schema|structured|guided|grammar|schema", re.IGNORECASE),
 }
-_COLOURS = {"red": (220, 20, 20), "blue": (20, 40, 220)}
-_QUESTION = "Which colour fills this image? Answer with one English word, the name of the colour."
-_ATTEMPTS = 5
+_MOST_OPTIONS = re.compile(r"options?\b.*\bat most (\d+)|at most (\d+)\b.*\boptions?", re.IGNORECASE)
 _LIST_TIMEOUT = 30.0  # seconds
-_NO_IMAGES = re.compile(r"image|vision|multi-?modal|picture|content.*(?:type|string)|unknown variant", re.IGNORECASE)
 
 
 class Key:
@@ -102,6 +97,8 @@ class Server:
             ``"structured_outputs"`` (vLLM's name for it) or ``"none"``. It is left out after a server rejected it.
         price: Cost of a million prompt tokens and of a million answer tokens; None if unknown or free.
         send_images: Whether images may leave this machine for this server.
+        api: How it is asked: ``"chat"`` for a text, ``"decisions"`` or ``"systemone"`` for typed questions that are
+            answered with a probability for every option (see `decisions`).
 
     Raises:
         ValueError: If the address is not an HTTP address or contains a password, or images would go to another
@@ -114,6 +111,7 @@ class Server:
     structured: Structured = "json_schema"
     price: tuple[float, float] | None = None
     send_images: bool = field(default=False, repr=False)
+    api: Api = "chat"
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
@@ -123,6 +121,8 @@ class Server:
             raise ValueError("a server's address must hold no user, password or query; keys come from the environment")
         if not self.model:
             raise ValueError("a server needs the name of a model")
+        if self.api not in ("chat", *PATHS):
+            raise ValueError(f"a server's api is one of chat, {', '.join(PATHS)}; got {self.api!r}")
         if self.price is not None and not all(0 <= cost < 1e9 for cost in self.price):
             raise ValueError(f"the price of a million tokens must be at least 0, got {self.price!r}")
         if parts.path in ("", "/"):
@@ -137,6 +137,10 @@ class Server:
     def host(self) -> str:
         """Host and port."""
         return urlsplit(self.url).netloc
+
+    def client(self) -> "Client":
+        """Return what sends calls to it."""
+        return Client(self)
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float | None:
         """Return the cost of so many tokens, None without a price."""
@@ -202,6 +206,7 @@ class Client:
         self._openai = openai
         self._left_out: set[str] = set()
         self._renamed = False  # newer servers call max_tokens max_completion_tokens
+        self._most_options = MAX_OPTIONS + 1  # of a question, as far as the server has said
         self._sdk = openai.AsyncOpenAI(
             base_url=server.url,
             api_key=server.key.reveal() if server.key else _NO_KEY,
@@ -251,13 +256,44 @@ class Client:
                 if error.status not in (400, 422) or not self._go_without(str(error), options):
                     raise
 
+    async def decide(self, statement: str, questions: Sequence[Question], image: str) -> Reply:
+        """Make one attempt at typed questions about an image, a data URL; the text is that of `read_decisions`.
+
+        Questions with more options than the server has once said it allows are left out.
+
+        Raises:
+            CallFailed: There was no answer, or not one of this form; the message contains neither key nor image.
+        """
+        server = self.server
+        while True:
+            asked = [q for q in questions if len(q.options) <= self._most_options]
+            body = request_body(server.api, server.model, statement, asked, image)
+            read = functools.partial(read_decisions, questions=asked, redact=self._redact)
+            try:
+                return await self._post(PATHS[server.api], body, read, "decisions")
+            except CallFailed as error:
+                said = _MOST_OPTIONS.search(str(error)) if error.status in (400, 413, 422) else None
+                most = int(said[1] or said[2]) if said else self._most_options
+                if not any(1 < len(q.options) <= most for q in asked) or all(len(q.options) <= most for q in asked):
+                    raise
+                self._most_options = most
+                self._left_out.add(f"questions of more than {most} options")
+
     async def list_models(self) -> list[str]:
         """Return the names of the server's models; empty if it does not list them, within half a minute."""
         try:
             async with asyncio.timeout(_LIST_TIMEOUT):
                 return read_models(await self._sdk.get("/models", cast_to=bytes), self._redact)
-        except Exception:  # as in `_send`; the list is a help, and who has none goes on without it
+        except Exception:  # as in `_post`; the list is a help, and who has none goes on without it
             return []
+
+    async def list_outputs(self) -> list[str] | None:
+        """Return what the model gives, such as ``["decisions"]``; None if the server does not say."""
+        try:
+            async with asyncio.timeout(_LIST_TIMEOUT):
+                return read_outputs(await self._sdk.get("/models", cast_to=bytes), self.server.model)
+        except Exception:  # as in `_post`
+            return None
 
     def _go_without(self, message: str, options: Mapping[str, Any]) -> bool:
         """Record the option that a server complains about; return whether there is one to leave out."""
@@ -273,8 +309,6 @@ class Client:
         return bool(blamed)
 
     async def _send(self, content: list[dict[str, Any]], options: Mapping[str, Any]) -> Reply:
-        openai = self._openai
-        request = uuid.uuid4().hex
         given = {name: value for name, value in options.items() if name not in self._left_out}
         schema = given.pop("structured", None)
         if schema is not None and self.server.structured == "json_schema":
@@ -284,15 +318,19 @@ class Client:
             given["structured_outputs"] = {"json": schema}
         if self._renamed and "max_tokens" in given:
             given["max_completion_tokens"] = given.pop("max_tokens")
+        body = {"model": self.server.model, "messages": [{"role": "user", "content": content}], **given}
+        read = functools.partial(read_completion, redact=self._redact)
+        return await self._post("/chat/completions", body, read, "chat completion")
+
+    async def _post(self, path: str, body: Mapping[str, Any], read: Callable[[bytes], Completion], what: str) -> Reply:
+        openai = self._openai
+        request = uuid.uuid4().hex
         try:
-            # not the typed method: it walks through the whole body first, and trusts what comes back
-            body = await self._sdk.post(
-                "/chat/completions",
-                cast_to=bytes,
-                body={"model": self.server.model, "messages": [{"role": "user", "content": content}], **given},
-                options={"headers": {"X-Request-Id": request}},
+            # not a typed method: it walks through the whole body first, and trusts what comes back
+            answered = await self._sdk.post(
+                path, cast_to=bytes, body=body, options={"headers": {"X-Request-Id": request}}
             )
-            answer = read_completion(body, self._redact)
+            answer = read(answered)
         except openai.APIStatusError as error:
             if error.status_code in (400, 403, 422) and _FILTERED.search(f"{error} {error.response.text}"):
                 why = self._redact(str(error))[:500]
@@ -303,7 +341,7 @@ class Client:
             raise self._failed(f": {error.__cause__ or error or 'no connection'}") from None
         except Exception as error:
             # of what a server sends, much reaches us as an exception of the libraries below, another for each version
-            raise self._failed(f" sent no chat completion: {error or type(error).__name__}") from None
+            raise self._failed(f" sent no {what}: {error or type(error).__name__}") from None
         return Reply(**asdict(answer), request=request, left_out=tuple(sorted(self._left_out)))
 
     def _status_error(self, error: Any) -> CallFailed:
@@ -311,7 +349,7 @@ class Client:
         milliseconds = headers.get("retry-after-ms", "")
         known = milliseconds.isascii() and milliseconds.isdigit()
         wait = retry_after(str(float(milliseconds) / 1000) if known else headers.get("retry-after"))
-        retry = status in (408, 409, 425, 429) or status >= 500
+        retry = status in (408, 409, 425, 429) or (status >= 500 and status != 501)  # 501: it cannot, and never will
         if status == 429 and re.search(r"insufficient_quota|billing|credit", str(error), re.IGNORECASE):
             retry = False  # the account is empty, waiting does not help
         return self._failed(f" answered {status}: {error}", status=status, retry=retry, retry_after=wait)
@@ -322,58 +360,3 @@ class Client:
     def _redact(self, text: str) -> str:
         text = re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]*", "[image]", text.encode("utf-8", "replace").decode())
         return self.server.key.redact(text) if self.server.key else text
-
-
-async def probe(client: Client, *, timeout: float = 120.0, timing: Timing = REAL_TIME) -> None:
-    """Show the model two synthetic images of one colour each and ask for the colour.
-
-    Two, because a model that sees nothing also names a colour, the same one both times. `timeout` includes the retries,
-    few and short, because somebody waits at the screen.
-
-    Raises:
-        ConnectionError: No server answers at the address.
-        PermissionError: The server requires a key, or another one.
-        ValueError: The server does not have the model, or the model cannot see; the message names it.
-    """
-    server = client.server
-    limits = RateLimits(timeout=timeout, attempts=_ATTEMPTS, backoff=0.2, longest_wait=30.0)
-    throttle = Throttle(limits, timing=timing)
-    for colour, value in _COLOURS.items():
-        image = data_url(Image.new("RGB", (224, 224), value))
-        try:
-            async with asyncio.timeout(timeout):
-                reply = await throttle.call(functools.partial(client.ask, _QUESTION, image, max_tokens=1000))
-        except (TimeoutError, CallFailed) as error:
-            failure = error if isinstance(error, CallFailed) else CallFailed(f"no answer within {timeout:g} s")
-            raise await _explained(client, failure) from None
-        answer = re.sub(r"<think>.*?(?:</think>|\Z)", "", reply.text or reply.refusal or "", flags=re.DOTALL)
-        named = re.findall(r"\b(red|blue)\b", answer, re.IGNORECASE)
-        if not named or named[-1].lower() != colour:
-            raise ValueError(
-                f"model {server.model!r} on {server.host} cannot see: for a {colour} image it answered "
-                f"{answer[:80]!r}; use a model that accepts images"
-            )
-
-
-async def _explained(client: Client, error: CallFailed) -> Exception:
-    """Return the exception that tells the user what to change."""
-    server = client.server
-    if error.status is None or error.status >= 500 or error.status == 429:
-        return ConnectionError(
-            f"no server answers at {server.url} ({error}); start one, such as 'vllm serve MODEL', or correct --server"
-        )
-    if error.status in (401, 403):
-        wrong = f"the key in {server.key.origin} is not accepted" if server.key else ""
-        return PermissionError(
-            f"{server.host} answered {error.status}: {wrong or 'it requires a key: add --key-env NAME'}"
-        )
-    if error.status in (400, 415, 422) and _NO_IMAGES.search(str(error)):
-        return ValueError(
-            f"model {server.model!r} on {server.host} cannot see, the server accepts no images for it ({error}); "
-            "use a model that does"
-        )
-    models = await client.list_models() if error.status in (400, 404) else []
-    if error.status == 404 or (models and server.model not in models):
-        listed = f"it has {', '.join(models[:10])}" if models else "check the name and the address"
-        return ValueError(f"{server.host} does not know the model {server.model!r}; {listed}")
-    return error

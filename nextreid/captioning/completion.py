@@ -59,12 +59,12 @@ def read_completion(body: bytes, redact: Callable[[str], str] = lambda text: tex
         answer = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not JSON ({type(error).__name__})") from error
-    choices = _get(answer, "choices")
+    choices = field_of(answer, "choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
-    message = _get(choice, "message")
+    message = field_of(choice, "message")
     if not isinstance(message, dict):
-        raise ValueError(f"it holds no message: {redact(_text(_get(answer, 'error', answer)))[:300]}")
-    content, usage = _content(message.get("content")), _get(answer, "usage")
+        raise ValueError(f"it holds no message: {redact(_text(field_of(answer, 'error', answer)))[:300]}")
+    content, usage = _content(message.get("content")), field_of(answer, "usage")
     thought = _content(message.get("reasoning_content")) or _content(message.get("reasoning"))
     reasoned = not content.strip() and bool(thought.strip())
     text = redact(thought if reasoned else content)[-_MAX_TEXT:]
@@ -72,21 +72,24 @@ def read_completion(body: bytes, redact: Callable[[str], str] = lambda text: tex
     return Completion(
         text=text if text or isinstance(message.get("content"), str | list) else None,
         reasoned=reasoned,
-        finish=_finish(_get(choice, "finish_reason"), redact),
+        finish=_finish(field_of(choice, "finish_reason"), redact),
         refusal=redact(refusal)[:_MAX_NAME] if refusal else None,
-        reported_model=redact(_string(_get(answer, "model")))[:_MAX_NAME],
-        prompt_tokens=_count(_get(usage, "prompt_tokens")),
-        completion_tokens=_count(_get(usage, "completion_tokens")),
+        reported_model=redact(plain_string(field_of(answer, "model")))[:_MAX_NAME],
+        prompt_tokens=plain_count(field_of(usage, "prompt_tokens")),
+        completion_tokens=plain_count(field_of(usage, "completion_tokens")),
     )
 
 
 def read_models(body: bytes, redact: Callable[[str], str] = lambda text: text) -> list[str]:
     """Return the names in a list of models, each passed through `redact`; empty if it is none."""
     try:
-        entries = _get(json.loads(body), "data")
+        entries = field_of(json.loads(body), "data")
     except (ValueError, RecursionError):
         return []
-    names = (redact(_string(_get(entry, "id")))[:_MAX_NAME] for entry in (entries if isinstance(entries, list) else ()))
+    names = (
+        redact(plain_string(field_of(entry, "id")))[:_MAX_NAME]
+        for entry in (entries if isinstance(entries, list) else ())
+    )
     return [name for name in names if name]
 
 
@@ -113,17 +116,18 @@ def unpack(body: bytes, encoding: str) -> bytes:
     return plain
 
 
-def _get(table: Any, key: str, default: Any = None) -> Any:
+def field_of(table: Any, key: str, default: Any = None) -> Any:
+    """Return an entry of what may be a JSON object."""
     return table.get(key, default) if isinstance(table, dict) else default
 
 
-def _string(value: Any) -> str:
+def plain_string(value: Any) -> str:
     """Return a text that can be encoded, ``""`` for anything else: lone surrogates become question marks."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
 
 
 def _text(value: Any) -> str:
-    return _string(value) or repr(value)[:1000]
+    return plain_string(value) or repr(value)[:1000]
 
 
 def _content(value: Any) -> str:
@@ -133,21 +137,22 @@ def _content(value: Any) -> str:
         part.get("text") if isinstance(part, dict) and part.get("type", "text") in _TEXT_PARTS else part
         for part in parts
     )
-    return "".join(map(_string, texts))
+    return "".join(map(plain_string, texts))
 
 
 def _refusal(message: dict[str, Any]) -> str:
     """Return the refusal of a message or of one of its content parts; anything but nothing counts as one."""
     parts = message.get("content")
     places = [message, *(parts if isinstance(parts, list) else ())]
-    return next((_text(said) for place in places if (said := _get(place, "refusal"))), "")
+    return next((_text(said) for place in places if (said := field_of(place, "refusal"))), "")
 
 
 def _finish(value: Any, redact: Callable[[str], str]) -> str | None:
-    reason = redact(_string(value)).strip()[:40]
+    reason = redact(plain_string(value)).strip()[:40]
     return _FINISHES.get(reason.lower(), reason.lower()) or None
 
 
-def _count(value: Any) -> int:
+def plain_count(value: Any) -> int:
+    """Return a count of tokens, 0 for what can be none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return int(value) if number and 0 <= value <= _MAX_TOKENS else 0

@@ -5,18 +5,31 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from .. import _schema as kinds
 from .._files import read_json, write_text, write_whole
 from ..data.captions import TABLE_FORMAT, caption_file_name, portable_name, read_caption_table
+from .decisions import Api
 from .distribution import priors_of
 from .grammar import compose
 from .merge import Absence, Merged, Rule
 from .pipeline import CaptionRequest, Sampling, collect, merge_sample
+from .runner import Source
 from .schema import Answer, Answers, Schema
 from .store import Store
 
 _RUN_FORMAT = 1
+_SOURCE = kinds.table(
+    {
+        "model": kinds.text(1000),
+        "api": kinds.choice(*get_args(Api)),
+        "digest": kinds.text(200),
+        "modalities": kinds.listed(kinds.text(200), 0, 100, "a list of names"),
+    },
+    "entry",
+    required=("model",),
+)
 _PLAIN = ("split", "modality", "sentences", "image", "composed_by")  # columns that are attributes of a `Description`
 
 
@@ -59,7 +72,7 @@ def describe(merged: Merged, sentences: Sequence[str], image: CaptionRequest) ->
 def describe_images(
     images: Sequence[CaptionRequest],
     schema: Schema,
-    models: Sequence[str],
+    models: Sequence[str | Source],
     store: Store,
     sampling: Sampling | None = None,
     *,
@@ -74,7 +87,7 @@ def describe_images(
     Args:
         images: As `index_images` returns them.
         schema: The schema they were asked about with.
-        models: Names of the models.
+        models: Names of the models, or their sources.
         store: The answers.
         sampling: How the models were sampled.
         rule: Which answer is kept, see `best_of`.
@@ -190,20 +203,30 @@ def _answer(stored: Mapping[str, Any]) -> Answer:
 
 
 def write_run(
-    path: str | Path, schema: Schema, models: Sequence[str], sampling: Sampling, images: Sequence[CaptionRequest]
+    path: str | Path,
+    schema: Schema,
+    models: Sequence[str | Source],
+    sampling: Sampling,
+    images: Sequence[CaptionRequest],
 ) -> None:
     """Record what a run asks, so that its answers can be read again without the images."""
     run = {
         "format": _RUN_FORMAT,
         "schema": schema.to_dict(),
-        "models": list(models),
+        "models": [_recorded(model) for model in models],
         "sampling": asdict(sampling),
         "images": [[image.split, image.key, image.modality, image.digest] for image in images],
     }
     write_text(Path(path), json.dumps(run) + "\n")
 
 
-def read_run(path: str | Path) -> tuple[Schema, list[str], Sampling, list[CaptionRequest]]:
+def _recorded(model: str | Source) -> str | dict[str, Any]:
+    """Return a model as it is recorded: its name alone where it was asked for a text."""
+    source = Source(model) if isinstance(model, str) else model
+    return source.model if source == Source(source.model) else asdict(source)
+
+
+def read_run(path: str | Path) -> tuple[Schema, list[Source], Sampling, list[CaptionRequest]]:
     """Read what `write_run` recorded.
 
     Raises:
@@ -217,13 +240,14 @@ def read_run(path: str | Path) -> tuple[Schema, list[str], Sampling, list[Captio
     try:
         if run["format"] != _RUN_FORMAT:
             raise ValueError(f"format {run['format']}, this nextreid reads {_RUN_FORMAT}")
-        models, places = (
-            run["models"],
-            [(key, modality, split, digest) for split, key, modality, digest in run["images"]],
-        )
-        if not all(isinstance(text, str) for texts in (models, *places) for text in texts) or isinstance(models, str):
-            raise ValueError("models and images must be lists of texts")
+        places = [(key, modality, split, digest) for split, key, modality, digest in run["images"]]
+        if not all(isinstance(text, str) for texts in places for text in texts):
+            raise ValueError("images must be lists of texts")
+        if not isinstance(run["models"], list):
+            raise ValueError("models must be a list")
+        named = ({"model": model} if isinstance(model, str) else model for model in run["models"])
+        sources = [Source(**_SOURCE("models", model)) for model in named]
         images = [CaptionRequest(key, modality, None, split, digest) for key, modality, split, digest in places]
-        return Schema.from_dict(run["schema"]), list(models), Sampling(**run["sampling"]), images
+        return Schema.from_dict(run["schema"]), sources, Sampling(**run["sampling"]), images
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not describe a run ({error})") from error

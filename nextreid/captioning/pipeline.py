@@ -13,12 +13,14 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image as PILImage
 
 from ..data.image import Image, open_image
-from .answers import ParsedReply, parse_reply
+from .answers import ParsedReply, parse_distributions, parse_reply
+from .classifier import Classifier
 from .client import Server
+from .decisions import PATHS, questions_of, statement_of
 from .distribution import Distribution
 from .image import data_url, image_digest, prepare
 from .merge import Absence, Merged, Rule, best_of, complement
-from .runner import Job, Progress, ask
+from .runner import Job, Progress, Source, ask
 from .schema import Answers, Schema, get_schema
 from .store import Store
 
@@ -162,34 +164,64 @@ def index_images(
 
 
 def caption_jobs(
-    requests: Sequence[CaptionRequest], schema: str | Schema, servers: Sequence[Server], sampling: Sampling
+    requests: Sequence[CaptionRequest],
+    schema: str | Schema,
+    sources: Sequence[Server | Classifier | Source],
+    sampling: Sampling,
 ) -> list[Job]:
-    """Return one job for every image content (see `index_images`), model and sample; equal images share theirs."""
+    """Return one job for every image content (see `index_images`), source and sample; equal images share theirs.
+
+    Classifiers and servers that answer typed questions give the same answer each time, so they have one sample.
+
+    Raises:
+        ValueError: If a server is asked by typed questions, and the schema has a prompt of its own instead.
+    """
     schema = get_schema(schema)
-    digest, name = schema.digest(), f"{schema.name} {schema.version}"
-    # a prompt of its own lists its own choices, which the schema's would contradict
-    shown = {one.modality for one in requests}
-    questions = {m: (schema.instructions(m), None if schema.prompt else schema.json_schema(m)) for m in shown}
+    typed = [source.model for source in sources if source.api in PATHS]
+    if schema.prompt and typed:
+        raise ValueError(f"{typed[0]!r} is asked by the schema's typed questions, not by a prompt such as the paper's")
     unique = {(one.digest, one.modality): one for one in reversed(requests)}
+    known = [(server, source_of(server)) for server in sources]
+    shown = {one.modality for one in requests}
+    asked = {(source, m): _asked(schema, source, m) for _, source in known for m in shown}
+    head = {"schema": schema.digest(), "schema_name": f"{schema.name} {schema.version}"}
     return [
         Job(
             server,
-            {"schema": digest, "schema_name": name, "image": one.digest, "modality": one.modality, "sample": sample},
-            questions[one.modality][0],
-            image=one.encoded if one.image is not None else None,
-            json_schema=questions[one.modality][1],
-            options=sampling.options(sample),
-            judge=partial(_judge, schema, one.modality),
+            {**head, "image": one.digest, "modality": one.modality, "sample": sample, **_api(source)},
+            image=None if one.image is None else one.prepared if source.api == "classifier" else one.encoded,
+            options=sampling.options(sample) if source.api == "chat" else {},
+            **asked[source, one.modality],
         )
         for one in reversed(unique.values())
-        for server in servers
-        for sample in range(sampling.samples)
+        for server, source in known
+        if not source.modalities or one.modality in source.modalities
+        for sample in range(sampling.samples if source.api == "chat" else 1)
     ]
+
+
+def _api(source: Source) -> dict[str, str]:
+    return {} if source.api == "chat" else {"api": source.api}  # as in the rows that are stored already
+
+
+def _asked(schema: Schema, source: Source, modality: str) -> dict[str, Any]:
+    """Return what a job asks of an image of a modality."""
+    if source.api == "classifier":
+        return {"prompt": source.digest}
+    if source.api != "chat":
+        return {"prompt": statement_of(schema, modality), "questions": questions_of(schema, modality)}
+    return {
+        "prompt": schema.instructions(modality),
+        # a prompt of its own lists its own choices, which the schema's would contradict
+        "json_schema": None if schema.prompt else schema.json_schema(modality),
+        "judge": partial(_judge, schema, modality),
+    }
 
 
 def estimate(jobs: Sequence[Job], store: Store | None) -> Estimate:
     """Estimate what the jobs that are not in the store would need, from the calls in the store if there are some."""
     missing = [job for job in jobs if store is None or not job.is_done(store)]
+    asked = [job.server for job in missing if isinstance(job.server, Server)]  # classifiers run here, at no cost
     models = {job.server.model for job in jobs}
     measured = [
         row for row in (store.rows() if store else ()) if row.get("model") in models and row.get("prompt_tokens")
@@ -197,15 +229,15 @@ def estimate(jobs: Sequence[Job], store: Store | None) -> Estimate:
     totals, cost = dict.fromkeys(_ASSUMED, 0.0), 0.0
     for model in models:
         rows = [row for row in measured if row["model"] == model] or measured or [_ASSUMED]
-        calls = [job for job in missing if job.server.model == model]
+        calls = [server for server in asked if server.model == model]
         for n, column in enumerate(totals):
             mean = sum(row.get(column) or 0 for row in rows) / len(rows)
             totals[column] += mean * len(calls)
-            cost += sum((job.server.price or (0.0, 0.0))[n] * mean / 1e6 for job in calls)
+            cost += sum((server.price or (0.0, 0.0))[n] * mean / 1e6 for server in calls)
     return Estimate(
         stored=len(jobs) - len(missing),
         calls=len(missing),
-        cost=cost if all(job.server.price is not None for job in missing) else None,
+        cost=cost if all(server.price is not None for server in asked) else None,
         measured=len(measured),
         spent=store.spent if store else 0.0,
         **{column: round(total) for column, total in totals.items()},
@@ -215,7 +247,7 @@ def estimate(jobs: Sequence[Job], store: Store | None) -> Estimate:
 def run_captions(
     requests: Sequence[CaptionRequest],
     schema: str | Schema,
-    servers: Sequence[Server],
+    sources: Sequence[Server | Classifier],
     store: str | Path,
     *,
     sampling: Sampling | None = None,
@@ -227,7 +259,7 @@ def run_captions(
     Args:
         requests: The images. Only their pixels are sent.
         schema: ``"person"``, ``"vehicle"`` or a custom schema.
-        servers: The models.
+        sources: The models and classifiers.
         store: File of the answers; created, or continued if it exists.
         sampling: How to sample the models.
         on_error: What to do about images that cannot be read, see `index_images`.
@@ -239,7 +271,7 @@ def run_captions(
     Raises:
         ValueError, ConnectionError, PermissionError, OSError: As `runner.ask`. Whatever was answered is in the store.
     """
-    jobs = caption_jobs(index_images(requests, on_error=on_error), schema, servers, sampling or Sampling())
+    jobs = caption_jobs(index_images(requests, on_error=on_error), schema, sources, sampling or Sampling())
     with open_store(store, get_schema(schema)) as rows:
         return run_jobs(jobs, rows, **settings)
 
@@ -268,14 +300,17 @@ def run_jobs(jobs: Sequence[Job], store: Store, **settings: Any) -> Progress:
 def collect(
     requests: Sequence[CaptionRequest],
     schema: str | Schema,
-    models: Sequence[str],
+    models: Sequence[str | Source],
     store: Store,
     sampling: Sampling | None = None,
 ) -> Collected:
-    """Read the answers of some models to these (indexed) images from the store; nothing is asked."""
+    """Read the answers of some models to these (indexed) images from the store; nothing is asked.
+
+    A name stands for a model that was asked for a text.
+    """
     schema, sampling = get_schema(schema), sampling or Sampling()
-    # the address of a server is no part of a call's key, so any will do
-    jobs = caption_jobs(requests, schema, [Server("http://127.0.0.1", model) for model in models], sampling)
+    sources = [Source(model) if isinstance(model, str) else model for model in models]
+    jobs = caption_jobs(requests, schema, sources, sampling)
     counts: Counter[str] = Counter()
     known: dict[tuple[str, str], dict[str, Answers]] = {}
     for job in jobs:
@@ -287,7 +322,8 @@ def collect(
         best = max(replies, key=lambda reply: len(reply.answers))
         counts.update([best.status, *best.flags, *(flag for a in best.answers.values() for flag in a.flags)])
         if best.status == "ok":
-            annotator = f"{job.server.model}#{sample}" if sampling.samples > 1 else job.server.model
+            several = sampling.samples > 1 and job.server.api == "chat"
+            annotator = f"{job.server.model}#{sample}" if several else job.server.model
             known.setdefault((image, modality), {})[annotator] = best.answers
     answers: dict[tuple[str, str], dict[str, dict[str, Answers]]] = {}
     for one in requests:
@@ -324,7 +360,18 @@ def merge_sample(
     return complement(best, schema, fields=fields, **how)
 
 
+def source_of(server: Server | Classifier | Source) -> Source:
+    """Return what finds the answers of a model or classifier in a store."""
+    if isinstance(server, Source):
+        return server
+    if isinstance(server, Server):
+        return Source(server.model, server.api)
+    return Source(server.model, server.api, server.digest, server.modalities)
+
+
 def _parsed(schema: Schema, modality: str, row: Mapping[str, Any]) -> ParsedReply:
+    if row.get("api"):
+        return parse_distributions(row.get("text"), schema, modality, refusal=row.get("refusal"))
     given = {name: row.get(name) for name in ("finish", "refusal")}
     return parse_reply(row.get("text"), schema, modality, **given, reasoned=bool(row.get("reasoned")))
 

@@ -2,13 +2,17 @@
 
 import asyncio
 import hashlib
+import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .client import Client, Server, probe
+from .classifier import Classifier, ClassifierClient
+from .client import Client, Reply, Server
+from .decisions import Api, Question
+from .probe import probe
 from .store import Store, call_key
 from .throttle import CallFailed, RateLimits, Throttle
 
@@ -18,32 +22,58 @@ _ANSWER_TOKENS = 400  # of a typical answer, for the token rate
 
 
 @dataclass(frozen=True)
+class Source:
+    """What is known of a model without its server or file: enough to find its answers in a store.
+
+    Attributes:
+        model: Its name.
+        api: How it is asked.
+        digest: Of a classifier, see `Classifier`.
+        modalities: Those that a classifier is asked about; empty: all.
+    """
+
+    model: str
+    api: Api = "chat"
+    digest: str = ""
+    modalities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Job:
     """One question to one model.
 
     Attributes:
-        server: The model and its server.
+        server: The model and its server, or a classifier; a `Source` where nothing is asked.
         parts: JSON values on which the answer depends besides the prompt; stored with it.
         prompt: The instructions.
-        image: Makes the data URL when the call goes out; None for text alone.
+        image: Makes the data URL (for a classifier, the image) when the call goes out; None for text alone.
+        questions: Typed questions, for a server that is asked by them.
         json_schema: Schema of the answer.
         options: Sampling: max_tokens, temperature, seed.
         judge: Checks a stored row; returns a hint to ask once more with, None if the answer is usable.
     """
 
-    server: Server
+    server: Server | Classifier | Source
     parts: Mapping[str, Any]
     prompt: str
-    image: Callable[[], str] | None = None
+    image: Callable[[], Any] | None = None
+    questions: tuple[Question, ...] = ()
     json_schema: Mapping[str, Any] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     judge: Callable[[Mapping[str, Any]], str | None] = lambda row: None
 
     def row_head(self, hint: str = "") -> dict[str, Any]:
         """Return the parts of the stored row that are known before the call."""
-        prompt = hashlib.sha256((self.prompt + hint).encode()).hexdigest()[:16]
+        asked = json.dumps(self.questions) if self.questions else ""
+        prompt = hashlib.sha256((self.prompt + asked + hint).encode()).hexdigest()[:16]
         parts = {**self.parts, "prompt": prompt, "model": self.server.model, "sampling": dict(self.options)}
         return {"key": call_key(**parts), **parts, "repair": bool(hint)}
+
+    def attempt(self, client: Client | ClassifierClient, image: Any, hint: str) -> Awaitable[Reply]:
+        """Make one attempt at the call."""
+        if isinstance(client, ClassifierClient) or self.server.api != "chat":
+            return client.decide(self.prompt, self.questions, image)
+        return client.ask(self.prompt + hint, image, json_schema=self.json_schema, **self.options)
 
     def stored(self, store: Store) -> list[dict[str, Any]]:
         """Return the rows that answer this job: none, one, or two if it was asked once more."""
@@ -136,17 +166,23 @@ class _Run:
         self.error: BaseException | None = None
         self.failed_in_a_row = 0
         self.most_prompt_tokens: dict[tuple[str, str], int] = {}
-        self.queues: dict[Server, list[Job]] = {}
+        self.queues: dict[Server | Classifier, list[Job]] = {}
         self.started = time.monotonic()
         for job in reversed(jobs):  # list.pop takes the last element first
+            if isinstance(job.server, Source):
+                raise TypeError(f"{job.server.model!r} has no server to be asked")
             self.queues.setdefault(job.server, []).append(job)
-        self.throttles = {server: Throttle(limits) for server in self.queues}
+        # a network on this machine has no limits but how many run at once
+        here = RateLimits(limits.concurrency)
+        self.throttles = {s: Throttle(limits if isinstance(s, Server) else here) for s in self.queues}
 
     async def run(self, probing: bool) -> None:
         async with AsyncExitStack() as stack:
-            clients = {server: await stack.enter_async_context(Client(server)) for server in self.queues}
+            clients: dict[Server | Classifier, Client | ClassifierClient] = {}
+            for server in self.queues:
+                clients[server] = await stack.enter_async_context(server.client())
             for server, client in clients.items():
-                if probing and any(job.image for job in self.queues[server]):
+                if probing and isinstance(client, Client) and any(job.image for job in self.queues[server]):
                     await probe(client, timeout=self.limits.timeout)
             workers = [
                 asyncio.create_task(self.work(clients[server], queue))
@@ -168,7 +204,7 @@ class _Run:
         if self.error is not None:
             raise self.error
 
-    async def work(self, client: Client, queue: list[Job]) -> None:
+    async def work(self, client: Client | ClassifierClient, queue: list[Job]) -> None:
         """Answer jobs until none is left, an error occurs, or the budget is used up."""
         while queue and self.error is None and not self.progress.stopped:
             job = queue.pop()
@@ -184,7 +220,7 @@ class _Run:
             self.progress.retries = sum(throttle.retries for throttle in self.throttles.values())
             self.report(self.progress)
 
-    def note_failure(self, server: Server, error: CallFailed) -> None:
+    def note_failure(self, server: Server | Classifier, error: CallFailed) -> None:
         self.progress.failed += 1
         self.failed_in_a_row += 1
         if len(self.progress.failures) < 5:
@@ -195,7 +231,7 @@ class _Run:
         elif self.failed_in_a_row >= _MOST_FAILURES:
             self.error = self.error or ConnectionError(f"{_MOST_FAILURES} calls in a row failed, the last: {error}")
 
-    async def answer(self, client: Client, job: Job) -> bool:
+    async def answer(self, client: Client | ClassifierClient, job: Job) -> bool:
         """Bring the job's answer into the store; return False if the budget is used up."""
         head = job.row_head()
         row = self.store.get(head["key"]) or await self.call(client, job, head, "")
@@ -203,9 +239,11 @@ class _Run:
             row = await self.call(client, job, job.row_head(hint), hint)
         return row is not None
 
-    async def call(self, client: Client, job: Job, head: dict[str, Any], hint: str) -> Mapping[str, Any] | None:
+    async def call(
+        self, client: Client | ClassifierClient, job: Job, head: dict[str, Any], hint: str
+    ) -> Mapping[str, Any] | None:
         """Make one call and store its answer; None if the budget is used up."""
-        server, progress, throttle = job.server, self.progress, self.throttles[job.server]
+        server, progress, throttle = client.server, self.progress, self.throttles[client.server]
         group = (server.model, str(head.get("modality")))
         expected = self.most_prompt_tokens.get(group, len(job.prompt) // 3 + (1500 if job.image else 0))
         bound = server.cost(expected, job.options.get("max_tokens", 1500)) or 0.0
@@ -216,7 +254,7 @@ class _Run:
         try:
             image = await asyncio.to_thread(job.image) if job.image else None
             reply = await throttle.call(
-                lambda: client.ask(job.prompt + hint, image, json_schema=job.json_schema, **job.options),
+                lambda: job.attempt(client, image, hint),
                 tokens=expected + _ANSWER_TOKENS,
             )
             counted = reply.prompt_tokens or reply.completion_tokens
@@ -273,7 +311,8 @@ async def ask(
     for name, most in (("budget", budget), ("max_calls", max_calls)):
         if most is not None and not 0 <= most < float("inf"):
             raise ValueError(f"{name} must be a number from 0 on, got {most!r}")
-    if budget is not None and (free := sorted({job.server.model for job in jobs if job.server.price is None})):
+    asked = [job.server for job in jobs if isinstance(job.server, Server)]
+    if budget is not None and (free := sorted({server.model for server in asked if server.price is None})):
         raise ValueError(f"a budget needs prices; there is none for {', '.join(free)} (add --price IN,OUT)")
     missing = [job for job in jobs if not job.is_done(store)]
     run = _Run(missing, store, limits or RateLimits(), _Budget(store.spent, budget, max_calls), report)

@@ -18,12 +18,13 @@ UNKNOWN_ANSWER = "unknown"
 
 _SOURCES = get_args(Source)
 _FREE_WORDS = 5
-_SHOWS = {
+SHOWS = {
     "rgb": "a visible-light photograph. It shows colours; in the dark it shows little",
     "nir": "a near-infrared photograph, shown in grey. It shows shape and light, but no colours",
     "tir": "a thermal (long-wave infrared) image: brightness is heat. It shows outlines and warm parts, "
     "but neither colours, nor the light, nor the time of day",
 }
+"""What an image of a modality is and shows, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +234,7 @@ class Schema:
             return self.prompt
         asked = self.for_modality(modality)
         lines = [
-            f"This is {_SHOWS.get(modality, f'an image of the kind {modality!r}')}. Look at the most prominent "
+            f"This is {SHOWS.get(modality, f'an image of the kind {modality!r}')}. Look at the most prominent "
             f"{self.object} in it and fill in the fields below.",
             "Report what the image itself shows, nothing else. Never name or guess who someone is, and say nothing "
             "of origin, ethnicity, religion or health: only clothing, carried things and plain appearance count."

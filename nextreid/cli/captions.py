@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from .arguments import pairs
+from .caption_sources import add_sources, check_names, default_rule, server_of, sources_of
 
 _STORE, _RUN, _TABLE = "calls.jsonl", "run.json", "attributes.parquet"
 _HELP = """\
@@ -22,6 +22,7 @@ examples:
   vllm serve Qwen/Qwen2.5-VL-7B-Instruct          a model on this machine, then, in another window:
   nextreid captions run my/images --server http://127.0.0.1:8000 --schema person --out captions
   nextreid captions run rgbnt201 --root data --server http://127.0.0.1:8000 --out captions --dry-run
+  nextreid captions run my/images --classifier attributes.json --schema person --out captions
 
 Keys are read from the environment only. The answers are in OUT/calls.jsonl; the same command continues where it
 stopped. exit status: 0 everything is described, 1 some calls are left (run again), 2 an error that the message
@@ -46,17 +47,7 @@ def add(command: Any) -> None:
     )
     run.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="images that cannot be read")
     run.add_argument("--dry-run", action="store_true", help="print what is missing and its cost; ask nothing")
-    option = run.add_argument_group("models and servers").add_argument
-    option("--server", default="http://127.0.0.1:8000", metavar="URL", help="(default: %(default)s)")
-    option("--model", action="append", default=[], metavar="NAME[@URL]", help="repeatable (default: the only one)")
-    option("--compose-model", metavar="NAME[@URL]", help="language model that writes captions")
-    option("--key-env", action="append", default=[], metavar="[HOST=]NAME", help="environment variable with the key")
-    option("--send-images-to-host", action="store_true", help="let images leave this machine for the servers named")
-    option("--structured", choices=("json_schema", "structured_outputs", "none"), default="json_schema")
-    option("--samples", type=int, default=1, help="answers of each model to an image (default: %(default)s)")
-    option("--temperature", type=float, default=0.0, help="(default: %(default)s)")
-    option("--max-tokens", type=int, default=1500, help="of one answer (default: %(default)s)")
-    option("--no-probe", action="store_true", help="do not check first whether the model can see")
+    add_sources(run)
     option = run.add_argument_group("rate limits and budget").add_argument
     option("--in-flight", type=int, default=8, help="calls at the same time (default: %(default)s)")
     option("--rpm", type=float, help="requests a minute (default: no limit)")
@@ -86,13 +77,17 @@ def add(command: Any) -> None:
 
 def _merge_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument_group("merging and composing").add_argument
-    option("--rule", choices=("confidence", "agreement"), default="confidence", help="which answer is kept")
+    option(
+        "--rule",
+        choices=("confidence", "agreement", "probability"),
+        help="which answer is kept (default: probability if every source gives probabilities, else confidence)",
+    )
     option("--complement", nargs="*", metavar="FIELD", help="fields merged over modalities; none: no merging")
     option(
         "--absence",
         choices=("yields", "counts"),
-        default="yields",
-        help="whether 'none' in one modality yields to a thing seen in another, as in NEXT (default: %(default)s)",
+        help="whether 'none' in one modality yields to a thing seen in another, as in NEXT (default: yields; counts "
+        "under the rule probability)",
     )
     _compose_arguments(option)
 
@@ -114,17 +109,25 @@ def run_run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from nextreid.captioning.export import describe_images, write_run
-    from nextreid.captioning.pipeline import Sampling, caption_jobs, estimate, index_images, open_store, run_jobs
+    from nextreid.captioning.pipeline import (
+        Sampling,
+        caption_jobs,
+        estimate,
+        index_images,
+        open_store,
+        run_jobs,
+        source_of,
+    )
     from nextreid.captioning.store import Store
     from nextreid.captioning.throttle import RateLimits
 
     sampling = Sampling(args.samples, args.temperature, args.max_tokens)
     limits = RateLimits(args.in_flight, args.rpm, args.tpm, args.timeout)
-    servers = [_server(args, name) for name in args.model or [_only_model(args)]]
-    writer = _server(args, args.compose_model) if args.compose_model else None
-    _check_names(args, [*servers, *([writer] if writer else [])])
     requests, object_type = _requests(args)
     schema = _schema(args.schema or object_type, args.prompt)
+    servers = sources_of(args, schema)
+    writer = server_of(args, args.compose_model, "chat") if args.compose_model else None
+    check_names(args, [*servers, *([writer] if writer else [])])
     images = index_images(requests, on_error=args.on_error)
     jobs = caption_jobs(images, schema, servers, sampling)
     path = args.out / _STORE
@@ -132,10 +135,11 @@ def run_run(args: argparse.Namespace) -> int:
         store = Store(path) if path.is_file() else None
         print(f"{len(images)} images, {_estimate_line(estimate(jobs, store), args.budget)}")
         return 0
-    if hosts := sorted({s.host for s in (*servers, writer) if s and s.send_images}):
+    if hosts := sorted({s.host for s in (*servers, writer) if s and getattr(s, "send_images", False)}):
         print(f"images or attributes go to {', '.join(hosts)}", file=sys.stderr)
     with open_store(path, schema) as store:
-        write_run(args.out / _RUN, schema, [server.model for server in servers], sampling, images)
+        sources = [source_of(server) for server in servers]
+        write_run(args.out / _RUN, schema, sources, sampling, images)
         with tqdm(total=len(jobs), unit="call", disable=not sys.stderr.isatty()) as bar:
 
             def report(progress: Any) -> None:
@@ -146,8 +150,7 @@ def run_run(args: argparse.Namespace) -> int:
             settings: dict[str, Any] = {"limits": limits, "budget": args.budget, "report": report}
             done = run_jobs(jobs, store, max_calls=args.max_calls, probing=not args.no_probe, **settings)
         print(_done_line(done))
-        models = [server.model for server in servers]
-        descriptions, counts = describe_images(images, schema, models, store, sampling, **_merging(args))
+        descriptions, counts = describe_images(images, schema, sources, store, sampling, **_merging(args, sources))
         if writer is not None and done.done == done.jobs:
             settings["max_calls"] = None if args.max_calls is None else max(0, args.max_calls - done.calls)
             descriptions, done = _rewritten(descriptions, schema, writer, store, args.min_confidence, settings)
@@ -160,9 +163,9 @@ def run_export(args: argparse.Namespace) -> None:
     from nextreid.captioning.export import describe_images, read_run
     from nextreid.captioning.pipeline import open_store
 
-    schema, models, sampling, images = read_run(args.folder / _RUN)
+    schema, sources, sampling, images = read_run(args.folder / _RUN)
     with open_store(args.folder / _STORE, schema, write=False) as store:
-        descriptions, counts = describe_images(images, schema, models, store, sampling, **_merging(args))
+        descriptions, counts = describe_images(images, schema, sources, store, sampling, **_merging(args, sources))
     _write(args.to or args.folder, descriptions, schema, counts)
 
 
@@ -244,85 +247,10 @@ def _schema(name: str | None, prompt: Any) -> Any:
     return get_schema(name, prompt)
 
 
-def _server(args: argparse.Namespace, name: str) -> Any:
-    from nextreid.captioning.client import DEFAULT_KEY, Server, is_loopback, read_key
-
-    model, url = _split_model(name, args.server)
-    host = urlsplit(url).hostname
-    keys, prices = _assignments(args.key_env, "--key-env"), _assignments(args.price, "--price")
-    others = {urlsplit(_split_model(one, url)[1]).hostname for one in args.model}
-    if "" in keys and others - {host}:
-        raise ValueError("several servers: name the key's host, --key-env HOST=NAME, so that no other one gets it")
-    # a key goes to the host it is meant for: OPENAI_API_KEY by default to no other one
-    variable = keys.get(host or "") or keys.get("") or (DEFAULT_KEY if host == "api.openai.com" else None)
-    price = prices.get(model, prices.get(""))
-    return Server(
-        url=url,
-        model=model,
-        key=read_key(variable) if variable else None,
-        structured=args.structured,
-        price=_price(price) if price is not None else None,
-        send_images=args.send_images_to_host and not is_loopback(url),
-    )
-
-
-def _split_model(name: str, default: str) -> tuple[str, str]:
-    """Split NAME[@URL]."""
-    model, _, url = name.partition("@http")
-    return model, f"http{url}" if url else default
-
-
-def _assignments(entries: Sequence[str], option: str) -> dict[str, str]:
-    """Return the values of [NAME=]VALUE by name, ``""`` for the one without."""
-    table: dict[str, str] = {}
-    for name, sign, value in (entry.rpartition("=") for entry in entries):
-        if not value or (sign and not name):
-            raise ValueError(f"{option} takes [NAME=]VALUE, and one of them has no {'value' if name else 'name'}")
-        if name in table:
-            raise ValueError(f"{option} is given twice {f'for {name!r}' if name else 'without a name'}")
-        table[name] = value
-    return table
-
-
-def _check_names(args: argparse.Namespace, servers: Sequence[Any]) -> None:
-    """ValueError if a price or a key is given for something that is not asked."""
-    hosts = {urlsplit(server.url).hostname for server in servers}
-    for option, entries, known in (
-        ("--price", args.price, {server.model for server in servers}),
-        ("--key-env", args.key_env, hosts),
-    ):
-        for name in set(_assignments(entries, option)) - {"", *known}:
-            raise ValueError(f"{option} names {name[:100]!r}, which is not asked; there is {', '.join(sorted(known))}")
-
-
-def _price(text: str) -> tuple[float, float]:
-    with suppress(ValueError):
-        into, out = map(float, text.split(","))
-        if 0 <= into < 1e9 and 0 <= out < 1e9:
-            return into, out
-    raise ValueError(f"--price takes IN,OUT for a million tokens, both at least 0, such as 0.15,0.60, got {text!r}")
-
-
-def _only_model(args: argparse.Namespace) -> str:
-    import asyncio
-
-    from nextreid.captioning.client import Client
-
-    async def ask() -> list[str]:
-        async with Client(_server(args, "any")) as client:
-            return await client.list_models()
-
-    models = asyncio.run(ask())
-    if len(models) != 1:
-        there = f"it has {', '.join(models)}" if models else "it does not list its models, or is not there"
-        raise ValueError(f"which model of {args.server}? add --model NAME; {there}")
-    return models[0]
-
-
-def _merging(args: argparse.Namespace) -> dict[str, Any]:
+def _merging(args: argparse.Namespace, sources: Sequence[Any]) -> dict[str, Any]:
     """Return the arguments of merging and composing as `describe_images` takes them."""
-    names = ("rule", "absence", "min_confidence", "compact")
-    return {"fields": args.complement, **{name: getattr(args, name) for name in names}}
+    how = {name: getattr(args, name) for name in ("absence", "min_confidence", "compact")}
+    return {"fields": args.complement, "rule": args.rule or default_rule(sources), **how}
 
 
 def _rewritten(

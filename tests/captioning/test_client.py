@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from benchmarks.speed.caption_server import Behaviour, CaptionServer
-from nextreid.captioning.client import Client, Key, Server, is_loopback, probe, read_key
+from nextreid.captioning.client import Client, Key, Server, is_loopback, read_key
 from nextreid.captioning.image import data_url, image_digest, prepare
 from nextreid.captioning.pipeline import CaptionRequest
+from nextreid.captioning.probe import probe
 from nextreid.captioning.throttle import CallFailed, Timing
 
 SECRET = "sk-do-not-show-4711"

@@ -20,6 +20,7 @@ from nextreid.captioning.export import (
 )
 from nextreid.captioning.merge import best_of, complement
 from nextreid.captioning.pipeline import CaptionRequest, Sampling
+from nextreid.captioning.runner import Source
 from nextreid.data.captions import caption_file_name, portable_name, read_captions
 
 SCHEMA = get_schema("person")
@@ -94,13 +95,16 @@ def test_any_record_of_a_run_is_typed_or_one_named_error(tmp_path, key, value):
     except ValueError as error:
         assert "run.json" in str(error)
     else:
-        assert all(isinstance(text, str) for text in (*models, *(i.key for i in images), *(i.digest for i in images)))
+        texts = (*(source.model for source in models), *(i.key for i in images), *(i.digest for i in images))
+        assert all(isinstance(text, str) for text in texts)
 
 
 def test_the_record_of_a_run_is_read_back(tmp_path):
-    run = (SCHEMA, ["a", "b"], Sampling(2, 0.5, 100), [CaptionRequest("k", "rgb", None, "train", "d")])
-    write_run(tmp_path / "run.json", *run)
+    sources = [Source("a"), Source("b", "systemone"), Source("c", "classifier", "12ab", ("rgb",))]
+    run = (SCHEMA, sources, Sampling(2, 0.5, 100), [CaptionRequest("k", "rgb", None, "train", "d")])
+    write_run(tmp_path / "run.json", SCHEMA, ["a", *sources[1:]], *run[2:])
     assert read_run(tmp_path / "run.json") == run
+    assert json.loads((tmp_path / "run.json").read_text())["models"][0] == "a"
 
 
 @pytest.mark.parametrize("reader", [read_table, read_run])

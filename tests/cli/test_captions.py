@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.speed.caption_network import write_classifier
 from benchmarks.speed.caption_server import Behaviour, CaptionServer
 from nextreid.cli import main
-from nextreid.cli.captions import _assignments, _price
+from nextreid.cli.caption_sources import _assignments, _price
 from nextreid.data import read_captions
 
 
@@ -98,9 +99,9 @@ def test_several_models_and_a_writer(folder, server, capsys):
     ],
 )
 def test_errors_are_explained(folder, server, capsys, monkeypatch, more, message):
-    from nextreid.captioning import client
+    from nextreid.captioning import probe
 
-    monkeypatch.setattr(client, "_ATTEMPTS", 1)
+    monkeypatch.setattr(probe, "_ATTEMPTS", 1)
     (folder / "dog.json").write_text('{"name": "dog", "version": "1", "fields": [{"name": "breed"}]}')
     assert run(folder, server, *(text.format(dog=folder / "dog.json") for text in more)) == 2
     assert not server.paid
@@ -165,3 +166,40 @@ def test_floor_prompt_and_absence_from_the_command_line(folder, server):
     assert main([*again, str(folder / "again")]) == 0 and read_captions(folder / "again" / "all_RGB.json") == some
     assert main(["captions", "export", str(out), "--to", str(folder / "counts"), "--absence", "counts"]) == 0
     assert read_captions(folder / "counts" / "all_RGB.json") != read_captions(folder / "0" / "all_RGB.json")
+
+
+def attributes(folder, modality="rgb"):
+    from nextreid.captioning.export import read_table
+
+    rows, _ = read_table(folder / "attributes.parquet")
+    return {row.key: row.answers for row in rows if row.modality == modality}
+
+
+def test_a_classifier_fills_the_same_table(folder, server, capsys):
+    classifier = ["--classifier", str(write_classifier(folder, modalities=["rgb"]))]
+    assert run(folder, server, *classifier, "--dry-run") == 0
+    assert "3 are missing" in capsys.readouterr().out
+    assert run(folder, server, *classifier) == 0 and not server.bodies
+    answers = attributes(folder / "out")
+    assert {a.source for fields in answers.values() for a in fields.values()} == {"probability"}
+    captions = read_captions(folder / "out" / "all_RGB.json")
+    assert all(fields["gender"].value in captions[key] for key, fields in answers.items())
+    (folder / "tiny.onnx").unlink()
+    assert main(["captions", "export", str(folder / "out"), "--to", str(folder / "again")]) == 0
+    assert attributes(folder / "again") == answers
+    assert run(folder, server, *classifier) == 2 and "there is no network" in capsys.readouterr().err
+
+
+def test_models_and_classifiers_are_merged_by_one_rule(folder, server, capsys):
+    sources = ["--classifier", str(write_classifier(folder)), "--model", "m", "--api", "systemone"]
+    assert run(folder, server, *sources, "--complement", "backpack") == 0
+    assert {body["path"] for body in server.bodies} == {"/v1/systemone"}
+    answer = attributes(folder / "out")["0000_cam1_0_00.png"]["backpack"]
+    assert answer.source == "probability" and answer.confidence == max(answer.probabilities.values())
+    assert answer == attributes(folder / "out", "nir")["0000_cam1_0_00.png"]["backpack"]
+    assert main(["captions", "export", str(folder / "out"), "--rule", "agreement", "--to", str(folder / "b")]) == 0
+    assert attributes(folder / "b")["0000_cam1_0_00.png"]["backpack"].source == "agreement"
+    assert run(folder, server, *sources[:2], "--model", "tiny") == 2
+    assert "two sources are named 'tiny'" in capsys.readouterr().err
+    assert run(folder, server, "--model", "m", "--api", "decisions", "--prompt", "paper") == 2
+    assert "typed questions" in capsys.readouterr().err
