@@ -18,6 +18,7 @@ MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {
     "drop_modality": "benchmarks.paper.drop_modality",
     "real": "benchmarks.real",
     "real_spectra": "benchmarks.real_spectra",
+    "real_attributes": "benchmarks.real_attributes",
 }
 
 

@@ -1,8 +1,11 @@
 """Classifiers: how pixels become probabilities, what a description may say, and a run with a real network file."""
 
 import asyncio
+import json
 import math
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,3 +187,13 @@ def test_openvino_gives_the_same(tmp_path):
     os.remove(tmp_path / "tiny.bin")
     with pytest.raises(FileNotFoundError, match=r"no network .*tiny\.bin"):
         read_classifier(path, PERSON)
+
+
+def test_the_description_in_the_docs_is_one(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "captions.md").read_text(encoding="utf-8")
+    example = next(text for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if '"network"' in text)
+    (tmp_path / "example.json").write_text(example)
+    (tmp_path / json.loads(example)["network"]).write_bytes(b"")
+    found = read_classifier(tmp_path / "example.json", PERSON)
+    assert (found.height, found.width, found.channels, found.modalities) == (160, 80, "bgr", ("rgb",))
+    assert found.outputs[2].values == ("jacket", None) and found.outputs[1].threshold == 0.6
