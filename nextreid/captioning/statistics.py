@@ -10,7 +10,7 @@ import numpy as np
 
 from ..retrieval import Identities, get_protocol, rank
 
-_WORD = re.compile(r"\b\w\w+\b")
+WORD = re.compile(r"\b\w\w+\b")
 
 
 class Agreement(NamedTuple):
@@ -74,7 +74,7 @@ def identity_consistency(values: Sequence[Hashable | None], identities: Sequence
 
 def word_features(texts: Sequence[str], min_count: int = 2) -> np.ndarray:
     """Weigh the words and word pairs of each text, see `term_features`."""
-    words = [_WORD.findall(text.lower()) for text in texts]
+    words = [WORD.findall(text.lower()) for text in texts]
     return term_features([Counter([*w, *(f"{a} {b}" for a, b in pairwise(w))]) for w in words], min_count)
 
 

@@ -154,7 +154,7 @@ def run_demo(
     write_line(f"\n{results.text()}\n\n{verdict}\n\n{textwrap.fill(explained, 110)}\n")
     ranks = rank_lists({"next_tiny": models["next_tiny"]}, dataset)
     shown = _first_of_each(dataset)[:SHOWN_MASKS]
-    masks = expert_masks(models["next_tiny"], dataset, shown)
+    masks = expert_masks(models["next_tiny"], dataset, shown, views=("sampled", "gamma"))
     lap("images", "drew the rank lists and the experts' masks")
     metrics = {
         "seed": seed,

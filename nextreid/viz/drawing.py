@@ -1,18 +1,14 @@
-"""What every figure is drawn with: a canvas, images of samples, marks of right and wrong, and saving."""
+"""What every picture of samples is drawn with: a canvas, their images, marks of right and wrong."""
 
-import base64
-import io
 import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
-from pathlib import Path
 from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from nextreid._files import user_path, write_whole
 from nextreid.data.image import Image as Source
 from nextreid.data.image import open_image
 from nextreid.data.sample import LabelNames, Sample
@@ -31,14 +27,16 @@ WRONG: Colour = (213, 94, 0)
 MARGIN = 24
 TEXT = 13
 _SUPERSAMPLING = 4
-_DPI = 144.0
+_LARGEST = 10**8  # pixels
 _DARK, _LIFTED, _STEEPEST = 0.12, 0.25, 0.35  # mean grey values of 1, and the least gamma
 
 
 class Canvas:
-    """An RGB image and what figures put on it."""
+    """An RGB image and what figures put on it; ValueError if it would be too large to be looked at."""
 
     def __init__(self, width: int, height: int) -> None:
+        if width * height > _LARGEST:
+            raise ValueError(f"the picture would have {width} x {height} pixels: draw fewer samples, or smaller images")
         self.image = Image.new("RGB", (width, height), WHITE)
         self.draw = ImageDraw.Draw(self.image)
 
@@ -202,43 +200,3 @@ def mark(correct: bool, size: int) -> Image.Image:
     for stroke in strokes:
         draw.line([(x * big, y * big) for x, y in stroke], fill=WHITE, width=round(0.13 * big), joint="curve")
     return image.resize((size, size), Image.Resampling.LANCZOS)
-
-
-def check_image_path(path: str | Path) -> Path:
-    """Return where an image is to be saved; ValueError if its ending is none that `save_image` writes."""
-    path = user_path(path)
-    if path.suffix.lower() != ".svg" and Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(
-            f"cannot save {path.name!r}: unknown image suffix {path.suffix!r}; use .png, .jpg, .pdf or .svg"
-        )
-    return path
-
-
-def save_image(image: Image.Image, path: str | Path) -> Path:
-    """Save an image in the format of its suffix; a reader sees the old file or the whole new one.
-
-    In a PDF and an SVG it is an image of 144 dots an inch, since photographs are none of lines.
-
-    Raises:
-        ValueError: If the suffix is no format that can be written.
-    """
-    path = check_image_path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".svg":
-        write_whole(path, lambda temporary: temporary.write_text(_svg(image), encoding="utf-8"))
-        return path
-    options = {"resolution": _DPI} if suffix == ".pdf" else {}
-    write_whole(path, lambda temporary: image.save(temporary, Image.registered_extensions()[suffix], **options))
-    return path
-
-
-def _svg(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    width, height = (72 / _DPI * pixels for pixels in image.size)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}pt" height="{height:g}pt" '
-        f'viewBox="0 0 {image.width} {image.height}">'
-        f'<image width="{image.width}" height="{image.height}" href="data:image/png;base64,{data}"/></svg>\n'
-    )

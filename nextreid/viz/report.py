@@ -13,6 +13,7 @@ from PIL import Image
 
 from nextreid._files import write_text
 
+from .plot import Plot
 from .table import Table, format_value
 
 
@@ -22,7 +23,7 @@ def write_report(
     title: str,
     intro: str = "",
     tables: Sequence[Table] = (),
-    images: Sequence[tuple[str, Image.Image]] = (),
+    images: Sequence[tuple[str, Image.Image | Plot]] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a page that needs nothing but itself: images are embedded, styles inline, no scripts, no requests.
@@ -34,7 +35,7 @@ def write_report(
         title: Heading of the page.
         intro: Text below it; an empty line begins a new paragraph.
         tables: In the order to show.
-        images: Captions and images, in the order to show.
+        images: Captions and images or plots, in the order to show.
         facts: What was run, such as model, dataset and versions, as names and values.
 
     Returns:
@@ -52,7 +53,8 @@ def write_report(
     return Path(path)
 
 
-def _figure(caption: str, image: Image.Image) -> str:
+def _figure(caption: str, image: Image.Image | Plot) -> str:
+    image = image.image() if isinstance(image, Plot) else image
     data = BytesIO()
     image.save(data, format="PNG")
     source, text = base64.b64encode(data.getvalue()).decode("ascii"), escape(caption)

@@ -26,8 +26,33 @@ def test_masks_of_an_expert(tmp_path, capsys):
     out = tmp_path / "experts.png"
     assert run("show", "experts", "next_tiny", "--count", "1", "--image-size", "32", "--out", out) == 0
     assert Image.open(out).width > 400
-    assert run("show", "experts", "baseline_tiny", "--out", tmp_path / "no.png") == 2
-    assert "no semantic experts" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
+    assert run("show", "experts", "baseline_tiny", "--view", "sampled", "--out", tmp_path / "no.png") == 2
+    assert "it can show rollout" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
+
+
+def test_plots_say_what_they_show(tmp_path, capsys):
+    line = ("baseline_tiny", "--style", "print", "--out")
+    assert run("show", "space", *line, tmp_path / "space.svg") == 0
+    assert run("show", "scores", *line, tmp_path / "scores.pdf") == 0
+    path, caption, other, more = capsys.readouterr().out.splitlines()
+    assert path == str(tmp_path / "space.svg") and caption.startswith("synthetic-persons, all 3 identities")
+    assert other == str(tmp_path / "scores.pdf") and "No model is calibrated" in more
+    assert run("show", "scores", "baseline_tiny", "--calibration", tmp_path, "--out", tmp_path / "a.png") == 2
+    assert "'nextreid calibrate' makes it" in capsys.readouterr().err
+
+
+def test_captions_and_training_need_no_model(tmp_path, capsys):
+    out = tmp_path / "captions.png"
+    assert main(["show", "captions", *DATA, "--out", str(out)]) == 0
+    assert "Captions of synthetic-persons: " in capsys.readouterr().out and Image.open(out).format == "PNG"
+    assert main(["show", "captions", "--out", str(tmp_path / "a.png")]) == 2
+    assert "name a FOLDER of captions, or a dataset" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"epoch": 1, "loss": {"total": 2.0}, "lr": {"new": 0.1}}')
+    line = ["show", "training", str(tmp_path / "run"), "--out", str(tmp_path / "training.pdf")]
+    assert main(line) == 0 and "run: 1 epoch(s)" in capsys.readouterr().out
+    assert main(["show", "training", str(tmp_path), "--out", str(tmp_path / "b.png")]) == 2
+    assert "is no run folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Figures of models on a dataset: which queries are chosen, what is drawn of whom, and rejected input."""
+"""Rank lists of models on a dataset: which queries are chosen, what is drawn of whom, and rejected input."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextreid.data import Sample
-from nextreid.engine import evaluate, figures
-from nextreid.engine.figures import expert_masks, rank_lists
+from nextreid.engine import evaluate
+from nextreid.engine.figures import rank_lists, ranks
 from nextreid.engine.ranking import CHOICES, choose_queries
 
 SAMPLES = [Sample(f"q{i}", i // 2, i % 2, -1, (None,)) for i in range(8)]  # four identities
@@ -53,7 +53,7 @@ def drawn(monkeypatch):
     def record(queries, gallery, indices, matches, modalities, **rest):
         found.update(queries=queries, gallery=gallery, indices=indices, matches=matches, **rest)
 
-    monkeypatch.setattr(figures, "rank_list_image", record)
+    monkeypatch.setattr(ranks, "rank_list_image", record)
     return found
 
 
@@ -88,10 +88,6 @@ def test_ignored_entries_are_drawn_when_asked_for_and_hidden_modalities_are_not(
 def test_an_image_comes_out(build, dataset):
     image = rank_lists({"m": build("baseline_tiny")}, dataset, queries=["random"], count=1, top=2, image_size=32)
     assert image.mode == "RGB" and image.width > 300
-    model = build().train()
-    masks = expert_masks(model, dataset, dataset.query[:1], image_size=32)
-    without = expert_masks(model, dataset, dataset.query[:1], text=False, image_size=32)
-    assert model.training and masks.width > without.width  # the captions take room
 
 
 def test_what_cannot_be_drawn_is_named(build, dataset):
@@ -99,7 +95,5 @@ def test_what_cannot_be_drawn_is_named(build, dataset):
         rank_lists({}, dataset)
     with pytest.raises(ValueError, match="top must be at least 1"):
         rank_lists({"m": build("baseline_tiny")}, dataset, top=0)
-    with pytest.raises(ValueError, match="Baseline has no semantic experts: it gives cls, tokens"):
-        expert_masks(build("baseline_tiny"), dataset, dataset.query[:1])
     with pytest.raises(ValueError, match="the model reads rgb, nir, tir but"):
         rank_lists({"m": build("baseline_tiny")}, replace(dataset, modalities=("a", "b", "c")))

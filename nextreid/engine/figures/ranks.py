@@ -1,23 +1,22 @@
-"""Figures of a model on a dataset: rank lists of one model or several, and what its experts sample."""
+"""Rank lists of one model or several."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import nn
 
-from nextreid.data import ReIDDataset, Sample, SampleDataset, collate
+from nextreid.data import ReIDDataset, Sample
 from nextreid.data.image import OnError
 from nextreid.models import as_reid_model
 from nextreid.retrieval import Protocol, get_protocol
-from nextreid.viz import mask_image, rank_list_image
+from nextreid.viz import rank_list_image
 
-from .ablations import Condition, hide_modalities
-from .embedding import EmbedOptions, check_visible, eval_transform
-from .evaluation import checked, of_query_and_gallery
-from .ranking import choose_queries, nearest, rank_queries
+from ..ablations import hide_modalities
+from ..embedding import EmbedOptions
+from ..evaluation import checked, of_query_and_gallery
+from ..ranking import choose_queries, nearest, rank_queries
 
 
 def rank_lists(
@@ -95,40 +94,6 @@ def rank_lists(
         label_names=dataset.label_names,
         image_size=image_size,
     )
-
-
-def expert_masks(
-    model: nn.Module, dataset: ReIDDataset, samples: Sequence[Sample], *, text: bool = True, image_size: int = 160
-) -> Image.Image:
-    """Draw what each semantic expert samples of some samples, and the captions it read (NEXT, Fig. 5 and 11).
-
-    Args:
-        model: A model whose ``forward_features`` gives ``mask`` and ``gamma``, ``(B, E_t, M, N)``.
-        dataset: What the samples are of.
-        samples: Those to draw.
-        text: Whether captions are read.
-        image_size: Longer side of one drawn image, in pixels.
-
-    Returns:
-        An RGB image.
-
-    Raises:
-        ValueError: If the model has no semantic experts.
-    """
-    model = as_reid_model(model)
-    check_visible(samples, model.modalities, Condition(text))
-    source = SampleDataset(samples, eval_transform(model), model.modalities)
-    batch = collate([source[i] for i in range(len(samples))])
-    was_training = model.training
-    with torch.no_grad():
-        captions = batch.captions if text and model.uses_text else None
-        features = model.eval().forward_features(batch.images, captions, batch.present, batch.camid)
-    model.train(was_training)
-    if not {"mask", "gamma"} <= features.keys() or features["mask"].dim() != 4:
-        raise ValueError(f"{type(model).__name__} has no semantic experts: it gives {', '.join(features)}, and no mask")
-    mask, gamma = (features[name].unflatten(-1, model.image_tower.grid_size).numpy() for name in ("mask", "gamma"))
-    drawn = samples if captions is not None else [replace(sample, captions=()) for sample in samples]
-    return mask_image(drawn, mask, model.modalities, gamma, label_names=dataset.label_names, image_size=image_size)
 
 
 def _only(sample: Sample, shows: Sequence[bool]) -> Sample:
