@@ -12,7 +12,7 @@ _DELAY, _BETWEEN = 2, 30  # seconds until something is shown, and between two li
 
 
 def progress_bar(items: Iterable[Any] | None, what: str, unit: str, *, shown: bool, total: int | None = None) -> tqdm:
-    """Return a tqdm bar over `items`, with the time left, that shows itself after two seconds and is gone at its end."""
+    """Return a tqdm bar over `items` with the time left, shown after two seconds of work and gone at its end."""
     settings: dict[str, Any] = {"total": total, "unit": unit, "leave": False, "delay": _DELAY, "disable": not shown}
     if sys.stderr.isatty():
         return tqdm(items, what, **settings)
