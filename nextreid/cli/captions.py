@@ -106,8 +106,7 @@ def _share(text: str) -> float:
 
 def run_run(args: argparse.Namespace) -> int:
     """Run ``nextreid captions run``."""
-    from tqdm import tqdm
-
+    from nextreid._progress import progress_bar
     from nextreid.captioning.export import describe_images, write_run
     from nextreid.captioning.pipeline import (
         Sampling,
@@ -140,7 +139,7 @@ def run_run(args: argparse.Namespace) -> int:
     with open_store(path, schema) as store:
         sources = [source_of(server) for server in servers]
         write_run(args.out / _RUN, schema, sources, sampling, images)
-        with tqdm(total=len(jobs), unit="call", disable=not sys.stderr.isatty()) as bar:
+        with progress_bar(None, "describe", "call", shown=True, total=len(jobs)) as bar:
 
             def report(progress: Any) -> None:
                 bar.total = progress.jobs

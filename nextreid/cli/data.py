@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -54,9 +53,8 @@ def add(command: Any) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """Run ``nextreid data check``."""
-    from tqdm import tqdm
-
     from nextreid._files import write_json
+    from nextreid._progress import progress_counter
     from nextreid.captioning.text import clip_token_counter
     from nextreid.data import check_dataset
     from nextreid.retrieval import get_protocol
@@ -65,12 +63,7 @@ def run_check(args: argparse.Namespace) -> int:
     with _quiet("nextreid.data", args.verbose):
         dataset = _load(args)
     protocol = given or get_protocol(dataset.protocol)
-    with tqdm(unit="sample", leave=False, delay=1, disable=not sys.stderr.isatty()) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_counter("check", "sample", shown=True) as count:
         report = check_dataset(
             dataset,
             protocol.exclude,
@@ -79,7 +72,7 @@ def run_check(args: argparse.Namespace) -> int:
             count_tokens=clip_token_counter(),
             num_ids=args.num_ids,
             workers=args.workers,
-            progress=progress,
+            progress=count,
         )
     print(report)
     if args.quick:

@@ -241,10 +241,12 @@ def run_compact(args: argparse.Namespace) -> None:
 
 def run_verify(args: argparse.Namespace) -> int:
     """Run ``nextreid gallery verify``; 1 means that something is damaged."""
+    from nextreid._progress import progress_counter
     from nextreid.engine import load_gallery
 
     with load_gallery(args.folder) as gallery:
-        damaged = gallery.verify()
+        with progress_counter("verify", "vector", shown=True) as count:
+            damaged = gallery.verify(count)
         if not damaged:
             facts = gallery.info()
             dead = facts.get("deleted_rows_on_disk")
@@ -256,8 +258,11 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def _compact(gallery: Any) -> None:
+    from nextreid._progress import progress_counter
+
     before = gallery.info()
-    gallery.compact()
+    with progress_counter("compact", "vector", shown=True) as count:
+        gallery.compact(count)
     after = gallery.info()
     if "bytes" not in after:  # an engine's
         print("deleted entries and earlier versions removed")

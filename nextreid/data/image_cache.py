@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ class ImageCache:
         *,
         file: str | Path | None = None,
         max_bytes: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
     ) -> ImageCache:
         """Decode and resize every distinct image of `samples` once, in threads.
 
@@ -86,6 +87,7 @@ class ImageCache:
                 times count: that of its content, which copying may preserve, and that of the system, which changes
                 with every write, copy, ``chmod`` and link; Windows has only the first and that of its creation.
             max_bytes: Most bytes that the pixels may take; None sets no limit.
+            progress: Called with the number of images decoded and of all images.
 
         Returns:
             The cache.
@@ -105,6 +107,7 @@ class ImageCache:
             raise ValueError("there is no image to cache: the samples have none")
         shape = (len(places), 3, *transform.img_size)
         size = math.prod(shape)
+        images = _counted(_decoded(jobs, modalities, transform), len(places), progress)
         takes = f"{len(places)} images of {shape[2]} x {shape[3]} pixels take {_readable(size)}"
         if max_bytes is not None and size > max_bytes:
             raise ValueError(f"{takes}, more than max_bytes={max_bytes}: allow more, or do without a cache")
@@ -116,7 +119,7 @@ class ImageCache:
                 )
             _logger.info("image cache in memory: %s", takes)
             pixels = torch.empty(shape, dtype=torch.uint8).share_memory_()
-            for row, image in enumerate(_decoded(jobs, modalities, transform)):
+            for row, image in enumerate(images):
                 pixels[row] = torch.from_numpy(image)
             return cls(pixels, places, transform)
         metadata = _metadata(jobs, modalities, transform)
@@ -128,7 +131,6 @@ class ImageCache:
             _logger.info("image cache %s: %s", path, takes)
         except ValueError as reason:
             _logger.warning("image cache %s is rebuilt, %s: %s", path, reason, takes)
-        images = _decoded(jobs, modalities, transform)
         try:
             digest = _write(path, shape, metadata, images)
         except OSError as error:
@@ -214,6 +216,15 @@ def _decoded(jobs: Sequence[_Job], modalities: Sequence[str], transform: EvalTra
         for start in range(0, len(jobs), _CHUNK):
             for images in pool.map(decode, jobs[start : start + _CHUNK]):
                 yield from images
+
+
+def _counted(
+    images: Iterator[np.ndarray], total: int, progress: Callable[[int, int], object] | None
+) -> Iterator[np.ndarray]:
+    for done, image in enumerate(images, start=1):
+        yield image
+        if progress is not None:
+            progress(done, total)
 
 
 def _metadata(jobs: Sequence[_Job], modalities: Sequence[str], transform: EvalTransform) -> dict[str, Any]:

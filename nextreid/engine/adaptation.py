@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nextreid._names import unknown
+from nextreid._progress import progress_bar
 from nextreid._schema import number, whole
 from nextreid.data import Batch, ReIDDataset, Sample, augment_batch, seeded_rng
 from nextreid.data.loader import make_loader
@@ -19,7 +20,6 @@ from nextreid.models import Head, ReIDModel, as_reid_model
 from .ablations import Condition
 from .distributed import broadcast_parameters, is_main
 from .embedding import EmbedOptions, eval_transform, known_cameras, move_to_device, reads_text
-from .progress import progress_bar
 
 _logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nextreid._progress import progress_bar
 from nextreid.data import Batch, ImageCache, Sample, augment_batch
 from nextreid.data.loader import Augment, make_loader
 from nextreid.data.transforms import EvalTransform
@@ -18,7 +19,6 @@ from nextreid.models._adapter import evaluating
 
 from .ablations import Condition, has_captions
 from .distributed import all_gather_objects, is_main, rank, world_size
-from .progress import progress_bar
 
 _logger = logging.getLogger(__name__)
 _TEXT_LOCK = threading.Lock()  # a text tower keeps what it encoded in a table that two threads must not fill at once

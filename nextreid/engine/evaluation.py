@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
+from nextreid._progress import progress_counter
 from nextreid.data import Image, ReIDDataset, Sample
 from nextreid.data.card import reject_leak
 from nextreid.data.image import OnError
@@ -19,7 +20,6 @@ from nextreid.retrieval import Identities, Protocol, Rerank, RetrievalResult, ge
 from . import distributed
 from .ablations import Condition, hide_modalities
 from .embedding import EmbedOptions, check_visible, embed_conditions, is_visible, reads_text
-from .progress import progress_counter
 from .provenance import trained_sets, warn_domain
 
 _logger = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from nextreid._files import (
     write_tensors,
     write_together,
 )
+from nextreid._progress import progress_counter
 from nextreid.data import Sample, drop_unreadable
 from nextreid.data.captions import add_captions, caption_home
 from nextreid.data.image import OnError, Window
@@ -32,7 +33,6 @@ from nextreid.models import as_reid_model
 from .ablations import Condition
 from .distributed import is_main, on_main
 from .embedding import EmbedOptions, embed_samples, reads_text
-from .progress import progress_counter
 from .provenance import warn_domain, weights_digest
 
 _logger = logging.getLogger(__name__)

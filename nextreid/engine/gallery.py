@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nextreid._files import user_path
 from nextreid._names import show
+from nextreid._progress import progress_bar
 from nextreid.data import Sample
 from nextreid.data.image import image_path
 from nextreid.data.sample import LabelNames, repeated_keys
@@ -22,7 +23,6 @@ from .ablations import Condition
 from .embedding import EmbedOptions, embed_samples, embedding_width, encode_words, joint_width, reads_text
 from .extraction import load_embeddings
 from .feature_extractor import FeatureExtractor
-from .progress import progress_bar
 from .provenance import weights_digest
 
 OnKnown = Literal["raise", "skip", "replace"]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from nextreid._disk import sync
 from nextreid._files import user_path, write_jsonl
+from nextreid._progress import duration, progress_bar, progress_counter, progress_line
 from nextreid.data import Batch, ImageCache, ReIDDataset, augment_batch, caption_sampler, seeded_rng
 from nextreid.data.card import reject_leak
 from nextreid.data.image import OnError
@@ -55,7 +56,6 @@ from .embedding import EmbedOptions, embed_samples, eval_transform, keep_texts, 
 from .evaluation import check_modalities, measure
 from .logs import LOG, Log, Throughput, check_loggers, epoch_values, memory_values, open_log
 from .optimizer import build_optimizer, set_lr
-from .progress import duration, progress_bar, progress_counter, progress_line
 from .provenance import record_metrics, record_training, trained_sets
 from .recipe import Recipe
 
@@ -160,7 +160,7 @@ def train(
             _logger.info("continuing %s after epoch %d", folder, len(history))
         record_epoch(len(history))  # there may be no further one
         record_metrics(model, history[-1].get("evaluation"), "last")
-    cache = _open_cache(model, dataset, recipe)
+    cache = _open_cache(model, dataset, recipe, progress)
     options = EmbedOptions(recipe.eval_batch_size, recipe.workers, None, progress, cache, recipe.augment)
     config = model.pretrained_cfg
     drawn = {name: getattr(recipe, name) for name in ("flip", "pad", "erase", "geometry")}
@@ -212,7 +212,7 @@ def train(
     return TrainReport(folder, tuple(history))
 
 
-def _open_cache(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> ImageCache | None:
+def _open_cache(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe, progress: bool) -> ImageCache | None:
     """Return the cache of all images that the run looks at; None if its recipe wants none."""
     if recipe.store == "off":
         return None
@@ -220,7 +220,8 @@ def _open_cache(model: ReIDModel, dataset: ReIDDataset, recipe: Recipe) -> Image
     file = None if recipe.store == "memory" else recipe.store
 
     def build() -> ImageCache:
-        return ImageCache.build(samples, dataset.modalities, eval_transform(model), file=file)
+        with progress_counter("decode", "image", shown=progress and is_main()) as count:
+            return ImageCache.build(samples, dataset.modalities, eval_transform(model), file=file, progress=count)
 
     return build() if file is None else on_main(build)  # one process writes the file, and all read it
 

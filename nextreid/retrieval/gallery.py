@@ -1,7 +1,7 @@
 """A gallery that lasts: a folder of vectors with what they belong to, searched by vectors, images or words."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -231,13 +231,16 @@ class Gallery(GalleryReader):
                 count += len(entries)
         return count
 
-    def compact(self) -> None:
+    def compact(self, progress: Callable[[int, int], object] | None = None) -> None:
         """Remove the bytes of deleted entries from the disk.
+
+        Args:
+            progress: Called with the number of vectors written and of all to write.
 
         Raises:
             ValueError: A vector is damaged; nothing changed.
         """
-        self._store.compact()
+        self._store.compact(progress=progress)
 
     def _rows(self, vectors: Embeddings) -> tuple[np.ndarray, np.ndarray]:
         """Return vectors as they are stored, each part at unit length, and the lengths of the first part as stored."""

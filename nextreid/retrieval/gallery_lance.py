@@ -3,7 +3,7 @@
 import datetime
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -167,8 +167,12 @@ class LanceGallery(Gallery):
         self._table.update(where=chosen, values={"identity": new})
         return count
 
-    def compact(self) -> None:
-        """Remove deleted entries and all earlier versions from the storage; no other process may use it meanwhile."""
+    def compact(self, progress: Callable[[int, int], object] | None = None) -> None:
+        """Remove deleted entries and all earlier versions from the storage; no other process may use it meanwhile.
+
+        Args:
+            progress: See `Gallery.compact`; the engine does not say how far it is.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # says what the docstring says
             self._table.optimize(cleanup_older_than=datetime.timedelta(0), delete_unverified=True)
@@ -204,12 +208,14 @@ class LanceGallery(Gallery):
             "entries_of_unknown_identity": unknown_ones,
         }
 
-    def verify(self) -> list[str]:
+    def verify(self, progress: Callable[[int, int], object] | None = None) -> list[str]:
         """See `Gallery.verify`."""
-        damaged = []
-        for row in self._search.look("true"):  # type: ignore[attr-defined]
+        damaged, count = [], len(self)
+        for done, row in enumerate(self._search.look("true"), start=1):  # type: ignore[attr-defined]
             vector, digest = _vector(row)
             damaged += [] if digest == row_digest(vector) else [row["key"]]
+            if progress is not None:
+                progress(done, count)
         return damaged
 
     def _parts(self) -> Iterator[tuple[list[Entry], np.ndarray, np.ndarray]]:

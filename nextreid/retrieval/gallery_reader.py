@@ -266,8 +266,11 @@ class GalleryReader:
             "bytes": sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file()),
         }
 
-    def verify(self) -> list[str]:
+    def verify(self, progress: Callable[[int, int], object] | None = None) -> list[str]:
         """Read everything and return the keys whose vectors are not what was added.
+
+        Args:
+            progress: Called with the number of vectors read and of all to read.
 
         Raises:
             ValueError: The table is damaged, or a file of vectors is missing or too short.
@@ -280,6 +283,8 @@ class GalleryReader:
                 places = alive[start : start + _AT_ONCE]
                 rows = self._search.gather(state, places, check=False)
                 damaged += [key for _, key in self._store.damaged(places.tolist(), rows)]
+                if progress is not None:
+                    progress(start + len(places), len(alive))
         return damaged
 
     def _queries(self, vectors: Embeddings, width: int) -> Tensor:

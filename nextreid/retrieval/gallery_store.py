@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,7 +210,7 @@ class GalleryStore:
             db.executemany("DELETE FROM vectors WHERE place = ?", gone)
             self._count(deletions=1)
 
-    def compact(self, check: bool = True) -> None:
+    def compact(self, check: bool = True, progress: Callable[[int, int], object] | None = None) -> None:
         """Write the vectors that count to new files, and let nothing of the others stay on the disk.
 
         Raises:
@@ -227,6 +227,8 @@ class GalleryStore:
                         self.check(some.tolist(), vectors)
                     self._write_vectors(state.generation + 1, written, vectors)
                     written += len(some)
+                    if progress is not None:
+                        progress(written, len(kept))
             moved = [(new, int(old)) for new, old in enumerate(kept) if new != old]  # ascending: no two meet
             for table in ("vectors", "entries"):
                 db.executemany(f"UPDATE {table} SET place = ? WHERE place = ?", moved)

@@ -256,8 +256,12 @@ class TextTower(nn.Module):
         return out
 
     @torch.no_grad()
-    def precompute(self, captions: Iterable[Caption]) -> int:
-        """Encode captions ahead, so that `encode` finds them, as far as the cache has room; log the progress.
+    def precompute(self, captions: Iterable[Caption], progress: Callable[[int, int], object] | None = None) -> int:
+        """Encode captions ahead, so that `encode` finds them, as far as the cache has room.
+
+        Args:
+            captions: Captions, as `windows` takes them.
+            progress: Called with the number of texts encoded and of all to encode.
 
         Returns:
             Number of texts that were encoded.
@@ -271,7 +275,8 @@ class TextTower(nn.Module):
         for start in range(0, len(new), _WARM):
             chunk = new[start : start + _WARM]
             self.cache.add(chunk, self._encode(chunk))
-            _logger.info("text tower: %d of %d texts encoded", start + len(chunk), len(new))
+            if progress is not None:
+                progress(start + len(chunk), len(new))
         return len(new)
 
     def open_cache(self, path: str | os.PathLike[str]) -> None:

@@ -139,18 +139,14 @@ def test_a_second_epoch_over_the_same_captions_computes_nothing():
     assert not watch.batches
 
 
-def test_warming_encodes_all_by_length_and_leaves_nothing_to_do(caplog, monkeypatch):
+def test_warming_encodes_all_by_length_and_leaves_nothing_to_do(monkeypatch):
     monkeypatch.setattr(text_module, "_WARM", 40)
     tower, fresh = make(), make()
     captions = [[TEXTS[3], "A second sentence."], TEXTS[60] * 3, None, (), *TEXTS]
-    watch = Watch(tower)
-    with caplog.at_level("INFO", "nextreid.towers.text"):
-        count = tower.precompute(captions)
+    watch, counted = Watch(tower), []
+    count = tower.precompute(captions, lambda *counts: counted.append(counts))
     assert count == len(watch.texts) == len(set(watch.texts)) == len(tower.cache) > len(TEXTS)
-    assert caplog.messages == [
-        f"text tower: 40 of {count} texts encoded",
-        f"text tower: {count} of {count} texts encoded",
-    ]
+    assert counted == [(40, count), (count, count)]
     lengths = [tokens.shape[1] for tokens in watch.batches]
     assert lengths == sorted(lengths)
     done = len(watch.batches)

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar where somebody watches, and in a pipe or a log file a line now and then."""
+"""Progress on stderr: a bar where somebody watches, and in a pipe or a log file a line every half minute."""
 
 import sys
 import time
@@ -8,16 +8,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-_LEAST, _MOST = 2, 60  # seconds between two lines, twice as many after each
+_DELAY, _BETWEEN = 2, 30  # seconds until something is shown, and between two lines of a log
 
 
 def progress_bar(items: Iterable[Any] | None, what: str, unit: str, *, shown: bool, total: int | None = None) -> tqdm:
-    """Return a tqdm bar over `items` that shows itself once the work has taken two seconds, and is gone at its end."""
-    settings: dict[str, Any] = {"total": total, "unit": unit, "leave": False, "delay": _LEAST, "disable": not shown}
+    """Return a tqdm bar over `items` with the time left, shown after two seconds of work and gone at its end."""
+    settings: dict[str, Any] = {"total": total, "unit": unit, "leave": False, "delay": _DELAY, "disable": not shown}
     if sys.stderr.isatty():
         return tqdm(items, what, **settings)
     form = "{desc}: {n_fmt} of {total_fmt}, {remaining} left{postfix}"
-    return tqdm(items, what, **settings, file=_Lines(), mininterval=_LEAST, miniters=1, bar_format=form)
+    return tqdm(items, what, **settings, file=_Lines(), mininterval=_DELAY, miniters=1, bar_format=form)
 
 
 @contextmanager
@@ -43,16 +43,16 @@ def duration(seconds: float) -> str:
 
 
 class _Lines:
-    """The file of a bar that cannot move: updates become lines, less the carriage returns, ever fewer of them."""
+    """The file of a bar that cannot move: an update every half minute becomes a line, less the carriage returns."""
 
     def __init__(self) -> None:
-        self._wait, self._next = float(_LEAST), 0.0
+        self._next = 0.0
 
     def write(self, text: str) -> None:
         now, line = time.monotonic(), text.strip()
         if line and now >= self._next:
             sys.stderr.write(f"{line}\n")
-            self._next, self._wait = now + self._wait, min(2 * self._wait, _MOST)
+            self._next = now + _BETWEEN
 
     def flush(self) -> None:
         sys.stderr.flush()
