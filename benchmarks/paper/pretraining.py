@@ -28,7 +28,7 @@ from nextreid.layers import BNNeck
 from nextreid.losses import Criterion
 from nextreid.models import ReIDModel, create_model
 from nextreid.synthetic import PARTS, synthetic_persons
-from nextreid.synthetic.identity import MARGINALS
+from nextreid.synthetic.person import MARGINALS
 from nextreid.towers import pack_sentences
 
 _logger = logging.getLogger(__name__)

@@ -16,14 +16,16 @@ from nextreid.captioning import Answer, Answers, best_of, complement, get_schema
 from nextreid.captioning.distribution import priors_of
 from nextreid.captioning.merge import Rule
 from nextreid.synthetic import PersonsConfig
-from nextreid.synthetic.captioner import CAPTIONERS, MERGED, ask_captioners, true_answers, with_probabilities
-from nextreid.synthetic.drawing import draw_occluder, draw_person
-from nextreid.synthetic.figure import PARTS, part_map
-from nextreid.synthetic.identity import make_identity, pool_pids
+from nextreid.synthetic.captioner import CAPTIONERS, DESCRIPTIONS, ask_captioners, true_answers, with_probabilities
+from nextreid.synthetic.figure import PARTS, PERSON, draw_occluder
+from nextreid.synthetic.identity import pool_pids
+from nextreid.synthetic.person import make_person
+from nextreid.synthetic.person_drawing import draw_person
 from nextreid.synthetic.scene import make_camera, make_frame, make_visit, visited_cameras
 
 Asked = Mapping[str, Mapping[str, Answers]]
 Merge = Callable[[Asked], Mapping[str, Answers]]
+MERGED = DESCRIPTIONS["persons"].merged
 FLOORS = (0.0, 0.3, 0.5)  # confidence of what an absence yields to
 BINS = 15
 CONFIG = PersonsConfig(img_size=(64, 32), num_train=100, frames_per_visit=4)
@@ -112,7 +114,7 @@ def _complemented(annotations: Asked, rule: Rule, **how: Any) -> dict[str, Answe
 
 def _sure(annotations: Asked, temperature: float) -> Asked:
     return {
-        m: {name: with_probabilities(answers, temperature) for name, answers in annotators.items()}
+        m: {name: with_probabilities(CONFIG, answers, temperature) for name, answers in annotators.items()}
         for m, annotators in annotations.items()
     }
 
@@ -120,20 +122,16 @@ def _sure(annotations: Asked, temperature: float) -> Asked:
 def _ask(config: PersonsConfig) -> Iterator[tuple[Asked, dict[str, str]]]:
     """What two captioners say of every frame of the training identities, and what is true."""
     for pid in pool_pids(config, "train"):
-        identity = make_identity(config, pid)
+        identity = make_person(config, pid)
         for camid in visited_cameras(config, pid):
             visit = make_visit(config, pid, camid)
             for number in range(config.frames_per_visit):
                 frame = make_frame(config, visit, pid, camid, number)
-                labels = draw_person(identity, frame, make_camera(config.seed, camid).scale, config.img_size)
-                free = _count(labels)
+                labels = draw_person(identity, frame, make_camera(config.kind, config.seed, camid), config.img_size)
+                free = PERSON.count(PERSON.part_map(labels))
                 if frame.occluder is not None:
-                    labels = draw_occluder(labels, frame.occluder)
-                visible = _count(labels)
+                    labels = draw_occluder(PERSON, labels, frame.occluder)
+                visible = PERSON.count(PERSON.part_map(labels))
                 hidden = {part: max(0, free[part] - visible[part]) for part in PARTS[1:-1]}
                 annotations = ask_captioners(config, identity, visit, frame, (pid, camid, number), visible, hidden)
-                yield annotations, true_answers(identity, visit, frame)
-
-
-def _count(labels: np.ndarray) -> dict[str, int]:
-    return dict(zip(PARTS, np.bincount(part_map(labels).ravel(), minlength=len(PARTS)).tolist(), strict=True))
+                yield annotations, true_answers(config, identity, visit, frame)

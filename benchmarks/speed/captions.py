@@ -25,9 +25,9 @@ from nextreid.captioning.runner import Progress
 from nextreid.captioning.store import Store
 from nextreid.captioning.throttle import RateLimits
 from nextreid.data import MODALITIES, Sample
-from nextreid.synthetic import SyntheticPersons, synthetic_persons
-from nextreid.synthetic.captioner import FIELDS, MERGED, ask_captioners, true_answers
-from nextreid.synthetic.identity import make_identity
+from nextreid.synthetic import SyntheticDataset, synthetic_persons
+from nextreid.synthetic.captioner import DESCRIPTIONS, ask_captioners, true_answers
+from nextreid.synthetic.dataset import make_identity
 from nextreid.synthetic.scene import make_frame, make_visit
 
 from .caption_server import REPLIES, TRANSPORT, Annotation, Behaviour, CaptionServer, image_name
@@ -147,14 +147,15 @@ def _quality(folder: Path) -> Iterator[dict[str, Any]]:
         "best": "(b) best of two by confidence",
         "complemented": "(c) (b) and the complement of the modalities",
     }
-    for fields, which in ((tuple(FIELDS), "all fields"), (MERGED, "complemented fields")):
+    described = DESCRIPTIONS["persons"]
+    for fields, which in ((tuple(described.fields), "all fields"), (described.merged, "complemented fields")):
         for name, merged in results.items():
             right, unknown, count = _score(merged, truth, fields)
             yield _row("accuracy", f"{settings[name]}, {which}", right, "", count)
             yield _row("unknown rate", f"{settings[name]}, {which}", unknown, "", count)
 
 
-def _ask(persons: SyntheticPersons, sample: Sample) -> tuple[Mapping[str, Mapping[str, Answers]], dict[str, str]]:
+def _ask(persons: SyntheticDataset, sample: Sample) -> tuple[Mapping[str, Mapping[str, Answers]], dict[str, str]]:
     """Ask the simulated captioners about a sample; return their answers and the truth."""
     config, number = persons.config, int(Path(sample.key).stem.rsplit("_", 1)[1])
     identity, visit = make_identity(config, sample.pid), make_visit(config, sample.pid, sample.camid)
@@ -162,7 +163,7 @@ def _ask(persons: SyntheticPersons, sample: Sample) -> tuple[Mapping[str, Mappin
     known: Mapping[str, Any] = sample.truth or {}
     key = (sample.pid, sample.camid, number)
     annotators = ask_captioners(config, identity, visit, frame, key, known["visibility"], known["hidden"])
-    return annotators, true_answers(identity, visit, frame)
+    return annotators, true_answers(config, identity, visit, frame)
 
 
 def _words(answers: Mapping[str, Answer], floor: float) -> Annotation:

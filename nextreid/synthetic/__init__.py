@@ -1,16 +1,21 @@
-"""Procedural multi-spectral persons with captions and exact ground truth."""
+"""Procedural multi-spectral persons and vehicles with captions and exact ground truth."""
 
 from .captioner import compose_person
-from .config import PROFILES, PersonsConfig
-from .dataset import SyntheticPersons, synthetic_persons, write_folder_layout
-from .figure import PARTS
+from .config import PROFILES, VEHICLE_PROFILES, PersonsConfig, SyntheticConfig, VehiclesConfig
+from .dataset import SyntheticDataset, synthetic_persons, synthetic_vehicles, write_folder_layout
+from .figure import PARTS, VEHICLE_PARTS
 
 __all__ = [
     "PARTS",
     "PROFILES",
     "PersonsConfig",
-    "SyntheticPersons",
+    "SyntheticConfig",
+    "SyntheticDataset",
+    "VEHICLE_PARTS",
+    "VEHICLE_PROFILES",
+    "VehiclesConfig",
     "compose_person",
     "synthetic_persons",
+    "synthetic_vehicles",
     "write_folder_layout",
 ]

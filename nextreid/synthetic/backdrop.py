@@ -12,14 +12,14 @@ _NUM_OBJECTS = 26
 
 
 @lru_cache(maxsize=32)
-def panorama(seed: int, camid: int, img_size: tuple[int, int]) -> np.ndarray:
-    """Build the surroundings of camera `camid`, counted from 0, for crops of `img_size` (height, width).
+def panorama(kind: str, seed: int, camid: int, img_size: tuple[int, int]) -> np.ndarray:
+    """Build the surroundings of camera `camid` of persons or vehicles, for crops of `img_size` (height, width).
 
     Returns:
         ``(1.25 H, 6 W, 5)`` float32, not writable: linear reflectance in R, G, B and NIR, and temperature above
         the surroundings.
     """
-    rng = seeded_rng("persons", seed, "panorama", camid)
+    rng = seeded_rng(kind, seed, "panorama", camid)
     height, width = int(img_size[0] * 1.25), img_size[1] * 6
     place = np.empty((height, width, 5), dtype=np.float32)
     horizon = int(height * rng.uniform(0.42, 0.66))
@@ -30,15 +30,15 @@ def panorama(seed: int, camid: int, img_size: tuple[int, int]) -> np.ndarray:
         x, w = int(rng.integers(width)), int(img_size[1] * rng.uniform(0.10, 0.9))
         foot = horizon + int(height * rng.uniform(-0.12, 0.10))
         top = max(0, foot - int(height * rng.uniform(0.10, 0.6)))
-        kind, grey, tint = rng.random(), rng.uniform(0.03, 0.55), rng.uniform(0.92, 1.08, 3)
-        if kind < 0.4:  # leaves: dark green, bright in NIR
+        thing, grey, tint = rng.random(), rng.uniform(0.03, 0.55), rng.uniform(0.92, 1.08, 3)
+        if thing < 0.4:  # leaves: dark green, bright in NIR
             leaves = np.array([0.06, 0.085, 0.045]) * rng.uniform(0.5, 1.6)
             tall = foot - top
             dy = (np.arange(height)[:, None] - (foot - tall / 2)) / max(1.0, tall / 2)
             dx = (np.arange(width)[None] - x) / max(1.0, w)
             place[dy**2 + dx**2 < 1] = [*leaves, rng.uniform(0.25, 0.45), 0.02]
             continue
-        elif kind < 0.55:  # a post
+        elif thing < 0.55:  # a post
             w, top = max(2, int(img_size[1] * 0.07)), 0
             color, nir, warm = grey * tint, grey, -0.02
         else:
@@ -73,7 +73,7 @@ def blur(image: np.ndarray, tall: float, wide: float) -> np.ndarray:
 
 
 def scatter(place: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a copy of a window ``(H, W, 5)`` with things in it that have the sizes and materials of garments."""
+    """Return a copy of a window ``(H, W, 5)`` with things in it of the sizes and materials of garments or panels."""
     place = place.copy()
     height, width = place.shape[:2]
     for _ in range(count):
@@ -85,9 +85,9 @@ def scatter(place: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarr
     return place
 
 
-def window(seed: int, camid: int, img_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def window(kind: str, seed: int, camid: int, img_size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Cut a random window ``(H, W, 5)`` of the size of a crop out of a camera's panorama."""
-    place = panorama(seed, camid, img_size)
+    place = panorama(kind, seed, camid, img_size)
     height, width = img_size
     y = int(rng.integers(place.shape[0] - height + 1))
     x = int(rng.integers(place.shape[1] - width + 1))

@@ -1,56 +1,103 @@
 """Shapes in body coordinates, turned, sorted by depth and painted as a map of labels."""
 
 import math
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .scene import Occluder
+
 SUPERSAMPLING = 2
-
-REGIONS: dict[str, str] = {
-    "background": "background",
-    "skin": "skin",
-    "features": "skin",
-    "hair": "hair",
-    "upper": "upper",
-    "upper_trim": "upper",
-    "inner": "upper",
-    "lower": "lower",
-    "lower_trim": "lower",
-    "shoe": "footwear",
-    "sole": "footwear",
-    "glasses": "glasses",
-    "backpack": "backpack",
-    "handbag": "handbag",
-    "suitcase": "suitcase",
-    "held": "held",
-    "umbrella": "held",
-    "occluder": "occluder",
-}
-"""What is drawn with one material each, and the part that it belongs to."""
-
-PARTS: tuple[str, ...] = tuple(dict.fromkeys(REGIONS.values()))
-"""Parts of a person that a sample's ``truth["parts"]`` holds, by label."""
 
 REGION_BITS = 5
 SHADES = (1.0, 0.86, 0.72, 1.10)
-"""A label is `region | shade << REGION_BITS`; the shade sets limbs off against what they cross."""
+"""A label is `region | shade << REGION_BITS`; the shade sets limbs and panels off against what they cross."""
 
-REGION = {name: number for number, name in enumerate(REGIONS)}
-_PART_OF_REGION = np.array([PARTS.index(part) for part in REGIONS.values()], dtype=np.uint8)
+
+class Regions:
+    """What is drawn of an object with one material each, and the part that each region belongs to."""
+
+    def __init__(self, parts_of: Mapping[str, str]) -> None:
+        self.parts_of = parts_of
+        self.parts = tuple(dict.fromkeys(parts_of.values()))
+        self.number = {name: number for number, name in enumerate(parts_of)}
+        self._part = np.array([self.parts.index(part) for part in parts_of.values()], dtype=np.uint8)
+
+    def part_map(self, labels: np.ndarray) -> np.ndarray:
+        """Reduce ``(2H, 2W)`` labels to ``(H, W)`` uint8 indices into `parts`."""
+        return self._part[labels[1::SUPERSAMPLING, ::SUPERSAMPLING] % 2**REGION_BITS]
+
+    def count(self, parts: np.ndarray) -> dict[str, int]:
+        """Count the pixels of each part in a part map."""
+        return dict(zip(self.parts, np.bincount(parts.ravel(), minlength=len(self.parts)).tolist(), strict=True))
+
+
+PERSON = Regions(
+    {
+        "background": "background",
+        "skin": "skin",
+        "features": "skin",
+        "hair": "hair",
+        "upper": "upper",
+        "upper_trim": "upper",
+        "inner": "upper",
+        "lower": "lower",
+        "lower_trim": "lower",
+        "shoe": "footwear",
+        "sole": "footwear",
+        "glasses": "glasses",
+        "backpack": "backpack",
+        "handbag": "handbag",
+        "suitcase": "suitcase",
+        "held": "held",
+        "umbrella": "held",
+        "occluder": "occluder",
+    }
+)
+PARTS = PERSON.parts
+"""Parts of a person that a sample's ``truth["parts"]`` holds, by label."""
+
+VEHICLE = Regions(
+    {
+        "background": "background",
+        "body": "body",
+        "seam": "body",
+        "trim": "body",
+        "underbody": "body",
+        "hood": "hood",
+        "roof": "roof",
+        "rack": "roof rack",
+        "glass": "windows",
+        "sunroof": "windows",
+        "sticker": "windows",
+        "tire": "wheels",
+        "rim": "wheels",
+        "headlight": "headlights",
+        "taillight": "taillights",
+        "grille": "grille",
+        "chrome": "grille",
+        "badge": "badge",
+        "bumper": "bumpers",
+        "plate": "plate",
+        "characters": "plate",
+        "mirror": "mirrors",
+        "spoiler": "spoiler",
+        "exhaust": "exhaust",
+        "cargo": "cargo",
+        "occluder": "occluder",
+    }
+)
+VEHICLE_PARTS = VEHICLE.parts
+"""Parts of a vehicle that a sample's ``truth["parts"]`` holds, by label."""
 
 Point: TypeAlias = tuple[float, float, float]
-"""Left, forward and up from the point between the feet, in units of the stature."""
+"""Left, forward and up from the point between the feet or wheels, in units of the stature, or in metres."""
 
-_Pair: TypeAlias = tuple[float, float]
-_Points: TypeAlias = list[_Pair]
+Pair: TypeAlias = tuple[float, float]
+_Points: TypeAlias = list[Pair]
 _Disc: TypeAlias = tuple[float, float, float, float]
-
-
-def part_map(labels: np.ndarray) -> np.ndarray:
-    """Reduce the ``(2H, 2W)`` labels of `draw_person` to ``(H, W)`` uint8 indices into `PARTS`."""
-    return _PART_OF_REGION[labels[1::SUPERSAMPLING, ::SUPERSAMPLING] % 2**REGION_BITS]
 
 
 class Figure:
@@ -60,14 +107,14 @@ class Figure:
     Points (image x, up) are in units of the stature.
     """
 
-    def __init__(self, yaw: float, stature: float) -> None:
-        self.stature = stature
+    def __init__(self, regions: Regions, yaw: float, stature: float) -> None:
+        self.regions, self.stature = regions, stature
         self.cos, self.sin = math.cos(yaw), math.sin(yaw)
         self.shapes: list[tuple[float, int, _Points, list[_Disc]]] = []
 
     def paint(self, width: int, height: int, center: float, ground: float) -> np.ndarray:
         """Draw all shapes, the farthest first; at equal depth in the order they were added."""
-        image = Image.new("L", (width, height), REGION["background"])
+        image = Image.new("L", (width, height), self.regions.number["background"])
         draw = ImageDraw.Draw(image)
         size = self.stature
         for _, label, outline, discs in sorted(self.shapes, key=lambda shape: shape[0]):
@@ -90,9 +137,9 @@ class Figure:
         self, points: _Points, depth: float, region: str, shade: int = 0, discs: tuple[_Disc, ...] = ()
     ) -> None:
         """Add a polygon, and discs (x, up and both radii) of the same label."""
-        self.shapes.append((depth, REGION[region] | shade << REGION_BITS, points, list(discs)))
+        self.shapes.append((depth, self.regions.number[region] | shade << REGION_BITS, points, list(discs)))
 
-    def block(self, top: _Pair, end: _Pair, wide: float, low: float, depth: float, region: str, shade: int = 0) -> None:
+    def block(self, top: Pair, end: Pair, wide: float, low: float, depth: float, region: str, shade: int = 0) -> None:
         """Add a trapezoid between two points, with its half widths above and below."""
         points = [(top[0] - wide, top[1]), (top[0] + wide, top[1])]
         points += [(end[0] + low, end[1]), (end[0] - low, end[1])]
@@ -117,3 +164,24 @@ def between(start: Point, end: Point, fraction: float) -> Point:
     """Return the point at a fraction of the way from `start` to `end`."""
     x, y, up = (a + fraction * (b - a) for a, b in zip(start, end, strict=True))
     return x, y, up
+
+
+def draw_occluder(regions: Regions, labels: np.ndarray, occluder: Occluder) -> np.ndarray:
+    """Return a copy of the labels with an occluder in front."""
+    image = Image.fromarray(labels)
+    draw = ImageDraw.Draw(image)
+    width, height = image.size
+    x, y, fill = occluder.x * width, occluder.y * height, regions.number["occluder"]
+    if occluder.kind == "wall":
+        draw.rectangle((0, y, width, height), fill=fill)
+    elif occluder.kind == "post":
+        half = occluder.size * width
+        draw.rectangle((x - half, 0, x + half, height), fill=fill)
+    else:
+        radius = occluder.size * height
+        for step in range(5):
+            angle = 1.3 * step
+            cx, cy = x + 0.5 * radius * math.cos(angle), y + 0.45 * radius * math.sin(angle)
+            draw.ellipse((cx - 0.6 * radius, cy - 0.6 * radius, cx + 0.6 * radius, cy + 0.6 * radius), fill=fill)
+        draw.rectangle((x - 0.7 * radius, y, x + 0.7 * radius, height), fill=fill)
+    return np.asarray(image)

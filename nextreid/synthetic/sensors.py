@@ -1,66 +1,64 @@
 """Labels to light: an RGB, a near-infrared and a thermal camera looking at one scene."""
 
 import math
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from ..data.rng import seeded_rng
 from .backdrop import blur, scatter, window
-from .config import PersonsConfig
-from .figure import REGION, REGION_BITS, SHADES, SUPERSAMPLING
-from .identity import MATERIALS, Body
+from .config import SyntheticConfig
+from .figure import REGION_BITS, SHADES, SUPERSAMPLING, Regions
 from .scene import Camera, Frame, Visit, make_camera
 
 _DISPLAY_GAMMA = 2.2
 _MOST_THINGS = 12
-_SKIN_HEAT, _HAIR_HEAT = 0.92, 0.66
-# what belongs to the scene, not to the identity: display grey, NIR, temperature above the surroundings
-_SCENE_MATERIALS = {"umbrella": (0.22, 0.40, 0.06), "held": (0.14, 0.35, 0.22), "occluder": (0.30, 0.36, 0.02)}
+_OCCLUDER = (0.30, 0.36, 0.02)  # display grey, NIR, temperature above the surroundings
+
+Material: TypeAlias = tuple[float, ...]
+"""Display R, G, B, NIR reflectance and temperature of one region."""
 
 
 def photograph(
-    config: PersonsConfig,
-    body: Body,
+    config: SyntheticConfig,
     labels: np.ndarray,
+    table: np.ndarray,
     visit: Visit,
     frame: Frame,
     key: tuple[int, int, int],
-    bystander: tuple[Body, np.ndarray] | None = None,
+    bystander: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Take the RGB, NIR and TIR image of one moment, each ``(H, W, 3)`` uint8, from the labels of `draw_person`.
+    """Take the RGB, NIR and TIR image of one moment, each ``(H, W, 3)`` uint8, from labels and their `material_table`.
 
     What lies outside the silhouette depends on the camera, the visit and the frame alone: exposure and the thermal
     window are set by the light and the surroundings, never by what the crop holds. The noise streams are keyed by
-    pid, camid and frame number (`key`). A `bystander`, body and labels, stands behind the person.
+    pid, camid and frame number (`key`). A `bystander`, labels and table, stands behind the person.
     """
     pid, camid, number = key
-    camera = make_camera(config.seed, camid)
-    person, cover = _develop(labels, material_table(body, visit.ambient))
-    rng = seeded_rng("persons", config.seed, "background", pid, camid, number)
-    place = window(config.seed, camid, config.img_size, rng)
+    camera = make_camera(config.kind, config.seed, camid)
+    rng = seeded_rng(config.kind, config.seed, "background", pid, camid, number)
+    place = window(config.kind, config.seed, camid, config.img_size, rng)
     if config.clutter:
-        things = seeded_rng("persons", config.seed, "things", pid, camid, number)
+        things = seeded_rng(config.kind, config.seed, "things", pid, camid, number)
         place = scatter(place, round(_MOST_THINGS * config.clutter), things)
-    person[..., :4] *= _relief(cover, frame.shade, rng)[..., None]
-    person[..., 4] *= _warm_core(cover, rng)
+    seen, cover = _develop(labels, table, config.extent, frame.shade, rng)
     scene = place * (1 - cover[..., None])
-    if visit.night:  # the camera's own NIR lamp reaches the person, not what lies behind
+    if visit.night:  # the camera's own NIR lamp reaches the object, not what lies behind
         scene[..., 3] *= 0.45
     scene[..., 4] += visit.ambient * (1 - cover)
     if bystander is not None:
-        other, veil = _develop(bystander[1], material_table(bystander[0], visit.ambient))
-        folds = seeded_rng("persons", config.seed, "bystander's folds", pid, camid, number)
-        other[..., :4] *= _relief(veil, frame.shade, folds)[..., None]
-        other[..., 4] *= _warm_core(veil, folds)
+        folds = seeded_rng(config.kind, config.seed, "bystander's folds", pid, camid, number)
+        other, veil = _develop(*bystander, config.extent, frame.shade, folds)
         scene = scene * (1 - veil[..., None]) + other * (1 - cover[..., None])
-    scene += person
-    unit = config.img_size[0] / 128
+    scene += seen
+    unit = config.extent / 128
     tall, wide = math.hypot(camera.blur, frame.defocus), math.hypot(camera.blur, frame.defocus, frame.motion)
     scene[..., :4] = blur(scene[..., :4], tall * unit, wide * unit)
     scene[..., 4:] = blur(scene[..., 4:], (0.5 + 0.5 * tall) * unit, (0.5 + 0.5 * wide) * unit)
     flare = _flare(frame, config.img_size)
-    noise = [seeded_rng("persons", config.seed, "noise", pid, camid, number, name) for name in ("rgb", "nir", "tir")]
+    noise = [seeded_rng(config.kind, config.seed, "noise", pid, camid, number, name) for name in ("rgb", "nir", "tir")]
     return (
         _rgb(scene[..., :3], camera, visit, frame, flare, noise[0]),
         _nir(scene[..., 3], camera, visit, frame, flare, noise[1]),
@@ -68,54 +66,50 @@ def photograph(
     )
 
 
-def material_table(body: Body, ambient: float) -> np.ndarray:
+def material_table(regions: Regions, materials: Mapping[str, Material], ambient: float) -> np.ndarray:
     """Return what the sensors see of each label, in surroundings of temperature `ambient`.
 
     ``(256, 6)`` float32: linear R, G, B, NIR reflectance, temperature and 1; zeros for the background.
     """
-    rows = {
-        **dict(zip(MATERIALS, np.column_stack([body.color, body.nir, body.heat]), strict=True)),
-        "skin": (*body.skin, 0.50, _SKIN_HEAT),
-        "features": (*(body.skin * 0.55), 0.30, _SKIN_HEAT - 0.06),
-        "hair": (*body.hair, body.hair_nir, _HAIR_HEAT),
-        "glasses": (0.10, 0.10, 0.12, 0.08, 0.50),
-    }
-    for region, (grey, nir, warm) in _SCENE_MATERIALS.items():
-        rows[region] = (grey, grey, grey * 1.05, nir, ambient + warm)
-    regions = np.zeros((2**REGION_BITS, 6))
-    for region, row in rows.items():
-        regions[REGION[region]] = (*row, 1.0)
-    regions[:, :3] **= _DISPLAY_GAMMA
-    regions[:, 3] **= 1.6
+    grey, nir, warm = _OCCLUDER
+    table = np.zeros((2**REGION_BITS, 6))
+    for region, row in {**materials, "occluder": (grey, grey, grey * 1.05, nir, ambient + warm)}.items():
+        table[regions.number[region]] = (*row, 1.0)
+    table[:, :3] **= _DISPLAY_GAMMA
+    table[:, 3] **= 1.6
     shades = np.array(SHADES)[:, None, None]
-    table = np.repeat(regions[None], 2 ** (8 - REGION_BITS), axis=0)
-    table[: len(SHADES), :, :4] *= shades
-    table[: len(SHADES), :, 4:5] *= shades**0.4
-    return table.reshape(256, 6).astype(np.float32)
+    shaded = np.repeat(table[None], 2 ** (8 - REGION_BITS), axis=0)
+    shaded[: len(SHADES), :, :4] *= shades
+    shaded[: len(SHADES), :, 4:5] *= shades**0.4
+    return shaded.reshape(256, 6).astype(np.float32)
 
 
-def _develop(labels: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average the supersampled labels: ``(H, W, 5)`` values weighted by cover, and the cover ``(H, W)``."""
+def _develop(
+    labels: np.ndarray, table: np.ndarray, extent: int, shade: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average the supersampled labels: ``(H, W, 5)`` values in relief, weighted by cover, and the cover ``(H, W)``."""
     step = SUPERSAMPLING
     total = sum(table[labels[dy::step, dx::step]] for dy in range(step) for dx in range(step))
     assert isinstance(total, np.ndarray)
     total *= np.float32(1 / step**2)
-    return total[..., :5], total[..., 5]
+    seen, cover = total[..., :5], total[..., 5]
+    seen[..., :4] *= _relief(cover, extent, shade, rng)[..., None]
+    seen[..., 4] *= _warm_core(cover, extent, rng)
+    return seen, cover
 
 
-def _relief(cover: np.ndarray, shade: float, rng: np.random.Generator) -> np.ndarray:
-    """Round the flat silhouette: light from one side, dark rims, and folds of cloth, ``(H, W)`` factors."""
-    height = cover.shape[0]
-    soft = blur(cover[..., None], height / 26, height / 26)[..., 0]
+def _relief(cover: np.ndarray, extent: int, shade: float, rng: np.random.Generator) -> np.ndarray:
+    """Round the flat silhouette: light from one side, dark rims, and folds or dents, ``(H, W)`` factors."""
+    soft = blur(cover[..., None], extent / 26, extent / 26)[..., 0]
     side = np.zeros_like(soft)
     side[:, 1:-1] = soft[:, 2:] - soft[:, :-2]
-    lit = 0.68 + 0.36 * soft - shade * 1.6 * (height / 128) * side
+    lit = 0.68 + 0.36 * soft - shade * 1.6 * (extent / 128) * side
     return lit * np.exp(0.10 * _folds(cover.shape, rng))
 
 
-def _warm_core(cover: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Make limbs and rims a little cooler than the trunk, and cloth uneven, ``(H, W)`` factors."""
-    core = blur(cover[..., None], cover.shape[0] / 32, cover.shape[0] / 32)[..., 0]
+def _warm_core(cover: np.ndarray, extent: int, rng: np.random.Generator) -> np.ndarray:
+    """Make limbs and rims a little cooler than the trunk, and surfaces uneven, ``(H, W)`` factors."""
+    core = blur(cover[..., None], extent / 32, extent / 32)[..., 0]
     return (0.82 + 0.20 * core) * (1 + 0.05 * _folds(cover.shape, rng))
 
 

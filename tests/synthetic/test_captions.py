@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 from nextreid.captioning import Answer, get_schema
-from nextreid.synthetic import compose_person, synthetic_persons
+from nextreid.synthetic import PersonsConfig, compose_person, synthetic_persons
 from nextreid.synthetic.captioner import (
     CAPTIONERS,
-    FIELDS,
-    MERGED,
+    DESCRIPTIONS,
     MODALITIES,
     confident,
     merge_answers,
     with_probabilities,
 )
+
+FIELDS, MERGED = DESCRIPTIONS["persons"].fields, DESCRIPTIONS["persons"].merged
 
 FULL = {
     "age": "adult",
@@ -116,16 +117,17 @@ def test_merge_takes_the_most_confident_captioner_and_then_the_most_confident_mo
     }
     second = {"rgb": {"gender": Answer("female", 0.2)}, "nir": {}, "tir": {"backpack": Answer("yes", 0.9)}}
     asked = {m: dict(zip(CAPTIONERS, (first[m], second[m]), strict=True)) for m in MODALITIES}
-    apart, merged = merge_answers(asked, False), merge_answers(asked, True)
+    apart, merged = (merge_answers(PersonsConfig(caption_merge=merge), asked) for merge in (False, True))
     assert [apart[m]["backpack"].value for m in MODALITIES] == ["no", "no", "yes"]
     assert [merged[m]["backpack"].value for m in MODALITIES] == ["yes"] * 3
     assert [merged[m]["gender"].value for m in MODALITIES] == ["male", "female", "female"]
 
 
-def test_captioners_answer_in_the_words_of_the_schema():
-    schema = get_schema("person")
-    assert set(MERGED) < set(schema.merged)
-    for name, field in FIELDS.items():
+@pytest.mark.parametrize("described", DESCRIPTIONS.values(), ids=DESCRIPTIONS)
+def test_captioners_answer_in_the_words_of_the_schema(described):
+    schema = get_schema(described.schema)
+    assert set(described.merged) <= set(schema.merged) and schema[described.state]
+    for name, field in described.fields.items():
         for value in field.guess:
             assert schema.normalise(name, value) == (value, None)
         shown = dict(zip(("rgb", "rgb", "nir", "tir"), field.seen, strict=True))
@@ -249,9 +251,9 @@ def test_answers_are_about_the_frame():
 
 def test_a_captioner_with_probabilities_follows_bayes_rule():
     heard = {"backpack": Answer("yes", 0.4), "view": Answer("front", 0.0), "gender": Answer(None, 0.0)}
-    told = with_probabilities(heard)
+    told = with_probabilities(PersonsConfig(), heard)
     assert told["backpack"].probabilities == pytest.approx({"yes": 0.4 + 0.6 * 0.33, "no": 0.6 * 0.67})
     assert (told["backpack"].value, told["view"].value) == ("yes", "back")  # of no sight, the most frequent
     assert told.keys() == {"backpack", "view"}
-    sharp = with_probabilities(heard, 0.5)["backpack"].probabilities
+    sharp = with_probabilities(PersonsConfig(), heard, 0.5)["backpack"].probabilities
     assert sharp["yes"] / sharp["no"] == pytest.approx((0.598 / 0.402) ** 2)

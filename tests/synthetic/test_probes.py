@@ -1,4 +1,4 @@
-"""Readers that must fail, and readers that must not be too good, on the procedural persons."""
+"""Readers that must fail, and readers that must not be too good, on the procedural persons and vehicles."""
 
 import math
 import re
@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nextreid.synthetic import synthetic_persons
+from nextreid.synthetic import VEHICLE_PARTS, synthetic_persons, synthetic_vehicles
 
 MODALITIES = ("rgb", "nir", "tir")
 
 
-@pytest.fixture(scope="module")
-def samples():
-    return synthetic_persons("tiny", seed=11, splits=("test",), num_test=50, frames_per_visit=4).dataset.gallery
+MADE = {"persons": (synthetic_persons, 4), "vehicles": (synthetic_vehicles, 3)}
+
+
+@pytest.fixture(scope="module", params=MADE)
+def samples(request):
+    make, frames = MADE[request.param]
+    return make("tiny", seed=11, splits=("test",), num_test=50, frames_per_visit=frames).dataset.gallery
 
 
 def mean_ap(samples, features):
@@ -38,7 +42,8 @@ def chance(samples):
 
 
 def pixels(samples, m):
-    small = [Image.fromarray(s.images[m]).resize((16, 32), Image.Resampling.BILINEAR) for s in samples]
+    size = tuple(side // 2 for side in samples[0].images[m].shape[1::-1])
+    small = [Image.fromarray(s.images[m]).resize(size, Image.Resampling.BILINEAR) for s in samples]
     flat = np.stack([np.asarray(image, dtype=np.float64).ravel() for image in small])
     return flat - flat.mean(0)
 
@@ -61,7 +66,7 @@ def tfidf(texts):
 
 
 @pytest.mark.parametrize("m", range(3), ids=MODALITIES)
-def test_the_border_of_a_image_is_at_chance(samples, chance, m):
+def test_the_border_of_an_image_is_at_chance(samples, chance, m):
     assert mean_ap(samples, border(samples, m)) < 1.5 * chance
 
 
@@ -85,14 +90,31 @@ def test_captions_of_one_modality_are_weak(samples, chance, m):
 
 def test_captions_alone_lie_in_the_published_range(samples, chance):
     text = tfidf([" ".join(" ".join(sentences) for sentences in s.captions) for s in samples])
-    assert 3 * chance < mean_ap(samples, text) < 20 * chance
+    most = 20 if "gender" in samples[0].truth["attributes"] else 25  # published: 21 times for vehicles
+    assert 3 * chance < mean_ap(samples, text) < most * chance
 
 
 def test_not_even_exact_attributes_name_everybody(samples):
-    exact = tfidf([" ".join(f"{k}{v}".replace("-", "") for k, v in s.truth["attributes"].items()) for s in samples])
+    exact = tfidf([" ".join(re.sub("[- ]", "", f"{k}{v}") for k, v in s.truth["attributes"].items()) for s in samples])
     assert mean_ap(samples, exact) < 95
 
 
 def test_camera_and_light_do_not_predict_an_identity(samples, chance):
     scene = np.array([[s.camid == c for c in range(4)] + [s.truth["night"], s.truth["light"]] for s in samples])
     assert mean_ap(samples, scene.astype(float)) < 1.6 * chance
+
+
+@pytest.mark.parametrize("samples", ["vehicles"], indirect=True)
+@pytest.mark.parametrize("m", range(2), ids=MODALITIES[:2])
+def test_a_plate_of_few_pixels_is_not_read(samples, m):
+    """Plates cut out by the part map, of vehicles seen from front or back; what is left is their form and contrast."""
+    seen = [s for s in samples if s.truth["visibility"]["plate"] > 1 and s.truth["view"] in ("front", "back")]
+    seen = [s for s in seen if any(o.pid == s.pid and o.camid != s.camid for o in seen)]
+    plates = []
+    for s in seen:
+        rows, columns = np.nonzero(s.truth["parts"] == VEHICLE_PARTS.index("plate"))
+        crop = s.images[m][rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        small = np.asarray(Image.fromarray(crop).convert("L").resize((40, 12), Image.Resampling.BILINEAR), dtype=float)
+        plates.append(((small - small.mean()) / (small.std() + 1e-6)).ravel())
+    chance = np.mean([mean_ap(seen, np.random.default_rng(k).normal(size=(len(seen), 64))) for k in range(5)])
+    assert len(seen) > 60 and mean_ap(seen, np.stack(plates) - np.mean(plates, axis=0)) < 3 * chance

@@ -10,10 +10,12 @@ from PIL import Image
 from nextreid.data import ReIDDataset, load_dataset
 from nextreid.synthetic import PARTS, PersonsConfig, synthetic_persons, write_folder_layout
 from nextreid.synthetic.dataset import render_identity, render_sample
-from nextreid.synthetic.drawing import draw_person
-from nextreid.synthetic.figure import REGION, part_map
-from nextreid.synthetic.identity import MATERIALS, make_identity, pool_pids, twin_of
-from nextreid.synthetic.scene import make_camera, make_frame, make_visit, visited_cameras
+from nextreid.synthetic.figure import PERSON
+from nextreid.synthetic.identity import pool_pids, twin_of
+from nextreid.synthetic.person import MATERIALS, person_materials
+from nextreid.synthetic.person import make_person as make_identity
+from nextreid.synthetic.person_drawing import draw_person
+from nextreid.synthetic.scene import make_camera, make_frame, make_visit, view_of, visited_cameras
 from nextreid.synthetic.sensors import material_table
 
 CONFIG = PersonsConfig()
@@ -242,24 +244,26 @@ def test_the_body_stands_in_its_crop(tiny):
 
 
 def test_every_region_has_a_material_and_the_background_none():
-    table = material_table(make_identity(CONFIG, PID).body, ambient=0.2)
+    body, camid = make_identity(CONFIG, PID).body, visited_cameras(CONFIG, PID)[0]
+    visit = make_visit(CONFIG, PID, camid)
+    table = material_table(PERSON, person_materials(body, visit, make_frame(CONFIG, visit, PID, camid, 0)), 0.2)
     assert table.shape == (256, 6) and table.dtype == np.float32
-    assert (table[[label for label in REGION.values() if label], 5] == 1).all() and (
-        table[REGION["background"]] == 0
-    ).all()
+    assert (table[1 : len(PERSON.number), 5] == 1).all() and (table[PERSON.number["background"]] == 0).all()
     assert table[:, 3].max() <= 1 and table[:, 4].max() <= 1.1
 
 
 def test_views_hide_what_they_should():
     def parts(yaw):
         camid = visited_cameras(CONFIG, 1)[0]
-        frame = dataclasses.replace(make_frame(CONFIG, make_visit(CONFIG, 1, camid), 1, camid, 0), yaw=yaw, held="none")
+        frame = dataclasses.replace(
+            make_frame(CONFIG, make_visit(CONFIG, 1, camid), 1, camid, 0), yaw=yaw, state="none"
+        )
         person = make_identity(CONFIG, 1)
         dressed = person.attributes | {"glasses": "yes", "backpack": "yes", "hair_length": "short"}
         labels = draw_person(
-            dataclasses.replace(person, attributes=dressed), frame, make_camera(0, camid).scale, (128, 64)
+            dataclasses.replace(person, attributes=dressed), frame, make_camera("persons", 0, camid), (128, 64)
         )
-        return np.bincount(part_map(labels).ravel(), minlength=len(PARTS))
+        return np.bincount(PERSON.part_map(labels).ravel(), minlength=len(PARTS))
 
     front, back = parts(0.0), parts(np.pi)
     glasses, pack, hair = (PARTS.index(name) for name in ("glasses", "backpack", "hair"))
@@ -349,4 +353,4 @@ def test_a_view_gap_gives_neighbouring_cameras_opposite_sides():
     config = dataclasses.replace(CONFIG, view_gap=1.0)
     for camid, view in ((0, "back"), (1, "front"), (2, "back")):
         frames = [make_frame(config, make_visit(config, pid, camid), pid, camid, 0) for pid in range(1, 13)]
-        assert sum(frame.view == view for frame in frames) >= 10
+        assert sum(view_of("persons", frame.yaw) == view for frame in frames) >= 10

@@ -4,11 +4,11 @@ import math
 from itertools import pairwise
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from .figure import REGION, SUPERSAMPLING, Figure, Point, between
-from .identity import Body, Identity
-from .scene import Frame, Occluder
+from .figure import PERSON, SUPERSAMPLING, Figure, Point, between
+from .identity import Identity
+from .person import Body
+from .scene import Camera, Frame
 
 _BARE_SLEEVES = ("t-shirt", "dress")
 _HEM = {"coat": 0.60, "dress": 0.56, "jacket": 0.93, "hoodie": 0.94, "sweater": 0.95, "t-shirt": 0.95}
@@ -17,40 +17,19 @@ _BEHIND = -0.06  # depth from which a hand hides behind the body
 _BULK = {"coat": 0.014, "jacket": 0.011, "hoodie": 0.009, "sweater": 0.006, "t-shirt": 0.003, "dress": 0.002}
 
 
-def draw_person(identity: Identity, frame: Frame, scale: float, img_size: tuple[int, int]) -> np.ndarray:
-    """Draw the ``(2H, 2W)`` uint8 labels of one person, unoccluded; `scale` is the camera's factor on the size."""
+def draw_person(identity: Identity[Body], frame: Frame, camera: Camera, img_size: tuple[int, int]) -> np.ndarray:
+    """Draw the ``(2H, 2W)`` uint8 labels of one person, unoccluded."""
     height, width = img_size[0] * SUPERSAMPLING, img_size[1] * SUPERSAMPLING
-    figure = _Person(identity, frame, identity.body.stature * scale * frame.zoom * height)
+    figure = _Person(identity, frame, identity.body.stature * camera.scale * frame.zoom * height)
     return figure.paint(width, height, center=width * (0.5 + frame.dx), ground=height * (0.965 + frame.dy))
-
-
-def draw_occluder(labels: np.ndarray, occluder: Occluder) -> np.ndarray:
-    """Return a copy of the labels with an occluder in front."""
-    image = Image.fromarray(labels)
-    draw = ImageDraw.Draw(image)
-    width, height = image.size
-    x, y, fill = occluder.x * width, occluder.y * height, REGION["occluder"]
-    if occluder.kind == "wall":
-        draw.rectangle((0, y, width, height), fill=fill)
-    elif occluder.kind == "post":
-        half = occluder.size * width
-        draw.rectangle((x - half, 0, x + half, height), fill=fill)
-    else:
-        radius = occluder.size * height
-        for step in range(5):
-            angle = 1.3 * step
-            cx, cy = x + 0.5 * radius * math.cos(angle), y + 0.45 * radius * math.sin(angle)
-            draw.ellipse((cx - 0.6 * radius, cy - 0.6 * radius, cx + 0.6 * radius, cy + 0.6 * radius), fill=fill)
-        draw.rectangle((x - 0.7 * radius, y, x + 0.7 * radius, height), fill=fill)
-    return np.asarray(image)
 
 
 class _Person(Figure):
     """A jointed body with its clothes and what it carries."""
 
-    def __init__(self, identity: Identity, frame: Frame, stature: float) -> None:
-        super().__init__(frame.yaw, stature)
-        self.body: Body = identity.body
+    def __init__(self, identity: Identity[Body], frame: Frame, stature: float) -> None:
+        super().__init__(PERSON, frame.yaw, stature)
+        self.body = identity.body
         self.wears = identity.attributes
         self.frame = frame
         self.female = self.wears["gender"] == "female"
@@ -63,7 +42,7 @@ class _Person(Figure):
         for name, draw in {"backpack": self._backpack, "handbag": self._handbag, "suitcase": self._suitcase}.items():
             if self.wears[name] == "yes":
                 draw(hand)
-        if frame.held != "none":
+        if frame.state != "none":
             self._held(hand)
 
     def _legs(self) -> None:
@@ -228,13 +207,13 @@ class _Person(Figure):
         shoulder_up = self.shoulder_height - 0.045
         upper, fore = body.arm * 0.52, body.arm * 0.46
         sleeve = (0.024 if not bare else 0.021) * body.limb + (0 if bare else self.bulk * 0.8)
-        busy = self.frame.held != "none"
+        busy = self.frame.state != "none"
         trim = "upper_trim" if body.upper_trim == "sleeves" else "upper"
         hand: Point = (0.0, 0.0, 0.0)
         for arm in (-1, 1):
             holding = busy and arm == body.side
             swing = -0.8 * body.stride * math.sin(self.frame.phase) * arm
-            bend = _BEND[self.frame.held] if holding else 0.25 + 0.5 * max(0.0, swing)
+            bend = _BEND[self.frame.state] if holding else 0.25 + 0.5 * max(0.0, swing)
             swing = 0.25 if holding else swing
             joint = (arm * (body.shoulder - 0.016), body.stoop, shoulder_up)
             out = arm * 0.020
@@ -290,11 +269,11 @@ class _Person(Figure):
     def _held(self, hand: Point) -> None:
         x, depth = self.flat(*hand[:2])
         up, near = hand[2], 0.14 if depth > _BEHIND else -0.11
-        if self.frame.held == "umbrella":
+        if self.frame.state == "umbrella":
             roof = 1.10
             arc = [(x + 0.30 * math.cos(k * math.pi / 8), roof + 0.13 * math.sin(k * math.pi / 8)) for k in range(9)]
             self.block((x, roof), (x, up), 0.006, 0.006, near, "held")
             self.polygon(arc, 0.3, "umbrella")
             return
-        half, tall = {"phone": (0.018, 0.035), "bottle": (0.016, 0.055), "book": (0.050, 0.036)}[self.frame.held]
+        half, tall = {"phone": (0.018, 0.035), "bottle": (0.016, 0.055), "book": (0.050, 0.036)}[self.frame.state]
         self.block((x, up + tall), (x, up - tall), half, half, near, "held")
