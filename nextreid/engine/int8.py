@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nextreid.data import Sample
-from nextreid.layers.int8 import Int8Layer, int8_layer
+from nextreid.layers.int8 import Int8Layer, PiecewiseMlp, int8_layer
 from nextreid.models import ReIDModel, as_reid_model
 from nextreid.retrieval import rank
 
@@ -180,6 +180,8 @@ def rounded(model: ReIDModel) -> ReIDModel:
                     made[child] = int8_layer(child)
                 if (layer := made[child]) is not None:
                     setattr(parent, name, layer)
+            if PiecewiseMlp.fits(parent):
+                parent.__class__ = PiecewiseMlp
     if not any(made.values()):
         raise ValueError(f"{model.pretrained_cfg.architecture} has no linear layer or convolution to put into int8")
     return small.eval()

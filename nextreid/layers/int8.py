@@ -3,10 +3,13 @@
 from typing import Any
 
 import torch
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 # Below these rounding the input takes longer than is saved: weights of a layer, input channels of a convolution.
 _SMALLEST, _FEWEST_CHANNELS = 4096, 128
+_ROWS, _CACHED = 256, 2**17  # tokens of one product; values that are rounded at once
+_LEAST = 1e-30  # of a largest value: its reciprocal is finite
 
 
 class Int8Layer(nn.Module):
@@ -48,10 +51,19 @@ class Int8Layer(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def _rounded(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """``x`` as uint8 about 128, and the scale that gives it back; NaN stays NaN through the scale."""
-    scale = x.abs().amax(dims, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    return (x / scale).add_(128.5).to(torch.uint8), scale
+def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of ``(R, ...)`` as uint8 about 128, and the scale ``(R, 1)`` that gives them back; NaN stays NaN through it.
+
+    A few rows at a time, so that what lies between two passes over them is still in the cache.
+    """
+    rows = x.detach().flatten(1)
+    whole, top = torch.empty(rows.shape, dtype=torch.int8), rows.new_empty(len(rows), 1)
+    several = max(1, _CACHED // rows.shape[1])
+    buffer = rows.new_empty(min(several, len(rows)), rows.shape[1])
+    for some, out, most in zip(rows.split(several), whole.split(several), top.split(several), strict=True):
+        torch.maximum(some.amax(1, keepdim=True), -some.amin(1, keepdim=True), out=most).clamp_min_(_LEAST)
+        out.copy_(torch.mul(some, 127 / most, out=buffer[: len(some)]).round_())
+    return whole.view(x.shape).view(torch.uint8).bitwise_xor_(128), top.div_(127)  # to uint8 is slower than to int8
 
 
 class Int8Linear(Int8Layer):
@@ -65,12 +77,16 @@ class Int8Linear(Int8Layer):
                 torch.zeros(len(self.scale), dtype=torch.int32),
             )
         packed, zero = self._packed
-        rows = x.reshape(-1, x.shape[-1]).float()  # (R, in)
-        rounded, scale = _rounded(rows, (1,))
-        out = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, 128, packed, self.scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        out = out * scale if self.bias is None else torch.addcmul(self.bias, out, scale)
+        rounded, scales = _rounded(x.reshape(-1, x.shape[-1]).float())  # (R, in), (R, 1)
+        out = scales.new_empty(len(rounded), len(self.scale))
+        for some, scale, place in zip(rounded.split(_ROWS), scales.split(_ROWS), out.split(_ROWS), strict=True):
+            sums = torch.ops.onednn.qlinear_pointwise(
+                some, 1.0, 128, packed, self.scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+            if self.bias is None:
+                torch.mul(sums, scale, out=place)
+            else:
+                torch.addcmul(self.bias, sums, scale, out=place)
         return out.view(*x.shape[:-1], len(self.scale)).to(x.dtype)
 
 
@@ -92,7 +108,8 @@ class Int8Conv2d(Int8Layer):
                 torch.zeros(len(self.scale), dtype=torch.int32),
             )
         packed, zero = self._packed
-        rounded, scale = _rounded(x.float(), (1, 2, 3))
+        rounded, scale = _rounded(x.float())
+        scale = scale[:, :, None, None]
         out = torch.ops.onednn.qconv_pointwise(
             rounded.contiguous(memory_format=torch.channels_last),
             1.0,
@@ -114,6 +131,21 @@ class Int8Conv2d(Int8Layer):
         )
         out = out * scale if self.bias is None else torch.addcmul(self.bias[:, None, None], out, scale)
         return out.to(x.dtype)
+
+
+class PiecewiseMlp(Mlp):
+    """timm's `Mlp` on some tokens at a time, so that the wide ones between its layers stay in the cache."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(..., in)`` to ``(..., out)``."""
+        rows = x.reshape(-1, x.shape[-1])  # (R, in)
+        out = torch.cat([super(PiecewiseMlp, self).forward(some) for some in rows.split(_ROWS)])
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    def fits(module: nn.Module) -> bool:
+        """Whether a module is an `Mlp` of 8-bit layers that treats each token alone."""
+        return type(module) is Mlp and type(module.fc1) is Int8Linear and type(module.norm) is nn.Identity
 
 
 def int8_layer(module: nn.Module) -> Int8Layer | None:

@@ -5,12 +5,13 @@ import pickle
 
 import pytest
 import torch
+from timm.layers import Mlp
 from torch import nn
 
-from nextreid.layers.int8 import Int8Conv2d, Int8Linear, int8_layer
+from nextreid.layers.int8 import Int8Conv2d, Int8Linear, PiecewiseMlp, int8_layer
 
 LAYERS = {
-    "linear": (lambda: nn.Linear(64, 80), (3, 5, 64)),
+    "linear": (lambda: nn.Linear(64, 80), (3, 125, 64)),
     "linear without bias": (lambda: nn.Linear(64, 80, bias=False), (3, 64)),
     "convolution": (lambda: nn.Conv2d(128, 40, 3, 2, 1), (3, 128, 9, 7)),
     "pointwise": (lambda: nn.Conv2d(128, 40, 1, bias=False), (3, 128, 4, 2)),
@@ -34,7 +35,7 @@ def test_rounded_by_row_and_token(case):
     token = 127 / x.abs().amax((-1,) if isinstance(layer, nn.Linear) else tuple(range(1, x.dim())), keepdim=True)
     exact = copy.deepcopy(layer).double()
     exact.weight.data = (weight * row).round().double() / row.double()
-    expected = exact((x * token + 0.5).floor().double() / token.double())
+    expected = exact((x * token).round().double() / token.double())
     with torch.no_grad():
         torch.testing.assert_close(small(x).double(), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
         assert (small(x) - layer(x)).norm() < 0.02 * layer(x).norm()
@@ -60,6 +61,7 @@ def test_copies_and_pickles_compute_the_same(case):
 def test_odd_inputs():
     layer = nn.Linear(64, 80)
     small = int8_layer(layer)
+    assert small(torch.ones(2, 64, requires_grad=True)).shape == (2, 80)
     with torch.no_grad():
         for bad in (torch.nan, torch.inf):
             assert not small(torch.full((1, 64), bad)).isfinite().any()
@@ -67,6 +69,19 @@ def test_odd_inputs():
         assert (
             small(torch.zeros(0, 64)).shape == (0, 80) and small(torch.ones(2, 64).bfloat16()).dtype == torch.bfloat16
         )
+
+
+def test_pieces_of_tokens_are_the_whole():
+    torch.manual_seed(0)
+    mlp = Mlp(64, 128, 80)
+    assert not PiecewiseMlp.fits(mlp)
+    mlp.fc1, mlp.fc2 = int8_layer(mlp.fc1), int8_layer(mlp.fc2)
+    assert PiecewiseMlp.fits(mlp)
+    x = torch.randn(3, 129, 64)
+    with torch.no_grad():
+        whole, empty = mlp(x), mlp(x[:0])
+        mlp.__class__ = PiecewiseMlp
+        assert torch.equal(mlp(x), whole) and mlp(x[:0]).shape == empty.shape == (0, 129, 80)
 
 
 @pytest.mark.parametrize(
