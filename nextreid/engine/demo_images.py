@@ -173,7 +173,7 @@ def _masks(models: Mapping[str, ReIDModel], dataset: ReIDDataset) -> tuple[str, 
     chosen: Sequence[Any] = [*(firsts.values() if len(firsts) > 1 else dataset.query)][:_SHOWN_MASKS]
     for name, model in models.items():
         try:
-            return name, expert_masks(model, dataset, chosen, text=False)
+            return name, expert_masks(model, dataset, chosen, views=("sampled", "gamma"), text=False)
         except ValueError:  # it has none
             continue
     return None

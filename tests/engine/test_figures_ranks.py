@@ -51,7 +51,7 @@ def drawn(monkeypatch):
     found = {}
 
     def record(queries, gallery, indices, matches, modalities, **rest):
-        found.update(queries=queries, gallery=gallery, indices=indices, matches=matches, **rest)
+        found.update(queries=queries, gallery=gallery, indices=indices, matches=matches, modalities=modalities, **rest)
 
     monkeypatch.setattr(ranks, "rank_list_image", record)
     return found
@@ -83,6 +83,17 @@ def test_ignored_entries_are_drawn_when_asked_for_and_hidden_modalities_are_not(
     assert drawn["ignored"][0].tolist() == same_place and sum(same_place) == 2
     assert not (drawn["ignored"] & drawn["matches"]).any()
     assert drawn["titles"][0].startswith("best query; average precision")
+
+
+def test_a_modality_that_nobody_has_takes_no_room(build, dataset, drawn):
+    def without_nir(sample):
+        return replace(sample, images=(sample.images[0], None, sample.images[2]))
+
+    samples = {split: tuple(map(without_nir, getattr(dataset, split))) for split in ("query", "gallery")}
+    rank_lists({"m": build()}, replace(dataset, **samples), queries=["random"], count=1, top=2)
+    assert drawn["modalities"] == ("rgb", "tir") and len(drawn["queries"][0].images) == 2
+    captions = next(s for s in dataset.query if s.key == drawn["queries"][0].key).captions
+    assert drawn["queries"][0].captions == captions[::2]
 
 
 def test_an_image_comes_out(build, dataset):

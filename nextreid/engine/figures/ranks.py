@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, compress
 
 import numpy as np
 from PIL import Image
@@ -71,9 +72,11 @@ def rank_lists(
     conditions = of_query_and_gallery(rule, dataset.modalities, condition)
     ranked = {name: rank_queries(as_reid_model(m), dataset, rule, conditions, options) for name, m in models.items()}
     chosen = choose_queries(dataset.query, np.stack([each.ap for each in ranked.values()]), queries, count, seed)
+    both = (dataset.query, dataset.gallery)
+    there = [any(s.images[i] is not None for s in chain(*both)) for i in range(len(dataset.modalities))]
     shown = [
-        [_only(sample, of_split.shows(dataset.modalities)) for sample in split]
-        for split, of_split in zip((dataset.query, dataset.gallery), conditions, strict=True)
+        [_only(sample, of_split.shows(dataset.modalities), there) for sample in split]
+        for split, of_split in zip(both, conditions, strict=True)
     ]
     rows, titles = [], []
     for at, word in chosen:
@@ -87,7 +90,7 @@ def rank_lists(
         shown[1],
         np.stack([row[1] for row in rows]),
         np.stack([row[2] for row in rows]),
-        dataset.modalities,
+        tuple(compress(dataset.modalities, there)),
         scores=np.stack([row[3] for row in rows]),
         ignored=np.stack([row[4] for row in rows]) if ignored else None,
         titles=titles,
@@ -96,7 +99,7 @@ def rank_lists(
     )
 
 
-def _only(sample: Sample, shows: Sequence[bool]) -> Sample:
-    """The sample with the images that are shown."""
-    images = tuple(image if show else None for image, show in zip(sample.images, shows, strict=True))
-    return replace(sample, images=images)
+def _only(sample: Sample, shows: Sequence[bool], there: Sequence[bool]) -> Sample:
+    """The sample with the images that are shown, of modalities that some sample has."""
+    images = (image if show else None for image, show in zip(sample.images, shows, strict=True))
+    return replace(sample, images=tuple(compress(images, there)), captions=tuple(compress(sample.captions, there)))
