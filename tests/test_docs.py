@@ -25,7 +25,7 @@ from nextreid.synthetic import PersonsConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-COMMANDS = set("demo train eval calibrate show extract export gallery models convert data captions".split())
+COMMANDS = set("demo train eval calibrate show extract export gallery models convert data captions browse".split())
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 

@@ -28,7 +28,7 @@ _SCRATCH = Path(tempfile.gettempdir()) / "nextreid-browse"
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """Yield the seconds of each step, of its page and of all images on it, by the clock; each is measured once.
+    """Yield the seconds of each step, by the clock and of the server's CPU (Linux), each measured once.
 
     The images are JPEG files of 256 x 128 pixels, enlarged from drawn persons with noise of their own, three a sample;
     half of the samples are for training, a tenth are queries. They are written once, into the folder of temporary
@@ -50,7 +50,7 @@ def run() -> Iterator[dict[str, Any]]:
                 _get(base + "/")
                 break
             time.sleep(0.05)
-        yield _row("start of the program to the first page", time.perf_counter() - start)
+        yield _row("start of the program to the first page", time.perf_counter() - start, cpu=_cpu_seconds(server.pid))
         query = SAMPLES // 2 + 7
         steps = (
             ("samples, first page", "/dataset/0"),
@@ -68,7 +68,9 @@ def run() -> Iterator[dict[str, Any]]:
             ("check, again", "/dataset/0/check"),
         )
         for name, address in steps:
-            yield _row(name, *_view(base, address))
+            before = _cpu_seconds(server.pid)
+            seen = _view(base, address)
+            yield _row(name, *seen, cpu=_cpu_seconds(server.pid) - before)
         kept = list(cache.rglob("*.jpg"))
         yield {**_row("thumbnails kept", 0.0), "images": len(kept), "bytes": sum(p.stat().st_size for p in kept)}
     finally:
@@ -77,15 +79,27 @@ def run() -> Iterator[dict[str, Any]]:
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def _row(step: str, page: float, images: float = 0.0, count: int = 0, size: int = 0) -> dict[str, Any]:
+def _row(
+    step: str, page: float, images: float = 0.0, count: int = 0, size: int = 0, *, cpu: float = 0.0
+) -> dict[str, Any]:
     return {
         "samples": SAMPLES,
         "step": step,
         "page_seconds": round(page, 3),
         "with_images_seconds": round(page + images, 3),
+        "cpu_seconds": round(cpu, 2),
         "images": count,
         "bytes": size,
     }
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU seconds that a process has used; 0 where the system does not say so."""
+    path = Path(f"/proc/{pid}/stat")
+    if not path.is_file():
+        return 0.0
+    fields = path.read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _view(base: str, address: str) -> tuple[float, float, int, int]:

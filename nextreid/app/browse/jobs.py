@@ -87,7 +87,8 @@ class Jobs:
             raise StillRunning(job)
         if job.error is not None:
             with self._guard:
-                self._jobs.pop(key, None)
+                if self._jobs.get(key) is job:
+                    del self._jobs[key]
             raise job.error
         return job.result
 

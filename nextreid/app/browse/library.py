@@ -59,7 +59,8 @@ def sort_sources(names: Sequence[str], *, pattern: bool = False) -> Sources:
         elif path.is_dir():
             inside = list(_below(path, 0 if pattern else _DEPTH))
             found.runs.extend(place for kind, place in inside if kind == "run")
-            found.models.extend(str(place) for kind, place in inside if kind == "model")
+            # from its root, as a model may have the name of a folder
+            found.models.extend(os.path.abspath(place) for kind, place in inside if kind == "model")
             found.galleries.extend(str(place) for kind, place in inside if kind == "gallery")
             if not inside:
                 found.datasets.append(name)

@@ -18,7 +18,7 @@ from nextreid.viz.table import format_value
 from .library import BrowsedDataset, Library, as_text
 
 _LONGEST = 1000  # characters of a field
-_MOST_PAGES = 10**6
+_DIGITS = 9  # of a number
 
 
 class Templates:
@@ -85,7 +85,7 @@ class Pages(NamedTuple):
 def pages(request: Request, total: int, size: int) -> Pages:
     """Find the page that a request asks for; the last one where it asks for more."""
     last = max(1, -(-total // size))
-    number = min(whole(request, "page", 1, _MOST_PAGES, least=1), last)
+    number = min(whole(request, "page", 1, 10**_DIGITS, least=1), last)
 
     def link(other: int) -> str:
         return address("", [(n, v) for n, v in request.query_params.multi_items() if n != "page"], page=other)
@@ -114,9 +114,12 @@ def word(request: Request, name: str, known: Sequence[str] | None = None) -> str
 def whole(request: Request, name: str, default: int, most: int, least: int = 0) -> int:
     """A field of the address as a number; ValueError if it is none, or out of range."""
     given = word(request, name)
-    if not given:
-        return default
-    if not (given.isascii() and given.isdigit() and least <= int(given[:20]) <= most):
+    return as_whole(name, given, most, least) if given else default
+
+
+def as_whole(name: str, given: str, most: int, least: int = 0) -> int:
+    """A text as a number; ValueError if it is none, or out of range."""
+    if not (given.isascii() and given.isdigit() and len(given) <= _DIGITS and least <= int(given) <= most):
         raise ValueError(f"{name} must be a whole number of {least} to {most}; got {show(given)}")
     return int(given)
 

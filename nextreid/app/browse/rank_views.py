@@ -61,7 +61,7 @@ class RankViews:
         )
 
     def query(self, request: Request) -> Any:
-        """One query: its captions, its nearest entries, and what the model's experts sample of it."""
+        """One query: its captions, its nearest entries, and what the model looks at in it."""
         number, browsed = self._dataset(request)
         model, shown, place = self._model(request, "model"), _shown(request, browsed), _query(request, browsed)
         asked = browsed.samples[place]
@@ -99,7 +99,7 @@ class RankViews:
         )
 
     def masks(self, request: Request) -> Response:
-        """What the model's experts sample of one query, as an image."""
+        """What the model looks at in one query, as an image."""
         number, browsed = self._dataset(request)
         model, shown = self._model(request, "model"), _shown(request, browsed)
         sample = browsed.samples[_query(request, browsed)]

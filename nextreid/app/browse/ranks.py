@@ -115,11 +115,11 @@ class Ranker:
         return self._jobs.get(key, what, lambda progress: self._ranking(model, dataset, shown), lambda one: one.bytes)
 
     def masks(self, model: Model, number: int, sample: Sample, shown: Shown) -> bytes:
-        """What the semantic experts of a model sample of a sample, as a PNG.
+        """What a model looks at in a sample, as a PNG; see `expert_masks`.
 
         Raises:
             StillRunning: It is being made.
-            ValueError: The model has no semantic experts, or an image cannot be read.
+            ValueError: The model has nothing to show, or an image cannot be read.
         """
         browsed = self._library.browsed[number]
 

@@ -11,7 +11,7 @@ from nextreid.retrieval import METRICS
 
 from .charts import Line, chart
 from .library import Library, Run, read_run
-from .pages import Templates, item, table
+from .pages import Templates, as_whole, item, table
 
 _EPOCHS = 200  # rows of the table; of longer runs the last
 _CURVES = (
@@ -90,9 +90,7 @@ class RunViews:
         """The curves of several runs over each other."""
         every = list(self._library.runs.items())
         asked = request.query_params.getlist("run")
-        if wrong := [number for number in asked if not (number.isascii() and number.isdigit())]:
-            raise ValueError(f"run takes numbers of runs; got {wrong[0][:80]!r}")
-        numbers = list(dict.fromkeys(int(number[:9]) for number in asked)) or list(range(len(every)))
+        numbers = list(dict.fromkeys(as_whole("run", number, len(every) - 1) for number in asked)) or range(len(every))
         runs = [(number, item("run", every, number)[0], read_run(every[number][1])) for number in numbers]
         charts = [chart(title, [Line(name, _points(run, path)) for _, name, run in runs]) for title, path in _CURVES]
         return self._templates.page("runs.html", runs=runs, charts=charts)
