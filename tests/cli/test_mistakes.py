@@ -63,7 +63,7 @@ MISTAKES = [
     (["extract", "images", "images", "--out", "v"], "training writes one, RUN/last"),
     (["export", "next_tinny", "--out", "m.onnx"], "did you mean next_tiny"),
     (["models", "next_tinny"], "did you mean next_tiny"),
-    ([*TRAIN, "--out", "r", "--dataset", "synthetic-person"], "Did you mean 'synthetic-persons'?"),
+    ([*TRAIN, "--out", "r", "--dataset", "synthetic-person"], "Did you mean 'synthetic-persons' or"),
     (["data", "check", "rgbnt20"], "Did you mean 'rgbnt201'"),
     (["data", "card", "rgbnt20"], "Did you mean 'rgbnt201'"),
     ([*TRAIN, "--out", "r", "--recipe", "tinny"], "Did you mean 'tiny'?"),
