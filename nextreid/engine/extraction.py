@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,12 @@ def load_embeddings(folder: str | Path) -> tuple[Tensor, list[dict[str, str]], d
     Example:
         >>> embeddings, rows, made = load_embeddings("out")  # doctest: +SKIP
     """
+    embeddings, rows, metadata = open_embeddings(folder)
+    return embeddings, list(rows()), metadata
+
+
+def open_embeddings(folder: str | Path) -> tuple[Tensor, Callable[[], Iterator[dict[str, str]]], dict[str, Any]]:
+    """Read what `extract` wrote as `load_embeddings` does; the rows of the index come one by one, from a function."""
     embeddings, index = user_path(folder) / EMBEDDINGS, user_path(folder) / INDEX
     tensors, metadata = read_tensors(embeddings)
     if "index_sha256" not in metadata:
@@ -152,13 +158,18 @@ def load_embeddings(folder: str | Path) -> tuple[Tensor, list[dict[str, str]], d
         raise FileNotFoundError(f"no file {index}: it belongs to {embeddings}")
     if metadata["index_sha256"] != _sha256(index):
         raise ValueError(f"{index} was edited or damaged, or belongs to another extraction than {embeddings}")
-    with index.open(newline="", encoding="utf-8") as file:
-        rows = [{name: unescape_cell(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+    def rows() -> Iterator[dict[str, str]]:
+        with index.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                yield {name: unescape_cell(value) for name, value in row.items()}
+
     return tensors["embedding"], rows, metadata
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_extraction(folder: Path, overwrite: bool) -> None:

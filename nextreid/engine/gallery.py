@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from nextreid.retrieval.gallery_reader import GalleryReader
 
 from .ablations import Condition
 from .embedding import EmbedOptions, embed_samples, embedding_width, encode_words, joint_width, reads_text
-from .extraction import load_embeddings
+from .extraction import open_embeddings
 from .feature_extractor import FeatureExtractor
 from .provenance import weights_digest
 
@@ -285,7 +285,7 @@ def add_extraction(gallery: Gallery, folder: str | os.PathLike[str], *, known: O
         FileNotFoundError: A file is missing.
         ValueError: It is damaged, of another model or other weights, or a key is there already.
     """
-    vectors, rows, made = load_embeddings(os.fspath(folder))
+    vectors, rows, made = open_embeddings(os.fspath(folder))
     wanted = {
         "embedding": gallery.about.get("embedding"),
         "text": gallery.about.get("text", False),
@@ -298,14 +298,20 @@ def add_extraction(gallery: Gallery, folder: str | os.PathLike[str], *, known: O
             )
     if made.get("digest") is None and gallery.about["digest"] is not None:
         raise ValueError(f"{folder} does not say what weights it was made with: extract it again")
-    kept = [i for i, row in enumerate(rows) if known != "skip" or row["key"] not in gallery]
-    entries = [
-        Entry(rows[i]["key"], rows[i]["pid"], rows[i]["camid"], modalities=tuple(rows[i]["present"].split("+")))
-        for i in kept
-    ]
-    if kept:
-        gallery.add(vectors[kept], entries, model=made["model"], digest=made.get("digest"), replace=known == "replace")
-    return Added(len(kept), len({entry.identity for entry in entries} - {None}), len(rows) - len(kept))
+    there = {i for i, row in enumerate(rows()) if known == "skip" and row["key"] in gallery}
+    kept = vectors[[i for i in range(len(vectors)) if i not in there]] if there else vectors
+    names = set[str]()
+
+    def entries() -> Iterator[Entry]:
+        for i, row in enumerate(rows()):
+            if i not in there:
+                entry = Entry(row["key"], row["pid"], row["camid"], modalities=tuple(row["present"].split("+")))
+                names.update([str(entry.identity)] if entry.identity is not None else [])
+                yield entry
+
+    if len(kept):
+        gallery.add(kept, entries(), model=made["model"], digest=made.get("digest"), replace=known == "replace")
+    return Added(len(kept), len(names), len(there))
 
 
 def _entry(sample: Sample, modalities: Sequence[str], names: LabelNames, attributes: Attributes | None) -> Entry:

@@ -1,7 +1,9 @@
 """A gallery that lasts: a folder of vectors with what they belong to, searched by vectors, images or words."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,8 @@ class Gallery(GalleryReader):
         >>> [(hit.entry.identity, hit.score) for hit in Gallery("people").search(np.eye(4)[0], k=1)]
         [('anna', 1.0)]
     """
+
+    _piece = 8192  # vectors that are added at once, as parts of one change
 
     @classmethod
     def create(
@@ -98,13 +102,15 @@ class Gallery(GalleryReader):
     def add(
         self,
         vectors: Embeddings,
-        entries: Sequence[Entry | Mapping[str, Any]] | None = None,
+        entries: Iterable[Entry | Mapping[str, Any]] | None = None,
         *,
         model: str | None = None,
         digest: str | None = None,
         replace: bool = False,
     ) -> list[str]:
         """Add vectors: all of them or, on an error, none. When it returns they are on the disk.
+
+        They are read some at a time, so that a million of them may be a memory-mapped file and an iterator.
 
         Args:
             vectors: ``(n, width)``, or ``(n, width + words)``, of any length; kept at unit length in float16.
@@ -127,21 +133,35 @@ class Gallery(GalleryReader):
                     f"the vectors come from {what} {show(made)}, gallery {self.folder} is of {show(self.about[name])}: "
                     "vectors of two models cannot be compared"
                 )
-        rows, norms = self._rows(vectors)
-        given = [Entry()] * len(rows) if entries is None else [as_entry(entry) for entry in entries]
-        if len(given) != len(rows):
-            raise ValueError(f"{len(rows)} vectors but {len(given)} entries: give one each")
-        return self._append(rows, norms, given, replace)
+        check_matrix("gallery", vectors)
+        if isinstance(entries, Sized) and len(entries) != len(vectors):
+            raise ValueError(f"{len(vectors)} vectors but {len(entries)} entries: give one each")
+        given = repeat(Entry(), len(vectors)) if entries is None else iter(entries)
+        keys = list[str]()
+        with self._store.writing():
+            for start in range(0, len(vectors), self._piece):
+                rows, norms = self._rows(vectors, start, min(start + self._piece, len(vectors)))
+                some = [_numbered(start + i, entry) for i, entry in enumerate(islice(given, len(rows)))]
+                if len(some) < len(rows):
+                    raise ValueError(f"{len(vectors)} vectors but {start + len(some)} entries: give one each")
+                keys += self._append(rows, norms, some, replace, start)
+            if next(given, None) is not None:
+                raise ValueError(f"{len(vectors)} vectors but more entries: give one each")
+        return keys
 
-    def _append(self, rows: np.ndarray, norms: np.ndarray, given: Sequence[Entry], replace: bool) -> list[str]:
+    def _append(
+        self, rows: np.ndarray, norms: np.ndarray, given: Sequence[Entry], replace: bool, before: int = 0
+    ) -> list[str]:
+        """Add entries to a change that has added some `before`, among which no key may be again."""
         with self._store.writing():
             with self._store.reading() as state:
                 table = [self._row(entry, state.added + number) for number, entry in enumerate(given, 1)]
+                first = state.rows - before
             keys = [row[0] for row in table]
-            if len(set(keys)) < len(keys):
-                twice = next(key for i, key in enumerate(keys) if key in set(keys[:i]))
-                raise ValueError(f"key {show(twice)} occurs twice; keys must be unique")
             there = self._places(keys)
+            twice = [key for key, count in Counter(keys).items() if count > 1]
+            if twice := twice + [key for key, place in there.items() if place >= first]:
+                raise ValueError(f"key {show(twice[0])} occurs twice; keys must be unique")
             if there and not replace:
                 raise ValueError(
                     f"{len(there)} of {len(keys)} keys are in gallery {self.folder} already, such as "
@@ -242,9 +262,8 @@ class Gallery(GalleryReader):
         """
         self._store.compact(progress=progress)
 
-    def _rows(self, vectors: Embeddings) -> tuple[np.ndarray, np.ndarray]:
+    def _rows(self, vectors: Embeddings, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return vectors as they are stored, each part at unit length, and the lengths of the first part as stored."""
-        check_matrix("gallery", vectors)
         width, words = self.width, self.about["words"]
         if vectors.shape[1] != width + words:
             also = f" (and {words} of the joint space with words behind them)" if words else ""
@@ -252,11 +271,11 @@ class Gallery(GalleryReader):
                 f"vectors have {vectors.shape[1]} numbers but gallery {self.folder} has {width}{also}: use the model "
                 f"{show(self.about.get('model'))} that it was made with"
             )
-        check_finite("gallery", vectors, 0, len(vectors))
-        parts = list(as_float32(vectors).split([width, words] if words else [width], dim=1))
+        check_finite("gallery", vectors, start, stop)
+        parts = list(as_float32(vectors[start:stop]).split([width, words] if words else [width], dim=1))
         lengths = [torch.linalg.vector_norm(part, dim=1, keepdim=True) for part in parts]
         if zero := torch.nonzero(lengths[0][:, 0] == 0)[:, 0].tolist():
-            raise ValueError(f"{len(zero)} of {len(vectors)} vectors are zero, the first at index {zero[0]}")
+            raise ValueError(f"{len(zero)} of {stop - start} vectors are zero, the first at index {start + zero[0]}")
         unit = [part / torch.where(length > 0, length, 1) for part, length in zip(parts, lengths, strict=True)]
         rows = torch.cat(unit, dim=1).to(torch.float16)
         return rows.cpu().numpy(), torch.linalg.vector_norm(rows[:, :width].float(), dim=1).cpu().numpy()
@@ -267,3 +286,10 @@ class Gallery(GalleryReader):
         if wrong := set(entry.modalities) - set(self.modalities):
             raise ValueError(f"entry {show(key)}: {unknown('modality', wrong, self.modalities)}")
         return key or str(number), identity, camera, time, "+".join(shown), *tables
+
+
+def _numbered(index: int, entry: Any) -> Entry:
+    try:
+        return as_entry(entry)
+    except ValueError as error:
+        raise ValueError(f"entry at index {index}: {error}") from error

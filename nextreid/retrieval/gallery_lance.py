@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ class LanceGallery(Gallery):
         >>> gallery = LanceGallery("s3://bucket/people")  # doctest: +SKIP
         >>> gallery.search(vector, where={"camera": "gate"})  # doctest: +SKIP
     """
+
+    _piece = sys.maxsize  # the engine makes one change of one call
 
     def __init__(self, uri: str, *, write: bool = False, encoder: Encoder | None = None) -> None:
         self.folder, self.uri, self.encoder = uri, str(uri), encoder  # type: ignore[assignment]
@@ -92,7 +95,9 @@ class LanceGallery(Gallery):
     def close(self) -> None:
         """Nothing is held."""
 
-    def _append(self, rows: np.ndarray, norms: np.ndarray, given: Sequence[Entry], replace: bool) -> list[str]:
+    def _append(
+        self, rows: np.ndarray, norms: np.ndarray, given: Sequence[Entry], replace: bool, before: int = 0
+    ) -> list[str]:
         import pyarrow as pa
 
         start = self._table.version * 1_000_000  # keys that are numbers, and no other writer's
@@ -241,6 +246,8 @@ class _Store:
     @contextmanager
     def reading(self) -> Iterator[None]:
         yield
+
+    writing = reading
 
 
 class _Search(NamedTuple):

@@ -1,5 +1,8 @@
 """Images and words to a gallery and its answers, with a model; the numbers are those of extraction and evaluation."""
 
+import hashlib
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +11,11 @@ import torch
 import torch.nn.functional as F
 
 import nextreid
+from nextreid import Gallery
+from nextreid._files import write_csv, write_tensors
 from nextreid.data import SampleDataset, collate
 from nextreid.engine import (
+    Added,
     add_extraction,
     add_samples,
     create_gallery,
@@ -114,6 +120,51 @@ def test_what_extract_wrote_is_added_if_the_weights_are_the_same(dataset, model,
         extract(model, dataset.gallery, tmp_path / "text")
         with pytest.raises(ValueError, match=r"was made with text True, gallery .* is False"):
             add_extraction(gallery, tmp_path / "text")
+
+
+def write_rows(folder, rows):
+    """What `extract` writes, for vectors of no model."""
+    folder.mkdir()
+    lines = ((i, f"k{i}", i % 1000, 1, -1, "rgb") for i in range(len(rows)))
+    write_csv(folder / "index.csv", ("row", "key", "pid", "camid", "sceneid", "present"), lines)
+    digest = hashlib.sha256((folder / "index.csv").read_bytes()).hexdigest()
+    made = {"model": "m", "text": False, "after_neck": False, "index_sha256": digest}
+    write_tensors(folder / "embeddings.safetensors", {"embedding": torch.from_numpy(rows)}, made)
+    return folder
+
+
+def test_a_table_of_many_rows_is_added_whole_or_not_at_all(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((10_000, 8)).astype(np.float32)
+    good = write_rows(tmp_path / "good", rows)
+    rows[-2] = 0
+    with Gallery.create(tmp_path / "g", 8, modalities="rgb") as gallery:
+        with pytest.raises(ValueError, match="the first at index 9998"):
+            add_extraction(gallery, write_rows(tmp_path / "bad", rows))
+        assert len(gallery) == len(Gallery(tmp_path / "g")) == 0
+        assert add_extraction(gallery, good).identities == 1000 and len(Gallery(tmp_path / "g")) == 10_000
+        gallery.delete(key="k9000")
+        assert add_extraction(gallery, good, known="skip") == Added(1, 1, 9999)
+        assert gallery.search(rows[9000], k=1)[0].entry.key == "k9000"
+
+
+PROGRAM = """
+import resource, sys
+from nextreid import Gallery
+from nextreid.engine import add_extraction
+gallery, before = Gallery(sys.argv[1], write=True), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(add_extraction(gallery, sys.argv[2]).entries, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux counts it")
+def test_a_million_rows_need_little_memory(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((1_000_000, 8)).astype(np.float32)
+    Gallery.create(tmp_path / "g", 8, modalities="rgb").close()
+    words = [sys.executable, "-c", PROGRAM, str(tmp_path / "g"), str(write_rows(tmp_path / "rows", rows))]
+    added, grown = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert int(added) == len(Gallery(tmp_path / "g")) == 1_000_000
+    assert int(grown) < 300 * 1024  # KiB: the keys that are returned, the vectors and the file that they come from
 
 
 def test_a_gallery_opens_with_its_model_and_no_other(dataset, build, tmp_path):

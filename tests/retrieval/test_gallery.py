@@ -160,6 +160,32 @@ def test_a_key_is_added_once_unless_replaced(gallery):
         gallery.add(vectors(2), [{"key": "twice"}] * 2)
 
 
+NUMBERED = [{"identity": i, "key": f"n{i}"} for i in range(5)]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "entries", "message"),
+    [
+        (np.stack([*vectors(4), np.zeros(WIDTH)]), NUMBERED, "1 of 1 vectors are zero, the first at index 4"),
+        (vectors(5), NUMBERED[:3], "5 vectors but 3 entries"),
+        (vectors(3), NUMBERED, "3 vectors but more entries"),
+        (vectors(5), [*NUMBERED[:4], {"time": "soon"}], "entry at index 4: time must be"),
+        (vectors(5), [*NUMBERED[:4], NUMBERED[0]], "key 'n0' occurs twice"),
+    ],
+)
+def test_many_vectors_are_one_change(gallery, folder, monkeypatch, rows, entries, message, replace):
+    monkeypatch.setattr(Gallery, "_piece", 2)
+    with pytest.raises(ValueError, match=message):
+        gallery.add(rows, iter(entries), replace=replace)
+    assert len(gallery) == len(Gallery(folder)) == 6 and not gallery.verify()
+    for seed in (1, 2) if replace else (1,):
+        assert gallery.add(vectors(5, seed), iter(NUMBERED), replace=replace) == [f"n{i}" for i in range(5)]
+        assert len(gallery) == len(Gallery(folder)) == 11
+        kept = gallery.vectors(["n3"])[0].astype(np.float32)
+        np.testing.assert_allclose(kept, vectors(5, seed)[3] / np.linalg.norm(vectors(5, seed)[3]), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("bad", "settings", "message"),
     [
