@@ -9,7 +9,7 @@ from .harness import record
 SPEED = (
     "counts", "head", "embedding", "int8", "evaluation", "text", "loader", "related", "zoo", "zoo_times", "gpu",
     "models", "imports", "synthetic", "train_step", "demo", "retrieval", "search", "gallery", "startup",
-    "caption_merge", "captions", "browse",
+    "caption_merge", "captions", "browse", "figures",
 )  # fmt: skip
 MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {
     "reliability": "benchmarks.reliability",

@@ -101,6 +101,7 @@ def add(command: Any) -> None:
         metavar="FOLDER",
         help="with one CHECKPOINT: where its calibration.json lies (default: CHECKPOINT)",
     )
+    scores.add_argument("--no-calibration", action="store_true", help="without thresholds and reliability")
     _add_plot(scores)
 
     training = show(
@@ -231,10 +232,10 @@ def run_scores(args: argparse.Namespace) -> None:
         raise ValueError("--calibration goes with one CHECKPOINT: several have theirs in their folders")
     names = short_names(args.checkpoint)
     folders = {name: Path(each).expanduser() for name, each in zip(names, args.checkpoint, strict=True)}
-    there = [name for name, folder in folders.items() if (folder / CALIBRATION).is_file()]
-    calibrations = {name: Calibration.read(folders[name]) for name in there}
     if args.calibration:
-        calibrations = {names[0]: Calibration.read(args.calibration)}
+        folders = {names[0]: args.calibration}
+    there = [name for name in folders if args.calibration or (folders[name] / CALIBRATION).is_file()]
+    calibrations = {name: Calibration.read(folders[name]) for name in there if not args.no_calibration}
     settings = _ranking(args)
     chosen = {"calibrations": calibrations, "queries": args.queries, "style": args.style}
     _save(scores(_by_name(args), dataset_of(args), **chosen, **settings), out)

@@ -1,5 +1,6 @@
 """What every picture of samples is drawn with: a canvas, their images, marks of right and wrong."""
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ MARGIN = 24
 TEXT = 13
 _SUPERSAMPLING = 4
 _LARGEST = 10**8  # pixels
+_WIDER = ("NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")
 _DARK, _LIFTED, _STEEPEST = 0.12, 0.25, 0.35  # mean grey values of 1, and the least gamma
 
 
@@ -45,8 +47,8 @@ class Canvas:
     ) -> int:
         """Write a text, shortened to `width` pixels, with its Pillow `anchor` at a point; return its width."""
         shown = fit_text(text, size, width)
-        self.draw.text(at, shown, colour, font(size), anchor=anchor)
-        return round(font(size).getlength(shown))
+        self.draw.text(at, shown, colour, font(size, shown), anchor=anchor)
+        return round(font(size, shown).getlength(shown))
 
     def paragraph(
         self, at: Size, text: str, anchor: str, width: int, lines: int, colour: Colour = BLACK, size: int = TEXT
@@ -78,9 +80,16 @@ class Canvas:
         return x
 
 
+def font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    """Return a typeface `size` pixels high: Pillow's own, or for letters beyond basic Latin one that is installed."""
+    return _face(size, text.isascii())
+
+
 @lru_cache
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """Return Pillow's built-in typeface (basic Latin only), `size` pixels high."""
+def _face(size: int, ascii_only: bool) -> ImageFont.FreeTypeFont:
+    for name in () if ascii_only else _WIDER:
+        with contextlib.suppress(OSError):  # it is not installed
+            return ImageFont.truetype(name, size)
     face = ImageFont.load_default(size)
     assert isinstance(face, ImageFont.FreeTypeFont)
     return face
@@ -89,7 +98,7 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 def fit_text(text: str, size: int, width: int) -> str:
     """Shorten a text with dots at its end until it is at most `width` pixels wide."""
     shown = text
-    while text and font(size).getlength(shown) > width:
+    while text and font(size, shown).getlength(shown) > width:
         text = text[:-1]
         shown = text + "..."
     return shown
@@ -101,7 +110,7 @@ def wrap_text(text: str, size: int, width: int, lines: int) -> list[str]:
     parts = [part for part in re.findall(r"\.?[^\s_/.-]*[\s_/-]?", text) if part]
     while parts:
         part = parts.pop(0)
-        if font(size).getlength((line + part).rstrip()) <= width:
+        if font(size, line + part).getlength((line + part).rstrip()) <= width:
             line += part
         elif len(shown) == lines - 1:
             return [*shown, fit_text(line + part + "".join(parts), size, width)]
@@ -109,7 +118,8 @@ def wrap_text(text: str, size: int, width: int, lines: int) -> list[str]:
             shown.append(line.rstrip())
             line, parts = "", [part, *parts]
         else:  # one part that is wider than a line
-            cut = next((n for n in range(len(part), 1, -1) if font(size).getlength(part[:n]) <= width), 1)
+            face = font(size, part)
+            cut = next((n for n in range(len(part), 1, -1) if face.getlength(part[:n]) <= width), 1)
             shown.append(part[:cut])
             parts = [part[cut:], *parts] if part[cut:] else parts
     return [*shown, line.rstrip()] if line.strip() else shown

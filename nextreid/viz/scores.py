@@ -154,7 +154,7 @@ def _reliability(axis: Any, curves: Mapping[str, Curve], order: Sequence[str]) -
         mean, share, pairs = np.array(curve.reliability, float).reshape(-1, 3).T
         look = colour_and_line(order.index(name))
         axis.plot(mean, share, **look, linewidth=0.8, label=f"{name}\nECE {curve.ece:.3f}")
-        size = 5 + 20 * np.sqrt(pairs / pairs.max(initial=1))
+        size = 2 + 6 * np.log10(np.maximum(pairs, 1))
         axis.scatter(mean, share, size, color=look["color"], linewidths=0, clip_on=False, zorder=3)
     axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="calibrated probability", ylabel="share of the same identity")
     axis.set_title("Reliability, held out")

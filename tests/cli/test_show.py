@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from nextreid.cli import main
+from nextreid.cli import main, show
+from nextreid.viz import STYLES
 
 DATA = ("--dataset", "synthetic-persons", "--dataset-arg", "num_train=0", "num_test=3", "frames_per_visit=2")
 
@@ -39,6 +40,10 @@ def test_plots_say_what_they_show(tmp_path, capsys):
     assert other == str(tmp_path / "scores.pdf") and "No model is calibrated" in more
     assert run("show", "scores", "baseline_tiny", "--calibration", tmp_path, "--out", tmp_path / "a.png") == 2
     assert "'nextreid calibrate' makes it" in capsys.readouterr().err
+
+
+def test_styles_are_those_there_are():
+    assert set(show._STYLES) == set(STYLES)
 
 
 def test_captions_and_training_need_no_model(tmp_path, capsys):

@@ -45,7 +45,7 @@ def test_experts_of_next_with_captions_and_without(build, dataset, drawn):
     for word, text in (("with", True), ("without", False)):
         mask = features(model, samples, text)["mask"].unflatten(-1, grid)
         for e in range(3):
-            column = drawn[f"sampled patches, {word} captions", str(e + 1)]
+            column = drawn[f"sampled, {word} captions", str(e + 1)]
             assert column.form == "kept" and np.array_equal(column.values, mask[:, e].numpy())
     weights = features(model, samples)["weights"]  # (B, M*N, E), which captions do not change
     column = drawn["structure weights", "2"]

@@ -49,7 +49,8 @@ def test_identities_are_chosen_by_the_names_of_the_files():
 
 
 def test_a_hundred_thousand_samples_are_bounded():
-    assert len(choose_samples(samples_of([50_000, 50_000]), (), 12, 500, 0, {})) == 500
+    one, two = samples_of([1, 1])
+    assert len(choose_samples([one, two] * 50_000, (), 12, 500, 0, {})) == 500
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 12])

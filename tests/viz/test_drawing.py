@@ -12,6 +12,7 @@ from nextreid.viz.drawing import (
     CORRECT,
     WRONG,
     Canvas,
+    _face,
     describe_labels,
     draw_image,
     fit_text,
@@ -84,6 +85,21 @@ def test_size_follows_the_first_image(make_sample):
     assert size_to_draw([make_sample(height=20, width=40)], 100) == (100, 50)
     with pytest.raises(ValueError, match="none of 1 samples has an image"):
         size_to_draw([Sample("a", 0, 0, -1, (None, None))], 100)
+
+
+def test_letters_beyond_latin_take_an_installed_font_if_there_is_one(monkeypatch):
+    own, installed = font(13), []
+
+    def truetype(name, size):
+        if name not in installed:
+            raise OSError(name)
+        return name
+
+    monkeypatch.setattr("PIL.ImageFont.truetype", truetype)
+    monkeypatch.setattr("PIL.ImageFont.load_default", lambda size: own)
+    assert _face.__wrapped__(14, False) is own  # boxes for letters, but a picture
+    installed += ["DejaVuSans.ttf", "msyh.ttc"]
+    assert _face.__wrapped__(14, False) == "msyh.ttc" and _face.__wrapped__(14, True) is own
 
 
 def test_long_text_is_shortened():

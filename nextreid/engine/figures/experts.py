@@ -195,7 +195,7 @@ def _sampled(model: ReIDModel, features: Features) -> Shown:
     if "mask" not in features or features["mask"].dim() != 4:
         return None
     masks = _grid(model, features["mask"])  # (B, E, M, h, w)
-    return [Column("sampled patches", f"{e + 1}", "kept", masks[:, e], "{:.0%} kept") for e in range(masks.shape[1])]
+    return [Column("sampled", f"{e + 1}", "kept", masks[:, e], "{:.0%} kept") for e in range(masks.shape[1])]
 
 
 def _gamma(model: ReIDModel, features: Features) -> Shown:

@@ -112,7 +112,7 @@ def scores(
     if curves:
         caption += (
             "FMR: thresholds of false match rates, and calibrated probabilities, as 'nextreid calibrate' found; the "
-            "area of a disc grows with its number of pairs."
+            "discs grow with the number of their pairs."
         )
     else:
         caption += "No model is calibrated: 'nextreid calibrate' finds thresholds and probabilities."
@@ -153,5 +153,5 @@ def _check_calibration(name: str, calibration: Calibration, digest: str, caption
         if what in calibration.about and calibration.about[what] != ours:
             raise ValueError(
                 f"the calibration of {name} has {what} {calibration.about[what]!r}, here it is {ours!r}: calibrate "
-                "the model as it is used here"
+                "the model as it is used here, or leave the calibration out"
             )
