@@ -1,7 +1,7 @@
 """The documentation as a site: ``sphinx-build -W docs build/site``.
 
-The pages are the Markdown of this folder as it is read on GitHub, a notebook with its outputs, and a reference that is made
-from the docstrings.
+The pages are the Markdown of this folder as it is read on GitHub, a notebook with its outputs, and a reference that is
+made from the docstrings.
 """
 
 import sys

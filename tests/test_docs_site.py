@@ -1,4 +1,4 @@
-"""The site and the notebook: nothing is lost, links lead somewhere, cells run, and the site is built without a warning."""
+"""The site and the notebook: no page is lost, links lead somewhere, cells run, the site is built without a warning."""
 
 import ast
 import base64
@@ -19,14 +19,8 @@ LINK = re.compile(r"\]\(([^)\s#]+)")
 
 def contents():
     """Entries of every table of contents."""
-    trees = re.findall(
-        r"\.\. (?:toctree|autosummary)::\n(?:   :.*\n)*\n((?:   .+\n)+)", text_of("index.rst", "api.rst")
-    )
-    return " ".join(trees).split()
-
-
-def text_of(*names):
-    return "\n".join((DOCS / name).read_text(encoding="utf-8") for name in names)
+    text = "\n".join((DOCS / name).read_text(encoding="utf-8") for name in ("index.rst", "api.rst"))
+    return " ".join(re.findall(r"\.\. (?:toctree|autosummary)::\n(?:   :.*\n)*\n((?:   .+\n)+)", text)).split()
 
 
 def cells(path, kind):
