@@ -245,7 +245,7 @@ def test_the_real_loggers_take_an_interrupted_run(whole, tmp_path, monkeypatch, 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     for stop in (6, 0):
         words = [sys.executable, "-c", REAL, __file__, name, str(tmp_path / "run"), str(stop)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0 and done.stdout == "", done.stderr
         assert "gets no more values" not in done.stderr, done.stderr
     expected = [row["step"] for row in rows_of(whole[0].folder) if "loss/total" in row]
