@@ -219,7 +219,7 @@ def _agree(known: Sequence[Vote]) -> tuple[str, Answer, str]:
     confidence = support[chosen] / total * (1 - doubt[chosen]) if total else 0.0
     behind = [vote for vote in known if vote.answer.value == chosen]
     winner, best = max(behind, key=lambda vote: vote.weight)
-    answer = replace(best, confidence=min(1.0, confidence), source="agreement")
+    answer = replace(best, confidence=min(1.0, confidence), source="agreement", probabilities={})
     return winner, answer, f"given by {len(behind)} of {len(known)}"
 
 

@@ -62,10 +62,14 @@ class Job:
     options: Mapping[str, Any] = field(default_factory=dict)
     judge: Callable[[Mapping[str, Any]], str | None] = lambda row: None
 
+    @property
+    def text(self) -> str:
+        """Everything that is asked: the instructions, and the questions as JSON."""
+        return self.prompt + (json.dumps(self.questions) if self.questions else "")
+
     def row_head(self, hint: str = "") -> dict[str, Any]:
         """Return the parts of the stored row that are known before the call."""
-        asked = json.dumps(self.questions) if self.questions else ""
-        prompt = hashlib.sha256((self.prompt + asked + hint).encode()).hexdigest()[:16]
+        prompt = hashlib.sha256((self.text + hint).encode()).hexdigest()[:16]
         parts = {**self.parts, "prompt": prompt, "model": self.server.model, "sampling": dict(self.options)}
         return {"key": call_key(**parts), **parts, "repair": bool(hint)}
 
@@ -245,7 +249,7 @@ class _Run:
         """Make one call and store its answer; None if the budget is used up."""
         server, progress, throttle = client.server, self.progress, self.throttles[client.server]
         group = (server.model, str(head.get("modality")))
-        expected = self.most_prompt_tokens.get(group, len(job.prompt) // 3 + (1500 if job.image else 0))
+        expected = self.most_prompt_tokens.get(group, len(job.text) // 3 + (1500 if job.image else 0))
         bound = server.cost(expected, job.options.get("max_tokens", 1500)) or 0.0
         if why := await self.budget.reserve(bound):
             progress.stopped = progress.stopped or why
