@@ -172,7 +172,7 @@ def _check_data(row: BenchRow, settings: BenchSettings) -> None:
     if settings.profile:
         if row.dataset not in PERSONS:
             raise ValueError(
-                f"row {row.name!r} is of vehicles ({row.dataset}), and there are no synthetic vehicles: run it on "
+                f"row {row.name!r} is of vehicles ({row.dataset}), and synthetic runs are of persons: run it on "
                 "--data paper, or choose the tables of RGBNT201"
             )
         return

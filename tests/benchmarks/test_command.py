@@ -42,7 +42,7 @@ def test_list_names_rows_and_figures(run):
         (("run", "table3", "--data", "synthetic-small", "--set", "seed=1"), ["seed"]),
         (("run", "table3", "--data", "synthetic-small", "--set", "wheels=4"), ["wheels", "epochs"]),
         (("run", "table3", "--data", "synthetic-small", "--collect"), ["no finished run"]),
-        (("run", "table7", "--data", "synthetic-small"), ["table7-a", "no synthetic vehicles"]),
+        (("run", "table7", "--data", "synthetic-small"), ["table7-a", "synthetic runs are of persons"]),
         (("run", "table9", "--root", "data"), ["table9-idea", "--captions"]),
         (("pretrain", "--set", "wheels=4"), ["wheels", "epochs"]),
         (("mechanism", "crowds"), ["crowds", "Did you mean 'crowd'"]),

@@ -171,7 +171,7 @@ def test_rows_refuse_data_on_which_they_would_be_other_rows(tmp_path):
     assert unit_of(ROWS["table3-d"], 0, silent, ROWS).recipe["text"] is False
     assert unit_of(ROWS["table3-b"], 0, bare, ROWS).data == {"name": "rgbnt201", "root": str(tmp_path)}
     for name in ("table7-a", "table2-rgbnt100"):
-        with pytest.raises(ValueError, match=rf"{name}.*no synthetic vehicles"):
+        with pytest.raises(ValueError, match=rf"{name}.*synthetic runs are of persons"):
             unit_of(ROWS[name], 0, SMALL, ROWS)
 
 

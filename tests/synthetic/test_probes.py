@@ -118,3 +118,24 @@ def test_a_plate_of_few_pixels_is_not_read(samples, m):
         plates.append(((small - small.mean()) / (small.std() + 1e-6)).ravel())
     chance = np.mean([mean_ap(seen, np.random.default_rng(k).normal(size=(len(seen), 64))) for k in range(5)])
     assert len(seen) > 60 and mean_ap(seen, np.stack(plates) - np.mean(plates, axis=0)) < 3 * chance
+
+
+@pytest.mark.parametrize("samples", ["vehicles"], indirect=True)
+@pytest.mark.parametrize(
+    ("field", "published"),
+    [
+        ("vehicle_type", 0.88),
+        ("branding", 0.72),
+        ("view", 0.71),
+        ("capture_time", 0.94),
+        ("headlights_shape", 0.53),
+        ("window_style", 0.64),
+        ("roof_type", 0.68),
+        ("exterior_condition", 0.87),
+        ("roof_rack", 1.0),
+    ],
+)
+def test_rgb_and_nir_answers_about_vehicles_agree_as_published(samples, field, published):
+    answers = [[s.truth["answers"][m][field] for m in ("rgb", "nir")] for s in samples]
+    known = [[a.value if a.is_known(0.15) else None for a in pair] for pair in answers]
+    assert abs(np.mean([rgb == nir for rgb, nir in known]) - published) < 0.10
