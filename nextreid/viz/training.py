@@ -7,6 +7,7 @@ from typing import Any
 from .plot import INK, LINES, Plot, colour_and_line, draw
 
 History = Sequence[Mapping[str, Any]]
+METRICS_SHOWN = ("mAP", "rank-1")
 _DOTS = {"marker": "o", "markersize": 3}
 
 
@@ -29,7 +30,7 @@ def training_plot(runs: Mapping[str, History], caption: str = "", *, style: str 
     losses = _names(row.get("loss", {}) for history in runs.values() for row in history)
     metrics = [
         name
-        for name in ("mAP", "rank-1")
+        for name in METRICS_SHOWN
         if any(_metric(row, name) is not None for history in runs.values() for row in history)
     ]
     roles = _names(row.get("lr", {}) for history in runs.values() for row in history)

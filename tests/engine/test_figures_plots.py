@@ -154,6 +154,8 @@ def test_runs_are_read_from_their_folders(tmp_path):
     for text, message in (
         ("{", "line 1 is not JSON"),
         ('{"loss": 1}', "line 1 is no row of an epoch"),
+        ('{"epoch": 1, "evaluation": 3}', "line 1 is no row of an epoch"),
+        ('{"epoch": 1, "evaluation": {"mAP": "x"}}', "line 1: evaluation"),
         ('{"epoch": 1, "loss": {"total": "x"}}', "line 1: loss"),
     ):
         file.write_text(text)

@@ -9,6 +9,7 @@ from nextreid._names import show
 from nextreid._schema import mapping, number
 from nextreid.viz import Plot, training_plot
 from nextreid.viz.plot import get_style
+from nextreid.viz.training import METRICS_SHOWN
 
 from ..checkpoint import METRICS
 
@@ -59,10 +60,14 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     rows = []
     for at, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         row = parse_json(line, f"{file}, line {at}")
-        if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
+        if not (isinstance(row, dict) and type(row.get("epoch")) is int and type(row.get("evaluation", {})) is dict):
             raise ValueError(f"{file}, line {at} is no row of an epoch: {show(row)}")
         for field in ("loss", "lr"):
             _NUMBERS(f"{file}, line {at}: {field}", row.get(field, {}))
+        measured = row.get("evaluation", {})
+        _NUMBERS(
+            f"{file}, line {at}: evaluation", {n: measured[n] for n in METRICS_SHOWN if measured.get(n) is not None}
+        )
         rows.append(row)
     if not rows:
         raise FileNotFoundError(f"{file} is empty: the run has no whole epoch yet")
