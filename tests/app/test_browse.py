@@ -557,7 +557,7 @@ def test_chromium_loads_a_page_with_its_style_and_images(library, tmp_path):
             "--window-size=1000,900",
             f"http://127.0.0.1:{port}/dataset/0",
         ]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, timeout=500)
     finally:
         server.should_exit = True
         thread.join(10)
