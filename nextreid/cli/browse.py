@@ -89,8 +89,12 @@ def run(args: argparse.Namespace) -> None:
         (len(datasets), "dataset", "datasets"),
     )
     shown = ", ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts if count)
-    print(f"{shown}: http://127.0.0.1:{args.port}", flush=True)
-    browse(library, port=args.port, cache=cache, options=options, windows=windows(args.window))
+
+    def started(address: str) -> None:
+        print(f"{shown}: {address}", flush=True)
+
+    more = {"cache": cache, "options": options, "windows": windows(args.window)}
+    browse(library, port=args.port, started=started, **more)
 
 
 def _short(names: list[str]) -> list[str]:

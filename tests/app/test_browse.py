@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -513,7 +514,15 @@ def test_the_command_gives_what_its_words_name(folder, monkeypatch, capsys):
     assert list(library.models) == ["next_tiny"] and list(library.galleries.values()) == [people]
     assert len(library.datasets["list.csv"].query) and set(library.folders) == {folder, own}
     assert options["cache"] is None and options["port"] == 9 and options["options"].on_error == "mask"
+    options["started"]("http://127.0.0.1:9")
     assert "1 run, 1 model, 1 gallery, 1 dataset: http://127.0.0.1:9" in capsys.readouterr().out
+    monkeypatch.undo()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["browse", "next_tiny", "--port", port]) == 2
+        assert f"port {port} cannot be used" in capsys.readouterr().err
     monkeypatch.chdir(folder / "own")
     for wrong, message in (
         ([], "there is no run and no gallery in this folder"),
@@ -548,7 +557,7 @@ def test_chromium_loads_a_page_with_its_style_and_images(library, tmp_path):
             "--window-size=1000,900",
             f"http://127.0.0.1:{port}/dataset/0",
         ]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, timeout=500)
     finally:
         server.should_exit = True
         thread.join(10)

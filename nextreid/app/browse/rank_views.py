@@ -10,7 +10,7 @@ from nextreid._names import unknown
 
 from .library import BrowsedDataset, Library, Model
 from .pages import Card, Templates, address, card, item, labels, pages, whole, word
-from .ranks import ORDERS, TOP, Filter, Ranker, Ranking, Shown, choose, differences
+from .ranks import ORDERS, TOP, Filter, Ranker, Ranking, Shown, choose
 
 _QUERIES, _NEAREST = 10, 8  # of a page, and entries of each query on it
 _ANSWERS = ("right", "wrong")
@@ -110,8 +110,7 @@ class RankViews:
         number, browsed = self._dataset(request)
         shown = _shown(request, browsed)
         models = [self._model(request, name) for name in ("model", "other")]
-        one, two = (self._ranker.rank(model, number, shown) for model in models)
-        test, pairs = differences(one, two)
+        (one, two), test, pairs = self._ranker.compare(models, number, shown)
         better = sum(two.ranked.ap[b] > one.ranked.ap[a] for a, b in pairs)
         worse = sum(two.ranked.ap[b] < one.ranked.ap[a] for a, b in pairs)
         paged = pages(request, len(pairs), _QUERIES // 2)

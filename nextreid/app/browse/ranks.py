@@ -3,6 +3,7 @@
 import io
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -113,6 +114,15 @@ class Ranker:
         what = f"{model.name} ranks {browsed.name}: {len(dataset.query):,} queries, {len(dataset.gallery):,} entries"
         key = ("rank", model.number, model.stamp, number, shown)
         return self._jobs.get(key, what, lambda progress: self._ranking(model, dataset, shown), lambda one: one.bytes)
+
+    def compare(
+        self, models: Sequence[Model], number: int, shown: Shown
+    ) -> tuple[list[Ranking], Comparison | None, list[tuple[int, int]]]:
+        """Return the rankings of two models on the dataset of a number, and what `differences` gives of them."""
+        one, two = rankings = [self.rank(model, number, shown) for model in models]
+        key = ("compare", *((model.number, model.stamp) for model in models), number, shown)
+        what = f"compare {' and '.join(model.name for model in models)}"
+        return rankings, *self._jobs.get(key, what, lambda progress: differences(one, two))
 
     def masks(self, model: Model, number: int, sample: Sample, shown: Shown) -> bytes:
         """What a model looks at in a sample, as a PNG; see `expert_masks`.

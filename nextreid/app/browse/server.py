@@ -1,6 +1,8 @@
 """The application: its addresses, what it refuses, and how errors look."""
 
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,27 +89,40 @@ def make_browser(
     )
 
 
-def browse(library: Library, *, port: int = 8321, **options: Any) -> None:
+def browse(
+    library: Library, *, port: int = 8321, started: Callable[[str], object] | None = None, **options: Any
+) -> None:
     """Show what `make_browser` makes on this machine alone, until the process is stopped.
 
     Args:
         library: What is browsed.
         port: Port.
+        started: Called with the address once it is this program's.
         **options: See `make_browser`.
+
+    Raises:
+        OSError: The port cannot be used.
     """
     import uvicorn
 
-    app = make_browser(library, **options)
-    uvicorn.run(
-        app,
-        host="127.0.0.1",
-        port=port,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=200,
-        log_level="warning",
-        timeout_graceful_shutdown=2,
-    )
+    with socket.socket() as ours:
+        if os.name == "posix":  # elsewhere this would let two programs have the port
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            ours.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise OSError(f"port {port} cannot be used, take another one (--port): {error.strerror}") from error
+        if started is not None:
+            started(f"http://127.0.0.1:{port}")
+        config = uvicorn.Config(
+            make_browser(library, **options),
+            access_log=False,
+            server_header=False,
+            limit_concurrency=200,
+            log_level="warning",
+            timeout_graceful_shutdown=2,
+        )
+        uvicorn.Server(config).run(sockets=[ours])
 
 
 class _Guard:
