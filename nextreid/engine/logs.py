@@ -187,8 +187,8 @@ def open_log(folder: Path, names: Sequence[str], settings: Mapping[str, Any], st
         yield lambda step, values: None
         return
     path, runs_path = folder / LOG, folder / LOG_RUNS
-    runs: dict[str, Any] = read_json(runs_path) if runs_path.exists() else {}
-    sent = max(_drop_rows(path, step), tuple(runs.pop("sent", (0, 0))))
+    runs, sent = _read_runs(runs_path)
+    sent = max(sent, _drop_rows(path, step))
     again = {name for name in runs if name != "tensorboard"}  # what these have had they do not get again
     loggers: dict[str, Logger] = {}
 
@@ -225,6 +225,17 @@ def open_log(folder: Path, names: Sequence[str], settings: Mapping[str, Any], st
         for name, logger in list(loggers.items()):
             with guarded(name):
                 logger.close(failed)
+
+
+def _read_runs(path: Path) -> tuple[dict[str, str], tuple[int, int]]:
+    """Return the loggers' runs by name, and the place of the last row that they were sent."""
+    try:
+        runs = read_json(path) if path.exists() else {}
+        step, of_epoch = map(int, runs.pop("sent", (0, 0)))
+        return {name: str(run) for name, run in runs.items()}, (step, of_epoch)
+    except (ValueError, TypeError, AttributeError) as error:
+        _logger.warning("%s is damaged, so the loggers begin new runs: %s", path, error)
+        return {}, (0, 0)
 
 
 def _drop_rows(path: Path, step: int) -> tuple[int, int]:

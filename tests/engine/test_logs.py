@@ -171,6 +171,17 @@ def test_a_logger_that_fails_is_left_out_and_changes_no_weight(whole, dataset, t
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_loggers_begin_again_where_their_runs_are_unknown(dataset, tmp_path, others, caplog):
+    recipe = recipe_of(epochs=1, eval_every=0, log="wandb")
+    train(start(), dataset, recipe, tmp_path, progress=False)
+    for damaged in ("{", "[1]", '{"sent": 3}', '{"sent": ["a", "b"]}'):
+        (tmp_path / "log_runs.json").write_text(damaged)
+        train(start(), dataset, recipe, tmp_path, resume=True, progress=False)
+        assert "log_runs.json is damaged" in caplog.text
+        caplog.clear()
+    assert len({run for _, run in others.opened}) == 5 and len(others.rows["wandb"]) == 3
+
+
 def test_a_full_disk_ends_the_training(dataset, tmp_path, monkeypatch):
     real = Path.open
 
