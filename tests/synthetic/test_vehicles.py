@@ -61,12 +61,15 @@ def test_shape_of_the_set(tiny):
         counts = np.bincount(sample.truth["parts"].ravel(), minlength=len(VEHICLE_PARTS))
         assert counts.tolist() == [sample.truth["visibility"][part] for part in VEHICLE_PARTS]
     assert {s.truth["view"] for s in dataset.train} == {"front", "back", "side", "diagonal"}
-    again = load_dataset("synthetic-vehicles", num_train=12, num_test=0, frames_per_visit=2, splits=["train"])
-    assert (
-        again.digest() != dataset.digest()
-        and load_dataset("synthetic-vehicles", num_train=12, num_test=4, frames_per_visit=2, workers=2).digest()
-        == dataset.digest()
-    )
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(tiny):
+    again = load_dataset("synthetic-vehicles", num_train=2, num_test=0, frames_per_visit=2).train
+    for a, b in zip(again, tiny.dataset.train, strict=False):  # nor do the other identities matter
+        assert (a.key, a.captions, a.truth["attributes"]) == (b.key, b.captions, b.truth["attributes"])
+        assert all(np.array_equal(x, y) for x, y in zip(a.images, b.images, strict=True))
+    other = synthetic_vehicles("tiny", seed=1, num_train=1, num_test=0, frames_per_visit=1).dataset.train
+    assert not np.array_equal(other[0].images[RGB], again[0].images[RGB])
 
 
 def test_settings_are_those_of_the_persons_but_three():
