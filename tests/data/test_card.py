@@ -13,7 +13,7 @@ from nextreid.data.card import DataCard, Overlap, data_card, list_cards, list_ov
 from nextreid.retrieval import list_protocols
 
 # readers of custom data have no card
-CUSTOM = {"manifest", "pattern"}
+CUSTOM = {"folder", "manifest", "pattern"}
 REPOSITORIES = {
     "https://github.com/924973292/IDEA",
     "https://github.com/Mzq12138/Official-Implementation-for-Flare-Aware-Cross-modal-Enhancement-for-Multi-spectral-Vehicle-ReID",
