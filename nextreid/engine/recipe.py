@@ -19,9 +19,9 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     for bounds, fields in {
         (1, math.inf, True): "epochs eval_batch_size log_every",
         (2, math.inf, True): "num_ids num_instances",
-        (0, math.inf, False): "lr_tower lr_new bias_lr grad_clip",
+        (0, math.inf, False): "lr_tower lr_new bias_lr grad_clip contrast_temperature",
         (0, math.inf, True): "weight_decay warmup_epochs warmup_start identity_weight triplet_weight margin pad "
-        "coherence_weight center_margin_weight center_margin "
+        "coherence_weight center_margin_weight center_margin contrast_weight "
         "eval_every workers",
         (0, 1, True): "beta1 beta2 floor smoothing flip erase lr_noise drop_modality",
         (0, 1, False): "caption_keep_ratio caption_quality",
@@ -72,6 +72,9 @@ class Recipe:
             head for each modality, such as ``baseline_resnet50``.
         center_margin_weight: Weight of the margin between the modalities' centers (IEEE: 2), for the same models.
         center_margin: The squared distance that it keeps (IEEE: 1).
+        contrast_weight: Weight of the contrast between the modalities' parts of the embedding (`modality_contrast`),
+            which trains what a query in one modality and a gallery in another are compared by.
+        contrast_temperature: Its divisor of the cosines.
         flip: Probability of a horizontal flip (related methods: 0.5).
         pad: Zero padding in pixels before the random crop (related methods: 10).
         erase: Probability of random erasing (related methods: 0.5).
@@ -127,6 +130,8 @@ class Recipe:
     coherence_weight: float = 0.0
     center_margin_weight: float = 0.0
     center_margin: float = 1.0
+    contrast_weight: float = 0.0
+    contrast_temperature: float = 0.1
     flip: float = 0.5
     pad: int = 10
     erase: float = 0.5

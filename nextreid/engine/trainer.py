@@ -142,6 +142,8 @@ def train(
             f"the model has {model.num_classes} classes but dataset {dataset.name!r} has {len(pids)} training "
             "identities; create it with num_classes=0 and the classifier is made to fit"
         )
+    if recipe.contrast_weight:
+        model.modality_parts(torch.zeros(1, model.num_features))  # raises before the run starts, not in a step
     device = move_to_device(model, device)
     broadcast_parameters(model)
     optimizer = build_optimizer(model, recipe)
@@ -262,10 +264,10 @@ def _save(folder: Path, model: ReIDModel, optimizer: torch.optim.Optimizer, hist
 
 def _forward_share(
     model: ReIDModel, images: Tensor, **inputs: Tensor | None
-) -> tuple[tuple[tuple[Tensor, Tensor | None], ...], dict[str, Tensor], dict[str, Tensor]]:
-    """What a process computes of its share of a batch: the vectors to classify, the model's own losses, all parts."""
+) -> tuple[tuple[tuple[Tensor, Tensor | None], ...], dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """What a process computes of its share of a batch: vectors to classify, own losses, all parts, the embedding."""
     features = model.forward_features(images, **inputs)
-    return model.pool_heads(features), model.own_losses(features), features
+    return model.pool_heads(features), model.own_losses(features), features, model.pool(features)
 
 
 @dataclass(frozen=True)
@@ -331,8 +333,9 @@ class _Epoch:
             draw = caption_sampler(captions, batch.keys, batch.draws, recipe.seed, recipe.caption_keep_ratio)
             text = self.model.prepare_text(captions, draw)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.amp == "bf16"):
-            heads, own, parts = self._forward(batch, text)
-        losses = criterion(heads, pid, own | self.model.identity_losses(parts, pid))
+            heads, own, parts, embedding = self._forward(batch, text)
+        views = self.model.modality_parts(embedding) if self.recipe.contrast_weight else None
+        losses = criterion(heads, pid, own | self.model.identity_losses(parts, pid), views)
         values = {name: loss.item() for name, loss in losses.items()}
         if not torch.isfinite(losses["total"]):
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -355,18 +358,19 @@ class _Epoch:
 
     def _forward(
         self, batch: Batch, text: Tensor | None
-    ) -> tuple[tuple[Head, ...], dict[str, Tensor], dict[str, Tensor]]:
-        """Return heads, own losses and ``loss_parts`` of the whole batch, whichever processes hold its samples."""
+    ) -> tuple[tuple[Head, ...], dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Return heads, own losses, ``loss_parts``, embedding of the whole batch, whichever processes hold samples."""
         output = self.forward(batch.images, text=text, present=batch.present, camid=batch.camid)
         names = self.model.loss_parts
         if world_size() == 1:
             parts = {name: output.features[name] for name in names if name in output.features}
-            return output.heads, {name: loss.float() for name, loss in output.losses.items()}, parts
-        vectors, own, features = output
+            return output.heads, {n: loss.float() for n, loss in output.losses.items()}, parts, output.embedding
+        vectors, own, features, embedding = output
         gathered = [(all_gather(vector), None if rows is None else all_gather(rows)) for vector, rows in vectors]
         means = {name: all_gather(loss.float().reshape(1)).mean() for name, loss in own.items()}
         parts = {name: all_gather(features[name]) for name in names if name in features}
-        return self.model.classify(gathered), means, parts
+        whole = all_gather(embedding) if self.recipe.contrast_weight else embedding
+        return self.model.classify(gathered), means, parts, whole
 
     def _stop(self, what: str, where: str, batch: Batch, heads: Sequence[Head]) -> None:
         """Raise in all processes alike, naming the samples whose embedding is bad, or else the batch."""

@@ -3,7 +3,7 @@
 from .criterion import Criterion
 from .identity import identity_loss
 from .margins import identity_margin, modality_margin
-from .modalities import center_margin, score_coherence
+from .modalities import center_margin, modality_contrast, score_coherence
 from .prototypes import (
     center_loss,
     class_means,
@@ -24,6 +24,7 @@ __all__ = [
     "class_means",
     "identity_loss",
     "identity_margin",
+    "modality_contrast",
     "modality_margin",
     "pairwise_contrast",
     "prototype_loss",

@@ -1,7 +1,7 @@
-"""Losses between the modalities' own heads: what one modality says of a sample, held to what the others say."""
+"""Losses between the modalities of a sample: what one of them says, held to what the others say."""
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 
 import torch
 from torch import Tensor
@@ -75,6 +75,52 @@ def center_margin(
         worst, counted = torch.where(both, torch.maximum(worst, off), worst), counted | both
     share = counted / same.sum(1)  # a row's share of its identity
     return (worst * share).sum() / share.sum().clamp_min(1)
+
+
+def modality_contrast(parts: Tensor, pid: Tensor, temperature: float = 0.1, present: Tensor | None = None) -> Tensor:
+    """Supervised contrast across modalities: a vector finds its identity among the vectors of another modality.
+
+    For each ordered pair of modalities a, b and each sample i the mean over the samples p of i's identity of
+    ``-log(exp(f_ai f_bp / t) / sum_j exp(f_ai f_bj / t))``, of unit vectors f: CLIP's symmetric loss (Radford et al.,
+    2021) with the positives of the supervised contrastive loss (Khosla et al., 2020, L_out).
+
+    Args:
+        parts: A vector of each modality, ``(B, M, D)``, of any length; half precision is computed in float32.
+        pid: ``(B,)`` identities.
+        temperature: Divisor t of the cosines.
+        present: Which modalities exist, bool ``(B, M)``; None for all.
+
+    Returns:
+        Scalar mean over anchors and pairs of modalities that have a positive; zero, still attached to the graph, where
+        no identity of the batch shows two modalities.
+
+    Raises:
+        ValueError: If there is one modality, shapes differ, or the temperature is not above 0.
+
+    Example:
+        >>> modality_contrast(torch.eye(2)[:, None].expand(2, 2, 2), torch.tensor([3, 7]), temperature=1.0)
+        tensor(0.3133)
+    """
+    if parts.ndim != 3 or parts.shape[1] < 2 or pid.shape != parts.shape[:1]:
+        raise ValueError(
+            f"a contrast across modalities needs parts (B, M, D) with M of at least 2 and pid (B,); got "
+            f"{tuple(parts.shape)} and {tuple(pid.shape)}"
+        )
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0; got {temperature}")
+    unit = F.normalize(parts.to(torch.promote_types(parts.dtype, torch.float32)), dim=-1)
+    there = torch.ones(parts.shape[:2], dtype=torch.bool, device=parts.device) if present is None else present
+    same = pid[:, None] == pid
+    total, count = unit.sum() * 0, there.sum() * 0
+    for a, b in permutations(range(parts.shape[1]), 2):
+        positive = same & there[:, b]
+        anchors = there[:, a] & positive.any(1)
+        cosines = unit[:, a] @ unit[:, b].T
+        # not -inf: where no sample has b, nothing would be left to normalise by
+        logits = (cosines / temperature).masked_fill(~there[:, b], torch.finfo(unit.dtype).min)
+        found = logits.log_softmax(1).masked_fill(~positive, 0).sum(1) / positive.sum(1).clamp_min(1)
+        total, count = total - (found * anchors).sum(), count + anchors.sum()
+    return total / count.clamp_min(1)
 
 
 def _stack(parts: Sequence[Tensor], rows: Sequence[Tensor | None] | None, what: str) -> tuple[Tensor, Tensor]:

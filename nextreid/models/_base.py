@@ -283,14 +283,23 @@ class ReIDModel(nn.Module):
         Raises:
             ValueError: If the embedding is not made of modalities' parts.
         """
+        groups = self.modality_parts(embedding).unflatten(-1, (-1, self.modality_width))  # (n, M, G, D)
+        present = (groups != 0).any(dim=-1, keepdim=True).sum(dim=-3)
+        return (groups.sum(dim=-3) / present.clamp_min(1)).flatten(-2)
+
+    def modality_parts(self, embedding: Tensor) -> Tensor:
+        """What embeddings ``(n, G*M*D)`` hold of each modality: ``(n, M, G*D)``, zero where it is absent.
+
+        Raises:
+            ValueError: If the embedding is not made of modalities' parts.
+        """
         if self.modality_width is None:
             raise ValueError(
                 f"the embedding of {type(self).__name__} is not made of modalities' parts: query and gallery must show "
-                "the same modalities"
+                "the same modalities, and a recipe takes no contrast_weight"
             )
-        parts = embedding.unflatten(-1, (-1, len(self.modalities), self.modality_width))
-        present = (parts != 0).any(dim=-1, keepdim=True).sum(dim=-2)
-        return (parts.sum(dim=-2) / present.clamp_min(1)).flatten(-2)
+        groups = embedding.unflatten(-1, (-1, len(self.modalities), self.modality_width))
+        return groups.transpose(-2, -3).flatten(-2)
 
     def get_classifier(self) -> nn.ModuleList:
         """The necks with their identity classifiers, see `neck_of`; empty with ``num_classes=0``."""

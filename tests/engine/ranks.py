@@ -63,7 +63,7 @@ def with_holes(dataset):
     return replace(dataset, train=tuple(train))
 
 
-def run_training(data, out, seed=0, resume=False, model=None, dataset=None):
+def run_training(data, out, seed=0, resume=False, model=None, dataset=None, **changes):
     """Train, by default NEXT without dropout; return losses and images of every step."""
     model, steps = model or build(seed, head={"drop": 0.0}), []
     loop = sys.modules[train.__module__]._Epoch
@@ -78,10 +78,15 @@ def run_training(data, out, seed=0, resume=False, model=None, dataset=None):
 
     loop._step = watched
     try:
-        report = train(model, dataset or data.make_dataset(), recipe_of(), out, resume=resume, progress=False)
+        report = train(model, dataset or data.make_dataset(), recipe_of(**changes), out, resume=resume, progress=False)
     finally:
         loop._step = step
     return report, steps, model
+
+
+def run_several_heads(data, out):
+    holes = with_holes(data.make_dataset())
+    return run_training(data, out, model=several_heads(), dataset=holes, contrast_weight=0.5)
 
 
 def weights_of(model):
@@ -197,9 +202,7 @@ def main():
         }
         resumed, more, _ = run_training(data, out / "one", seed=rank, resume=True)  # begun by one process
         result["resumed"] = {"steps": more, "epochs": len(resumed.history)}
-        _, steps, model = run_training(
-            data, out / "heads", model=several_heads(), dataset=with_holes(data.make_dataset())
-        )
+        _, steps, model = run_several_heads(data, out / "heads")
         result["heads"] = {"losses": [step["losses"] for step in steps], "weights": weights_of(model)}
         (out / f"rank{rank}.json").write_text(json.dumps(result))
         distributed.on_main(lambda: None)

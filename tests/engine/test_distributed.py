@@ -49,8 +49,7 @@ class Pair:
             ranks.run_training(data, out / "one")
         stop()
         self.measured = json.loads(json.dumps(ranks.measurements(data, out / "by one")))
-        holes = ranks.with_holes(data.make_dataset())
-        _, self.heads, _ = ranks.run_training(data, out / "one heads", model=ranks.several_heads(), dataset=holes)
+        _, self.heads, _ = ranks.run_several_heads(data, out / "one heads")
         done = torchrun(HERE / "ranks.py", HERE / "conftest.py", out)
         assert done.returncode == 0, done.stderr[-3000:]
         self.told = [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
@@ -96,7 +95,14 @@ def test_two_processes_take_the_steps_of_one(pair):
 
 def test_several_heads_absent_modalities_and_own_losses_are_shared_too(pair):
     first, second = (told["heads"] for told in pair.told)
-    assert first == second and first["losses"][0].keys() == {"total", "identity", "triplet", "size", "whole"}
+    assert first == second and first["losses"][0].keys() == {
+        "total",
+        "identity",
+        "triplet",
+        "contrast",
+        "size",
+        "whole",
+    }
     for shared, single in zip(first["losses"], pair.heads, strict=True):
         assert shared == pytest.approx(single["losses"], rel=1e-4)
 

@@ -453,6 +453,9 @@ def test_what_cannot_be_trained_is_named_and_leaves_no_folder(build, dataset, re
     refused("5 classes.*6 training identities.*num_classes=0", model=build("baseline_tiny", num_classes=5))
     refused("eval_every=0", data=replace(dataset, query=()))
     refused("modalities=", model=build("baseline_tiny", modalities=("rgb", "tir")))
+    apart = build("baseline_tiny")
+    apart.modality_width = None
+    refused("takes no contrast_weight", model=apart, recipe=replace(recipe, contrast_weight=1.0))
     refused("requires_grad", model=build("baseline_tiny", num_classes=6).requires_grad_(False))
 
 
