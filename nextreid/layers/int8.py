@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 # Below these rounding the input takes longer than is saved: weights of a layer, input channels of a convolution.
 _SMALLEST, _FEWEST_CHANNELS = 4096, 128
-_ROWS, _CACHED = 256, 2**17  # tokens of one product; values that are rounded at once
+_ROWS = 256  # tokens of one product: what is made of them on the way stays in the cache
 _LEAST = 1e-30  # of a largest value: its reciprocal is finite
 
 
@@ -51,19 +51,12 @@ class Int8Layer(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def _rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of ``(R, ...)`` as uint8 about 128, and the scale ``(R, 1)`` that gives them back; NaN stays NaN through it.
-
-    A few rows at a time, so that what lies between two passes over them is still in the cache.
-    """
-    rows = x.detach().flatten(1)
-    whole, top = torch.empty(rows.shape, dtype=torch.int8), rows.new_empty(len(rows), 1)
-    several = max(1, _CACHED // rows.shape[1])
-    buffer = rows.new_empty(min(several, len(rows)), rows.shape[1])
-    for some, out, most in zip(rows.split(several), whole.split(several), top.split(several), strict=True):
-        torch.maximum(some.amax(1, keepdim=True), -some.amin(1, keepdim=True), out=most).clamp_min_(_LEAST)
-        out.copy_(torch.mul(some, 127 / most, out=buffer[: len(some)]).round_())
-    return whole.view(x.shape).view(torch.uint8).bitwise_xor_(128), top.div_(127)  # to uint8 is slower than to int8
+def _rounded(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """``x`` as uint8 about 128, in its memory format, and the scale that gives it back, through which NaN stays NaN."""
+    x = x.detach()
+    top = torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True)).clamp_min_(_LEAST)
+    whole = (x * (127 / top)).round_().to(torch.int8)  # to uint8 takes three times as long
+    return whole.view(torch.uint8).bitwise_xor_(128), top / 127
 
 
 class Int8Linear(Int8Layer):
@@ -77,11 +70,12 @@ class Int8Linear(Int8Layer):
                 torch.zeros(len(self.scale), dtype=torch.int32),
             )
         packed, zero = self._packed
-        rounded, scales = _rounded(x.reshape(-1, x.shape[-1]).float())  # (R, in), (R, 1)
-        out = scales.new_empty(len(rounded), len(self.scale))
-        for some, scale, place in zip(rounded.split(_ROWS), scales.split(_ROWS), out.split(_ROWS), strict=True):
+        rows = x.reshape(-1, x.shape[-1]).float()  # (R, in)
+        out = rows.new_empty(len(rows), len(self.scale))
+        for some, place in zip(rows.split(_ROWS), out.split(_ROWS), strict=True):
+            rounded, scale = _rounded(some, (1,))
             sums = torch.ops.onednn.qlinear_pointwise(
-                some, 1.0, 128, packed, self.scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+                rounded, 1.0, 128, packed, self.scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
             )
             if self.bias is None:
                 torch.mul(sums, scale, out=place)
@@ -108,8 +102,7 @@ class Int8Conv2d(Int8Layer):
                 torch.zeros(len(self.scale), dtype=torch.int32),
             )
         packed, zero = self._packed
-        rounded, scale = _rounded(x.float())
-        scale = scale[:, :, None, None]
+        rounded, scale = _rounded(x.float(), (1, 2, 3))
         out = torch.ops.onednn.qconv_pointwise(
             rounded.contiguous(memory_format=torch.channels_last),
             1.0,
