@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 # Below these rounding the input takes longer than is saved: weights of a layer, input channels of a convolution.
 _SMALLEST, _FEWEST_CHANNELS = 4096, 128
-_ROWS = 256  # tokens of one product: what is made of them on the way stays in the cache
+_ROWS, _CACHED = 256, 2**17  # tokens of one product, values that are rounded at once: they stay in the cache
 _LEAST = 1e-30  # of a largest value: its reciprocal is finite
 
 
@@ -59,6 +59,17 @@ def _rounded(x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return whole.view(torch.uint8).bitwise_xor_(128), top / 127
 
 
+def _rounded_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """`_rounded` of each row of ``(R, in)``, a few at a time."""
+    rows, several = rows.detach(), max(1, _CACHED // rows.shape[1])
+    whole, top = torch.empty(rows.shape, dtype=torch.int8), rows.new_empty(len(rows), 1)
+    buffer = rows.new_empty(min(several, len(rows)), rows.shape[1])
+    for some, out, most in zip(rows.split(several), whole.split(several), top.split(several), strict=True):
+        torch.maximum(some.amax(1, keepdim=True), -some.amin(1, keepdim=True), out=most).clamp_min_(_LEAST)
+        out.copy_(torch.mul(some, 127 / most, out=buffer[: len(some)]).round_())
+    return whole.view(torch.uint8).bitwise_xor_(128), top.div_(127)
+
+
 class Int8Linear(Int8Layer):
     """An `nn.Linear` in 8 bits: ``(..., in)`` to ``(..., out)``, float32 on a CPU."""
 
@@ -70,12 +81,11 @@ class Int8Linear(Int8Layer):
                 torch.zeros(len(self.scale), dtype=torch.int32),
             )
         packed, zero = self._packed
-        rows = x.reshape(-1, x.shape[-1]).float()  # (R, in)
-        out = rows.new_empty(len(rows), len(self.scale))
-        for some, place in zip(rows.split(_ROWS), out.split(_ROWS), strict=True):
-            rounded, scale = _rounded(some, (1,))
+        rounded, scales = _rounded_rows(x.reshape(-1, x.shape[-1]).float())  # (R, in), (R, 1)
+        out = scales.new_empty(len(rounded), len(self.scale))
+        for some, scale, place in zip(rounded.split(_ROWS), scales.split(_ROWS), out.split(_ROWS), strict=True):
             sums = torch.ops.onednn.qlinear_pointwise(
-                rounded, 1.0, 128, packed, self.scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
+                some, 1.0, 128, packed, self.scale, zero, None, 1.0, 0, torch.float32, "none", [], ""
             )
             if self.bias is None:
                 torch.mul(sums, scale, out=place)
