@@ -19,6 +19,7 @@ MODULES = {name: f"benchmarks.speed.{name}" for name in SPEED} | {
     "real": "benchmarks.real",
     "real_spectra": "benchmarks.real_spectra",
     "real_attributes": "benchmarks.real_attributes",
+    "real_scenes": "benchmarks.real_scenes",
 }
 
 

@@ -6,9 +6,12 @@ each spectrum, at one moment: a query and its match differ in the crop alone, dr
 """
 
 import csv
+import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -22,36 +25,44 @@ from PIL import Image
 from nextreid import create_model
 from nextreid.data import ReIDDataset, load_dataset
 from nextreid.engine import Recipe, evaluate, modality_matrix, train
+from nextreid.engine.figures import rank_lists
 from nextreid.models import ReIDModel, convert_timm
 from nextreid.retrieval import Identities, RetrievalResult, compare, rank
 
 SEEDS = (0, 1, 2)
+PICTURE = Path(__file__).parents[1] / "docs" / "real_rank_list.png"
 SIZE = (64, 64)
-VIEWS = 4
+VIEWS = 8
 JITTER = 0.1
 SMALLEST = 20.0
 CROSS = {"camera:rgb>tir": (0, 1), "camera:tir>rgb": (1, 0)}
 TOWER: dict[str, Any] = {"image_tower": "tf_efficientnet_lite0", "img_size": SIZE}
+STAGE: dict[str, Any] = {"image_tower_args": {"stage": 3}}  # what is trained: up to a stride of 16, a grid of 4 by 4
+# An instance is seen once: a mirrored or half hidden one never occurs.
 RECIPE = Recipe(
-    name="real", epochs=8, num_ids=8, num_instances=4, lr_tower=3e-4, lr_new=1e-3, warmup_epochs=1, pad=4, erase=0.0,
-    geometry="independent", amp="off", eval_every=0, workers=0, store="memory",
+    name="real", epochs=4, num_ids=32, num_instances=2, lr_tower=1e-3, lr_new=1e-3, warmup_epochs=0, floor=0.1,
+    pad=6, flip=0.0, erase=0.0, geometry="independent", contrast_weight=1.0, amp="off", eval_every=0,
+    workers=0, store="memory",
 )  # fmt: skip
-# Name, entrypoint, arguments, changes of the recipe. "centers" pulls an instance's spectra together: a margin of 0.
+SPECTRA: dict[str, Any] = {"modalities": ("rgb", "tir")}
+EXPERTS: dict[str, Any] = {
+    **SPECTRA,
+    "text_tower": None,
+    "head": {"mlp_ratio": 2.0, "ffn_ratio": 2.0, "num_heads": 4, "mmfa_residual": True},
+}
+# Name, entrypoint, arguments, changes of the recipe; the first is what the others are compared with.
 TRAINED: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
-    ("baseline", "baseline", {}, {}),
-    ("baseline, centers", "baseline", {"classifier": "modality"}, {"center_margin_weight": 1.0, "center_margin": 0.0}),
-    ("UniCat", "unicat_vit_b16", {}, {}),
-    (
-        "NEXT",
-        "next",
-        {"text_tower": None, "head": {"mlp_ratio": 2.0, "ffn_ratio": 2.0, "num_heads": 4, "mmfa_residual": True}},
-        {},
-    ),
+    ("baseline", "baseline", SPECTRA, {}),
+    ("NEXT", "next", EXPERTS, {}),
+    ("one stream", "baseline", {"modalities": ("image",)}, {"contrast_weight": 0.0, "num_instances": 4}),
+    ("UniCat", "unicat_vit_b16", {**SPECTRA, "share_image_tower": True}, {}),
+    ("baseline, no contrast", "baseline", SPECTRA, {"contrast_weight": 0.0}),
+    ("baseline, 8 epochs", "baseline", SPECTRA, {"epochs": 8}),
 )
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """Frozen features and HOG, then each row of `TRAINED` and one stream for both spectra, with every seed."""
+    """HOG and frozen features, then each row of `TRAINED` with every seed, three at a time; last, a picture."""
     source = os.environ.get("NEXTREID_REAL")
     if not source or not (Path(source) / "roadscene" / "objects.csv").is_file():
         raise SystemExit("set NEXTREID_REAL to a folder with roadscene/objects.csv, roadscene/rgb and roadscene/tir")
@@ -75,13 +86,13 @@ def write_crops(scene: Path, out: Path, jitter: float = JITTER, views: int = VIE
     so that no frame is trained on and searched. Training instances have `views`, others two: query and gallery.
     """
     rng = np.random.default_rng(seed)
-    with (scene / "objects.csv").open(newline="") as file:
-        objects = [row for row in csv.DictReader(file) if min(float(row["width"]), float(row["height"])) >= SMALLEST]
+    objects = _objects(scene)
     frames = sorted({row["frame"] for row in objects})
     learned = set(rng.permutation(frames)[: int(0.6 * len(frames))].tolist())
     out.mkdir(parents=True)
     lines = []
     for pid, row in enumerate(objects):
+        rng = np.random.default_rng((seed, pid))  # what is searched does not depend on how much is trained on
         training = row["frame"] in learned
         for view in range(views if training else 2):
             line: dict[str, Any] = {
@@ -98,6 +109,11 @@ def write_crops(scene: Path, out: Path, jitter: float = JITTER, views: int = VIE
         writer.writeheader()
         writer.writerows(lines)
     return out / "crops.csv"
+
+
+def _objects(scene: Path) -> list[dict[str, str]]:
+    with (scene / "objects.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if min(float(row["width"]), float(row["height"])) >= SMALLEST]
 
 
 @lru_cache(4)
@@ -149,47 +165,91 @@ def _rows(scene: Path, weights: Path, folder: Path) -> Iterator[dict[str, Any]]:
         dataset = load_dataset("manifest", manifest)
         for protocol, spectra in CROSS.items():
             yield _row("HOG", protocol, None, _shortcut(manifest.parent, dataset, *spectra), dataset, jitter)
-    arguments: dict[str, Any] = {**TOWER, "modalities": ("rgb", "tir"), "embed_dim": None}
+    arguments: dict[str, Any] = {**TOWER, **SPECTRA, "embed_dim": None}
     convert_timm(weights, "baseline", folder / "start", by_order=True, **arguments)
     tower = create_model(f"local-dir:{folder / 'start'}").eval()
-    for protocol, found in _matrix(tower, dataset).items():
-        yield _row("frozen", protocol, None, found, dataset)
-    state = tower.image_tower.towers()[0].trunk.state_dict()
-    for seed in SEEDS:
-        reference: dict[str, RetrievalResult] = {}
-        for name, entrypoint, more, changes in TRAINED:
-            arguments = {"modalities": ("rgb", "tir"), "share_image_tower": True, **more}
-            model = _train(entrypoint, arguments, state, dataset, replace(RECIPE, seed=seed, **changes), folder / name)
-            matrix = _matrix(model, dataset)
+    first = start(folder / "start", "baseline", embed_dim=None, **SPECTRA).eval()
+    for name, model in (("frozen", tower), ("frozen, stage 3", first)):
+        for protocol, found in _matrix(model, dataset).items():
+            yield _row(name, protocol, None, found, dataset)
+    tasks = [(folder, manifest, row, seed) for row in range(len(TRAINED)) for seed in SEEDS]
+    with ProcessPoolExecutor(len(SEEDS), mp_context=multiprocessing.get_context("spawn")) as pool:
+        reference: dict[int, dict[str, RetrievalResult]] = {}
+        for (*_, row, seed), (matrix, seconds) in zip(tasks, pool.map(_task, tasks), strict=True):
+            reference.setdefault(seed, matrix)
             for protocol, found in matrix.items():
-                yield _row(name, protocol, seed, found, dataset, reference=reference.get(protocol))
-            reference = reference or matrix
-        single = one_stream(dataset)
-        arguments = {"modalities": ("image",)}
-        model = _train("baseline", arguments, state, single, replace(RECIPE, seed=seed), folder / "one stream")
-        for protocol, (a, b) in CROSS.items():
-            query, gallery = (
-                tuple(s for s in part if s.camid == spectrum)
-                for part, spectrum in ((single.query, a), (single.gallery, b))
-            )
-            found = evaluate(model, replace(single, query=query, gallery=gallery), protocol="camera").result
-            yield _row("one stream", protocol, seed, found, dataset)
+                name, *_, changes = TRAINED[row]
+                against = reference[seed][protocol] if row else None
+                spent = {"epochs": changes.get("epochs", RECIPE.epochs), "seconds": seconds}
+                yield _row(name, protocol, seed, found, dataset, against=against, **spent)
+    _draw(folder, dataset, scene)
 
 
-def _train(
-    entrypoint: str, arguments: dict[str, Any], state: dict[str, Any], dataset: ReIDDataset, recipe: Recipe, out: Path
-) -> ReIDModel:
-    torch.manual_seed(recipe.seed)
+def start(folder: Path, entrypoint: str, **arguments: Any) -> ReIDModel:
+    """A model on the first stages of the tower that `folder` holds."""
+    model = create_model(entrypoint, **{**TOWER, **STAGE, **arguments})
+    weights = create_model(f"local-dir:{folder}").image_tower.towers()[0].trunk.state_dict()
+    trunk = model.image_tower.towers()[0].trunk
+    trunk.load_state_dict({name: weights[name] for name in trunk.state_dict()})
+    return model
+
+
+def _task(task: tuple[Path, Path, int, int]) -> tuple[dict[str, RetrievalResult], float]:
+    """Train a row with a seed, in a process of its own; return what is found by protocol, and the CPU's seconds."""
+    folder, manifest, row, seed = task
+    torch.set_num_threads(1)
+    began = time.process_time()
+    _, entrypoint, arguments, changes = TRAINED[row]
+    dataset = load_dataset("manifest", manifest)
+    single = len(arguments["modalities"]) == 1
+    dataset = one_stream(dataset) if single else dataset
+    torch.manual_seed(seed)
     classes = len({sample.pid for sample in dataset.train})
-    model = create_model(entrypoint, num_classes=classes, embed_dim=256, **TOWER, **arguments)
-    model.image_tower.towers()[0].trunk.load_state_dict(state)
-    train(model, dataset, recipe, Path(f"{out}{recipe.seed}"), progress=False)
-    return model.eval()
+    model = start(folder / "start", entrypoint, num_classes=classes, embed_dim=256, **arguments)
+    trunk = model.image_tower.towers()[0].trunk
+    for part in (trunk.conv_stem, trunk.bn1, *trunk.blocks[:2]):  # edges and blobs are the same, and take half the time
+        part.requires_grad_(False)
+    model.to(memory_format=torch.channels_last)  # what convolutions are fastest in
+    recipe = replace(RECIPE, seed=seed, **changes)
+    train(model, dataset, recipe, folder / f"run{row}.{seed}", progress=False)
+    found = _apart(model.eval(), dataset) if single else _matrix(model.eval(), dataset)
+    return found, time.process_time() - began
+
+
+def _apart(model: ReIDModel, single: ReIDDataset) -> dict[str, RetrievalResult]:
+    """Search one spectrum in the other where both are samples of one modality."""
+    found = {}
+    for protocol, (a, b) in CROSS.items():
+        query, gallery = (  # keys and cameras are again those of the other rows, for the paired test
+            tuple(
+                replace(sample, key=sample.key.rpartition(":")[0], camid=view)
+                for sample in part
+                if sample.camid == spectrum
+            )
+            for view, (part, spectrum) in enumerate(((single.query, a), (single.gallery, b)))
+        )
+        found[protocol] = evaluate(model, replace(single, query=query, gallery=gallery), protocol="camera").result
+    return found
 
 
 def _matrix(model: ReIDModel, dataset: ReIDDataset) -> dict[str, RetrievalResult]:
     reports = modality_matrix(model, dataset, protocol="camera", cross=True)
     return {report.result.protocol.name: report.result for report in reports}
+
+
+def _draw(folder: Path, dataset: ReIDDataset, scene: Path) -> None:
+    """Rank lists of vehicles alone: no person is to be seen."""
+    vehicles = {pid for pid, row in enumerate(_objects(scene)) if row["kind"] in ("car", "truck", "bus")}
+    kept: dict[str, Any] = {
+        name: tuple(s for s in getattr(dataset, name) if s.pid in vehicles) for name in ("query", "gallery")
+    }
+    models = {
+        "frozen": start(folder / "start", "baseline", embed_dim=None, **SPECTRA),
+        "baseline": create_model(f"local-dir:{folder / 'run0.0' / 'last'}"),
+    }
+    among = replace(dataset, **kept)
+    words = ("typical", "differ", "worst")
+    rank_lists(models, among, queries=words, count=1, top=8, protocol="camera:tir>rgb").save(PICTURE)
 
 
 def _shortcut(folder: Path, dataset: ReIDDataset, a: int, b: int) -> RetrievalResult:
@@ -213,20 +273,25 @@ def _row(
     found: RetrievalResult,
     dataset: ReIDDataset,
     jitter: float = JITTER,
-    reference: RetrievalResult | None = None,
+    against: RetrievalResult | None = None,
+    epochs: int = 0,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
+    of_query, of_gallery = protocol.partition(":")[2].split(">")
     metrics = found.to_dict()
-    against = compare(reference, found) if reference is not None else None
+    paired = compare(against, found) if against is not None else None
     return {
         "row": name,
-        "protocol": protocol,
+        "query": of_query,
+        "gallery": of_gallery,
         "jitter": jitter,
         "seed": "" if seed is None else seed,
         "mAP": round(100 * metrics["mAP"], 2),
         "rank-1": round(100 * metrics["rank-1"], 2),
-        "against baseline": "" if against is None else round(100 * against.difference.value, 2),
-        "p": "" if against is None else round(against.p_value, 4),
-        "epochs": RECIPE.epochs if seed is not None else 0,
+        "against baseline": "" if paired is None else round(100 * paired.difference.value, 2),
+        "p": "" if paired is None else round(paired.p_value, 4),
+        "epochs": epochs,
         "trained instances": len({sample.pid for sample in dataset.train}),
         "searched instances": len(dataset.gallery),
+        "cpu seconds": "" if seconds is None else round(seconds),
     }

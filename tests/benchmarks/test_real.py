@@ -1,6 +1,7 @@
 """The benchmarks on real pixels, on drawn ones; on the real ones where they are."""
 
 import csv
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import real, real_spectra
+from benchmarks import real, real_scenes, real_spectra
 from nextreid.data import load_dataset
 
-FOLDER = Path(__file__).parents[2].parent / "shared" / "data" / "real"
+FOLDER = Path(os.environ.get("NEXTREID_REAL") or "no folder")
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,26 @@ def test_crops_are_split_by_frame_and_jittered_on_their_own(scene, tmp_path):
     assert {Image.open(image).size for sample in still.query for image in sample.images} == {(30, 40), (30, 24)}
 
 
+def test_what_is_searched_does_not_depend_on_the_views_that_are_trained_on(scene, tmp_path):
+    few, many = (load_dataset("manifest", real.write_crops(scene, tmp_path / str(n), views=n)) for n in (1, 3))
+    assert len(many.train) == 3 * len(few.train)
+    for one, other in zip((*few.query, *few.gallery), (*many.query, *many.gallery), strict=True):
+        assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one.images, other.images, strict=True))
+
+
+def test_scenes_are_cut_inwards_and_apart_in_each_view_and_spectrum(tmp_path):
+    for spectrum in real_scenes.MODALITIES:
+        (tmp_path / spectrum).mkdir()
+        ramp = np.add.outer(np.arange(100), np.arange(120)).astype(np.uint8)
+        Image.fromarray(ramp).save(tmp_path / spectrum / "a.png")
+    dataset = real_scenes.jittered(tmp_path, ["a.png"], seed=0)
+    crops = [image for sample in (*dataset.query, *dataset.gallery) for image in sample.images]
+    assert len({int(crop[0, 0, 0]) for crop in crops}) > 3  # other corners
+    for crop in crops:
+        assert 79 <= crop.shape[0] <= 100 and 95 <= crop.shape[1] <= 120
+        assert (np.diff(crop[:, :, 0].astype(int), axis=1) == 1).all()  # cut, not resized
+
+
 def test_one_stream_takes_every_image_as_a_sample(scene, tmp_path):
     dataset = load_dataset("manifest", real.write_crops(scene, tmp_path / "crops"))
     single = real.one_stream(dataset)
@@ -66,13 +87,13 @@ def test_hog_counts_directions_and_knows_no_contrast():
 
 def test_rows_without_the_data_say_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("NEXTREID_REAL", str(tmp_path))
-    for module in (real, real_spectra):
+    for module in (real, real_spectra, real_scenes):
         with pytest.raises(SystemExit, match="set NEXTREID_REAL to a folder"):
             next(module.run())
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (FOLDER / "tno").is_dir(), reason="the registered triplets of TNO are not there")
+@pytest.mark.skipif(not (FOLDER / "tno").is_dir(), reason="NEXTREID_REAL names no folder with tno")
 def test_exchanged_spectra_are_told_on_real_pixels(monkeypatch):
     monkeypatch.setenv("NEXTREID_REAL", str(FOLDER))
     rows = {(row["planted"], row["pair"]): row for row in real_spectra.run()}
@@ -83,7 +104,7 @@ def test_exchanged_spectra_are_told_on_real_pixels(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (FOLDER / "roadscene").is_dir(), reason="the frames of RoadScene are not there")
+@pytest.mark.skipif(not (FOLDER / "roadscene").is_dir(), reason="NEXTREID_REAL names no folder with roadscene")
 def test_alignment_leaks_through_crops_that_are_not_jittered(tmp_path):
     found = []
     for jitter in (0.0, real.JITTER):
