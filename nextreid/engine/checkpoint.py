@@ -113,8 +113,9 @@ def lock_run(train: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
                 on_main(lambda: stack.enter_context(lock(folder / ".run.lock", f"the run folder {folder}")))
                 return train(*args, **kwargs)
         finally:
-            if made and folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
+            if made:
+                with contextlib.suppress(OSError):  # it is no longer empty, or another process was faster
+                    folder.rmdir()
 
     return locked
 
