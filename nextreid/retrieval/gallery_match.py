@@ -53,7 +53,8 @@ def find_calibration(folder: Path, about: Mapping[str, Any]) -> Calibration:
     """
     checkpoint = about.get("checkpoint")
     places = [folder, *([Path(checkpoint)] if checkpoint else [])]
-    command = f"nextreid calibrate MODEL --dataset NAME --out {folder}{'' if about.get('text') else ' --no-text'}"
+    text = "" if about.get("text") else " --no-text"
+    command = f"nextreid calibrate MODEL --dataset NAME --cross{text} --out {folder}"
     place = next((place for place in places if (place / CALIBRATION).is_file()), None)
     if place is None:
         raise FileNotFoundError(
