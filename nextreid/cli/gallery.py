@@ -176,7 +176,7 @@ def run_search(args: argparse.Namespace) -> None:
         if args.json:
             rows = [{**hit.entry.to_dict(), **({} if hit.score is None else {"score": hit.score})} for hit in hits]
             write_json(args.json.expanduser(), rows)
-        print(_table(hits, where))
+        print(_table(hits, where) if hits else f"no entry found{f'; {out} is not written' if out else ''}")
         if out and hits:
             title = args.text or ", ".join(args.where)
             queries, window = [images] if images else (), windows(args.window)

@@ -215,7 +215,7 @@ def _to_8_bits(opened: PILImage.Image, window: Window | None) -> PILImage.Image:
     if window is None:
         raise ImageError(
             f"it has more than 8 bits per channel (mode {opened.mode}): say which raw values become black and white, "
-            'as in window={"tir": (7000, 9000)} or window={"tir": "minmax"}, or save it with 8 bits',
+            'as in window={"tir": (7000, 9000)} or {"tir": "minmax"} (--window tir=7000,9000), or save it with 8 bits',
             "many-bits",
         )
     values = np.asarray(opened).astype(np.float64)

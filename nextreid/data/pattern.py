@@ -105,8 +105,11 @@ def read_folder(
     """
     root, modalities = Path(root).expanduser(), as_modalities(modalities)
     layout = f"{root}/{{{','.join(modalities)}}}/name.jpg"
+    if plain:
+        layout = f"{root}/name.jpg or {layout}"
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}; expected {layout}")
+        what = f"{root} is a file, no folder" if root.is_file() else f"no folder {root}"
+        raise FileNotFoundError(f"{what}; expected {layout}")
     if nested:
         return _read_nested(root, modalities, window, layout, plain)
     entries = sorted(entry for entry in root.iterdir() if not is_sidecar(entry.name))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL.Image import Image
 
 from nextreid._files import check_out_folder, user_path, write_json
@@ -25,7 +26,7 @@ from .provenance import trained_sets
 
 _logger = logging.getLogger(__name__)
 
-_SHOWN, _SHOWN_MASKS, _TOP, _MOST = 4, 3, 8, 20_000
+_SHOWN, _SHOWN_MASKS, _TOP, _MOST, _DRAWN = 4, 3, 8, 20_000, 500
 _RANKS_TITLE = (
     "Each query and the images whose embeddings are nearest, with the cosine below. {marks}The query itself is not "
     "among them."
@@ -67,7 +68,7 @@ def run_demo_on_images(
         out: Folder to write: ``metrics.json``, ``report.html``, ``rank_list.png``, and ``masks.png`` where a model has
             semantic experts. A demo's files there are replaced; a folder that holds something else is left alone.
         models: Models of the same modalities, by the names to write beside them.
-        seed: Of the choice of queries and of the random order.
+        seed: Of the choice of queries and of the random orders.
         window: Windows for images of more than 8 bits, by modality.
         options: How samples are embedded.
         write_line: Called with each line of results.
@@ -87,8 +88,12 @@ def run_demo_on_images(
     if len(set(modalities.values())) != 1:
         several = "; ".join(f"{name}: {', '.join(read)}" for name, read in modalities.items())
         raise ValueError(f"the demo takes one model or more that read the same modalities, got {several or 'none'}")
-    dataset = load_dataset("folder", images, modalities=next(iter(modalities.values())), window=window)
-    dataset = dataset.drop_unreadable("skip")
+    found = load_dataset("folder", images, modalities=next(iter(modalities.values())), window=window)
+    try:
+        dataset = found.drop_unreadable("raise")
+    except ValueError as error:
+        _logger.warning("left out: %s", str(error).partition("\n")[2])  # which and why, without how to call it
+        dataset = found.drop_unreadable("skip")
     if not 2 <= len(dataset.query) <= _MOST:
         raise ValueError(
             f"{images}: {len(dataset.query)} images that can be read; the demo takes 2 to {_MOST:,}, and 'nextreid "
@@ -98,7 +103,8 @@ def run_demo_on_images(
     repeated = Counter(sample.pid for sample in dataset.query if sample.pid >= 0)
     known = any(count > 1 for count in repeated.values())
     rows = _measure(models, dataset, options) if known else []
-    chance = chance_map(dataset, seed) if known else None
+    draws = range(max(1, _DRAWN // len(dataset.query)))  # one order of few images is far from what is to be expected
+    chance = float(np.mean([chance_map(dataset, seed + draw) for draw in draws])) if known else None
     words = ("worst", "typical", "best") if known else ("random",)
     ranks = rank_lists(
         models,

@@ -123,7 +123,8 @@ class Calibration:
             return next(iter(self.curves.values()))
         name = shown_name(query, query if gallery is None else gallery)
         if name not in self.curves:
-            raise KeyError(unknown("calibrated set of modalities", name, self.curves))
+            hint = "; --cross (cross=True) calibrates every set against every other" if ">" in name else ""
+            raise KeyError(unknown("calibrated set of modalities", name, self.curves) + hint)
         return self.curves[name]
 
     def probability(

@@ -53,11 +53,12 @@ def find_calibration(folder: Path, about: Mapping[str, Any]) -> Calibration:
     """
     checkpoint = about.get("checkpoint")
     places = [folder, *([Path(checkpoint)] if checkpoint else [])]
+    text = "" if about.get("text") else " --no-text"
+    command = f"nextreid calibrate MODEL --dataset NAME --cross{text} --out {folder}"
     place = next((place for place in places if (place / CALIBRATION).is_file()), None)
     if place is None:
         raise FileNotFoundError(
-            f"gallery {folder} has no {CALIBRATION}, which says what a score means: 'nextreid calibrate MODEL "
-            f"--dataset NAME --out {folder}' makes it"
+            f"gallery {folder} has no {CALIBRATION}, which says what a score means: {command!r} makes it"
         )
     calibration = Calibration.read(place)
     captions = "yes" if about.get("text") else "no"
@@ -67,7 +68,7 @@ def find_calibration(folder: Path, about: Mapping[str, Any]) -> Calibration:
         if name in calibration.about and theirs != ours and (name != "digest" or None not in (ours, theirs)):
             raise ValueError(
                 f"{place / CALIBRATION} has {name} {show(theirs)}, gallery {folder} has {show(ours)}: calibrate the "
-                "gallery's model as it is used here"
+                f"gallery's model as it is used here: {command!r}"
             )
     return calibration
 

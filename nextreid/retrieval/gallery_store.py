@@ -377,6 +377,8 @@ class GalleryStore:
     def _named_errors(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.ProgrammingError as error:  # no damage but a mistake, such as a search after close()
+            raise ValueError(f"gallery {self.folder}: {error}") from error
         except sqlite3.DatabaseError as error:
             name = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_").partition("_")[0]
             if name in _ERRORS:

@@ -15,7 +15,7 @@ from nextreid._names import unknown
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours of Okabe and Ito's set that differ under every common colour blindness, without the yellow."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "h", ">", "p")
 LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
 SAME, DIFFERENT, INK, FAINT = OKABE_ITO[0], OKABE_ITO[1], "#20242b", "#6b7280"
 
@@ -159,7 +159,7 @@ def colour_and_line(number: int) -> dict[str, Any]:
 
 
 def colour_and_marker(number: int) -> dict[str, Any]:
-    """Colour and mark of the n-th group of points; 56 differ."""
+    """Colour and mark of the n-th group of points; 12 marks and 84 pairs differ."""
     return {"color": OKABE_ITO[number % len(OKABE_ITO)], "marker": MARKERS[number % len(MARKERS)]}
 
 

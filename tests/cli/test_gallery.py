@@ -86,6 +86,8 @@ def test_search_by_words_and_by_attributes(run, people, tmp_path):
     )
     assert status == 0 and {row["key"] for row in json.loads((tmp_path / "b.json").read_text())} == {"k1", "k2"}
     assert "score" not in out and "shift" in out
+    status, out, _ = run("search", people, "--where", "camera=nowhere", "--out", tmp_path / "none.png")
+    assert status == 0 and "no entry found" in out and not (tmp_path / "none.png").exists()
     status, _, err = run("search", people, "--where", "upper_clothing_colour=red")
     assert status == 2 and "Did you mean 'upper_clothing_color'" in err
 

@@ -32,6 +32,8 @@ def test_without_a_modalitys_folder_all_images_are_of_one(tmp_path):
     assert "1 of 3 samples have no folder of an identity" in dataset.notes
     (tmp_path / "photos").rename(tmp_path / "TIR")
     assert all(s.images[:2] == (None, None) and s.images[2] for s in load_dataset("folder", tmp_path / "TIR").query)
+    (tmp_path / "TIR").rename(tmp_path / "thermal")
+    assert "the images are taken as rgb" in load_dataset("folder", tmp_path / "thermal").notes[-1]
 
 
 def test_images_beside_the_modalities_folders_are_left_out(tmp_path, caplog):
@@ -46,7 +48,7 @@ def test_images_beside_the_modalities_folders_are_left_out(tmp_path, caplog):
         (("thermal/a.png", "anna/a.png"), "thermal looks like a modality; name such folders rgb, nir, tir"),
         (("query/anna/a.png", "gallery/anna/b.png"), "gallery, query are splits, not identities"),
         (("rgb/a.png", "vis/a.png"), "two files are one rgb image"),
-        (("a/notes.txt",), "no image of the form"),
+        (("a/notes.txt",), r"no image of the form \S+/name.jpg or \S+/\{rgb,nir,tir\}/name.jpg"),
     ],
 )
 def test_what_is_no_such_folder_is_named(tmp_path, files, message):

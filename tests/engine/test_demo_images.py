@@ -83,3 +83,11 @@ def test_what_cannot_be_shown_is_named(models, photos, tmp_path):
     (tmp_path / "mine" / "x.txt").touch()
     with pytest.raises(OSError, match="mine"):
         run_demo_on_images(photos, tmp_path / "mine", models)
+
+
+def test_images_that_cannot_be_read_are_said_with_the_reason(models, tmp_path, caplog):
+    (tmp_path / "deep").mkdir()
+    Image.fromarray(np.full((9, 9), 7000, np.uint16)).save(tmp_path / "deep" / "a.png")
+    with pytest.raises(ValueError, match="0 images that can be read"):
+        run_demo_on_images(tmp_path / "deep", tmp_path / "out", models)
+    assert "a.png" in caplog.text and "more than 8 bits" in caplog.text

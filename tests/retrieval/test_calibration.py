@@ -148,6 +148,8 @@ def test_modalities_choose_the_curve_and_drift_is_told(caplog):
     assert calibration.curve("tir", "rgb").high == 0.01
     with pytest.raises(KeyError, match=r"unknown calibrated set of modalities 'rgb'.*Known: rgb\+tir, tir>rgb"):
         calibration.curve("rgb")
+    with pytest.raises(KeyError, match=r"'rgb>tir'.*--cross"):
+        calibration.curve("rgb", "tir")
     assert calibration.drift([0.0, 0.1]) == 0 and not caplog.records
     assert calibration.drift([0.005, 0.9], "tir", "rgb") == 0.5
     assert "50 % of the scores lie outside the calibrated range of 0.000 to 0.010" in caplog.text

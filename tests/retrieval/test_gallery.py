@@ -51,6 +51,13 @@ def on_disk(folder):
     return b"".join(file.read_bytes() for file in folder.iterdir() if file.is_file())
 
 
+def test_a_closed_gallery_is_not_called_damaged(folder):
+    with Gallery.create(folder, WIDTH) as gallery:
+        gallery.add(vectors(1))
+    with pytest.raises(ValueError, match=r"gallery .*closed"):
+        gallery.search(vectors(1)[0])
+
+
 def test_what_was_added_comes_back(gallery, folder):
     given = Entry(
         "x", 17, "gate", datetime.datetime(2026, 11, 28, tzinfo=datetime.UTC), ("tir",), {"tir": "/a.png"},

@@ -51,12 +51,13 @@ def test_no_display_is_used_and_no_setting_stays(monkeypatch):
 
 
 def test_lines_and_marks_differ_without_colour():
-    """Neighbours differ in more than colour, and no pair of colour and mark comes twice."""
-    marks = [tuple(colour_and_marker(i).values()) for i in range(56)]
+    """Neighbours differ in more than colour, no pair of colour and mark comes twice, nor a mark in a dozen."""
+    marks = [tuple(colour_and_marker(i).values()) for i in range(84)]
     lines = [tuple(colour_and_line(i).values()) for i in range(28)]
     for looks in (marks, lines):
         assert len(set(looks)) == len(looks)
         assert all(a[1] != b[1] for a, b in pairwise(looks))
+    assert len({mark for _, mark in marks[:12]}) == 12  # as many identities as 'show space' draws unasked
 
 
 def test_colours_stay_apart_for_every_eye():

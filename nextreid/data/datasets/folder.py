@@ -61,4 +61,6 @@ def load_folder(
     labelled = tuple(replace(sample, pid=pid) for sample, pid in zip(samples, pids, strict=True))
     notes = [f"{unknown} of {len(pids)} samples have no folder of an identity"] if (unknown := pids.count(-1)) else []
     name, label_names = Path(root).expanduser().resolve().name, {"pid": names} if names else {}
+    if name.lower() in _SPECTRA and not any(any(sample.images[1:]) for sample in samples):
+        notes.append(f"{name} looks like a modality, the images are taken as {modalities[0]}: rename it if not")
     return ReIDDataset(name, modalities, object_type, "none", (), labelled, labelled, tuple(notes), label_names)
