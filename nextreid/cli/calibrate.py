@@ -36,7 +36,10 @@ def add(command: Any) -> None:
     calibrate.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     calibrate.add_argument("--no-text", action="store_true", help="without captions")
     calibrate.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="checkpoint or gallery folder to write into (default: CHECKPOINT)"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="checkpoint, gallery or new folder to write into (default: CHECKPOINT)",
     )
     policy_arguments(calibrate, leak=False)
     run_arguments(calibrate)
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     from nextreid.viz import Table
 
     out = (args.out or Path(args.checkpoint)).expanduser()
-    if not out.is_dir():
+    if args.out is None and not out.is_dir():
         raise FileNotFoundError(f"no folder {out} to write calibration.json into; name one with --out")
     options = embed_options(args, pick_device(args.device))
     dataset, model = dataset_of(args), load_model(args.checkpoint)

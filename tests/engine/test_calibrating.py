@@ -66,3 +66,7 @@ def test_the_command_writes_beside_the_weights(build, tmp_path, capsys):
     assert Calibration.read(tmp_path / "m").about["dataset"] == "synthetic-persons"
     assert main([str(word) for word in ("calibrate", "baseline_tiny", *line[2:], *more)]) == 2
     assert "--out" in capsys.readouterr().err
+    assert (
+        main([str(word) for word in ("calibrate", "baseline_tiny", *line[2:], *more, "--out", tmp_path / "new")]) == 0
+    )
+    assert Calibration.read(tmp_path / "new").about["dataset"] == "synthetic-persons"
