@@ -106,5 +106,5 @@ def test_what_cannot_be_drawn_is_named(build, dataset):
         rank_lists({}, dataset)
     with pytest.raises(ValueError, match="top must be at least 1"):
         rank_lists({"m": build("baseline_tiny")}, dataset, top=0)
-    with pytest.raises(ValueError, match="the model reads rgb, nir, tir but"):
+    with pytest.raises(ValueError, match=r"the model reads rgb, nir, tir but .*--dataset-arg"):
         rank_lists({"m": build("baseline_tiny")}, replace(dataset, modalities=("a", "b", "c")))
