@@ -74,7 +74,8 @@ def read(folder, table):
         if table:
             rows = np.stack([vector(seed) for seed, _ in table.values()])
             unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-            assert np.abs(gallery.vectors(list(table)) - unit).max() < 1e-3
+            if np.abs(gallery.vectors(list(table)) - unit).max() >= 1e-3:  # the last change may be of a vector alone
+                return False
             assert gallery.search(unit[0], k=1)[0].entry.key in table
         return True
 
