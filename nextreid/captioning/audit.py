@@ -365,7 +365,7 @@ def _retrieval(files: Sequence[_File], protocol: str | None, schema: Schema | No
     chosen = [file for file in files if file.split == split]
     items = sorted(set.intersection(*(set(file.labels) for file in chosen)))
     if not items:
-        raise ValueError("no item has a label; pass labels=")
+        raise ValueError("no image has an identity (labels)")
     ids = Identities(*np.array([chosen[0].labels[item] for item in items], dtype=np.int64).T)
     rule, why = (protocol, "as asked") if protocol else _choose_protocol(ids)
     features = {file.modality: word_features([file.captions[item] for item in items]) for file in chosen}

@@ -54,12 +54,12 @@ class Sample:
 
 
 def as_modalities(modalities: Sequence[str]) -> tuple[str, ...]:
-    """Return the modalities as a tuple; a string is one modality, never its letters.
+    """Return the modalities as a tuple; a string is one modality, or several with commas between, never its letters.
 
     Raises:
         ValueError: If there is none, one is no name, or one occurs twice.
     """
-    names = (modalities,) if isinstance(modalities, str) else tuple(modalities)
+    names = tuple(map(str.strip, modalities.split(","))) if isinstance(modalities, str) else tuple(modalities)
     if not names or len(set(map(str, names))) < len(names) or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"modalities must be one or more names, each once, got {show(names)}")
     return names

@@ -222,7 +222,7 @@ def check_modalities(model: ReIDModel, dataset: ReIDDataset) -> None:
     if ours != theirs:
         raise ValueError(
             f"the model reads {', '.join(ours)} but dataset {dataset.name!r} has {', '.join(theirs)}; "
-            f'load it with modalities={ours!r} (--dataset-arg "modalities={ours!r}") or create the model with '
+            f"load it with modalities={ours!r} (--dataset-arg modalities={','.join(ours)}) or create the model with "
             f"modalities={theirs!r}"
         )
 

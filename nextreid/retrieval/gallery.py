@@ -113,7 +113,8 @@ class Gallery(GalleryReader):
         They are read some at a time, so that a million of them may be a memory-mapped file and an iterator.
 
         Args:
-            vectors: ``(n, width)``, or ``(n, width + words)``, of any length; kept at unit length in float16.
+            vectors: ``(n, width)``, or ``(n, width + words)``, of any length, n possibly 0; kept at unit length in
+                float16.
             entries: What is known of each; a mapping's names that are no field of `Entry` are metadata.
             model: Name of the model that made them; must be the gallery's. None: not checked.
             digest: Of its weights, likewise.
@@ -133,7 +134,8 @@ class Gallery(GalleryReader):
                     f"the vectors come from {what} {show(made)}, gallery {self.folder} is of {show(self.about[name])}: "
                     "vectors of two models cannot be compared"
                 )
-        check_matrix("gallery", vectors)
+        if np.shape(vectors)[:1] != (0,) or np.ndim(vectors) != 2:  # a frame may be without boxes
+            check_matrix("gallery", vectors)
         if isinstance(entries, Sized) and len(entries) != len(vectors):
             raise ValueError(f"{len(vectors)} vectors but {len(entries)} entries: give one each")
         given = repeat(Entry(), len(vectors)) if entries is None else iter(entries)

@@ -56,6 +56,7 @@ def test_labels_are_shown_as_the_files_name_them() -> None:
 
 @pytest.mark.parametrize("wrong", [(), "", ("rgb", "rgb"), ("rgb", 1), ("rgb", "")])
 def test_modalities_are_names_each_once(wrong: object) -> None:
+    assert as_modalities("rgb, tir") == ("rgb", "tir")
     assert as_modalities("rgb") == ("rgb",) and as_modalities(["rgb", "tir"]) == ("rgb", "tir")
     with pytest.raises(ValueError, match="modalities must be one or more names, each once"):
         as_modalities(wrong)  # type: ignore[arg-type]

@@ -51,6 +51,12 @@ def on_disk(folder):
     return b"".join(file.read_bytes() for file in folder.iterdir() if file.is_file())
 
 
+def test_a_frame_without_boxes_adds_nothing(gallery):
+    assert gallery.add(vectors(0)) == [] and len(gallery) == 6
+    with pytest.raises(ValueError, match="more entries"):
+        gallery.add(vectors(0), iter([Entry()]))
+
+
 def test_a_closed_gallery_is_not_called_damaged(folder):
     with Gallery.create(folder, WIDTH) as gallery:
         gallery.add(vectors(1))
