@@ -54,6 +54,7 @@ EXPERTS: dict[str, Any] = {
 TRAINED: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
     ("baseline", "baseline", SPECTRA, {}),
     ("NEXT", "next", EXPERTS, {}),
+    ("NEXT, spectra dropped", "next", EXPERTS, {"drop_modality": 0.5}),
     ("one stream", "baseline", {"modalities": ("image",)}, {"contrast_weight": 0.0, "num_instances": 4}),
     ("UniCat", "unicat_vit_b16", {**SPECTRA, "share_image_tower": True}, {}),
     ("baseline, no contrast", "baseline", SPECTRA, {"contrast_weight": 0.0}),

@@ -19,7 +19,8 @@ def dataset_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         required=True,
-        help="a name of 'nextreid data list', such as rgbnt201, or your own: a CSV or parquet file, or a folder",
+        help="a name of 'nextreid data list', such as rgbnt201, or your own: a CSV or parquet file, or a folder (whose "
+        "subfolders are modalities and identities, or as --pattern says)",
     )
     parser.add_argument("--root", type=Path, help="folder of a named dataset, or the folder that holds it")
     source_arguments(parser)
@@ -149,8 +150,17 @@ def dataset_of(args: argparse.Namespace) -> Any:
             )
         if root is not None:
             raise ValueError(f"--root goes with the name of a dataset, and {own} is one of your own: leave it out")
-        name, root = "pattern" if own.is_dir() else "manifest", own
+        name, root = _reader_of(own, args.pattern), own
     return load_dataset(name, root, captions=args.captions, **options)
+
+
+def _reader_of(own: Path, pattern: str | None) -> str:
+    """The reader of a user's own file or folder: a folder is read as it lies, unless it has splits or a pattern."""
+    if not own.is_dir():
+        return "manifest"
+    from nextreid.data.datasets.folder import SPLITS
+
+    return "pattern" if pattern is not None or any(path.name.lower() in SPLITS for path in own.iterdir()) else "folder"
 
 
 def windows(items: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from .arguments import (
     dataset_of,
     embed_options,
     list_argument,
-    pairs,
     pick_device,
     policy_arguments,
     run_arguments,
@@ -102,14 +101,9 @@ def _short(names: list[str]) -> list[str]:
 
 
 def _dataset(args: argparse.Namespace, name: str) -> Any:
-    """Load one dataset, with those of the options that concern it; a folder without a pattern as it lies there."""
+    """Load one dataset, with those of the options that concern it."""
     path = Path(name).expanduser()
     own = path.exists()
-    if path.is_dir() and args.pattern is None:
-        from nextreid.data import load_dataset
-
-        options = pairs(args.dataset_arg, "--dataset-arg", reserved=("name", "root", "captions"))
-        return load_dataset("folder", path, captions=args.captions, window=windows(args.window) or None, **options)
     given = {
         **vars(args),
         "dataset": name,

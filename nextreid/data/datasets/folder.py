@@ -11,7 +11,7 @@ from ..pattern import read_folder
 from ..sample import MODALITIES, ReIDDataset, as_modalities
 from .registry import register_dataset
 
-_SPLITS = ("train", "query", "gallery", "test", "val", "bounding_box_train", "bounding_box_test")
+SPLITS = ("train", "query", "gallery", "test", "val", "bounding_box_train", "bounding_box_test")
 _SPECTRA = ("color", "colour", "depth", "fir", "infrared", "ir", "lwir", "mwir", "swir", "thermal", "visible")
 
 
@@ -47,7 +47,7 @@ def load_folder(
     samples = read_folder(root, modalities, window, nested=True, plain=True)
     folders = {part for sample in samples for part in Path(sample.key).parts[:-1]}
     firsts = [Path(sample.key).parts[0] if len(Path(sample.key).parts) > 1 else "" for sample in samples]
-    if splits := sorted(name for name in set(firsts) if name.lower() in _SPLITS):
+    if splits := sorted(name for name in set(firsts) if name.lower() in SPLITS):
         raise ValueError(
             f"{root}: {first_few(splits)} are splits, not identities: name one of them alone, or say how its files are "
             "named with --pattern, see 'pattern' in docs/data.md"
