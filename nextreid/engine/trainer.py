@@ -387,7 +387,10 @@ class _Epoch:
 
 def _train_pids(dataset: ReIDDataset) -> list[int]:
     if not dataset.train:
-        raise ValueError(f"dataset {dataset.name!r} has no training samples")
+        raise ValueError(
+            f"dataset {dataset.name!r} has no training samples; images of your own need splits: say where their paths "
+            "name them (--pattern), or draw some identities (train=0.5, --dataset-arg train=0.5)"
+        )
     pids = sorted({sample.pid for sample in dataset.train})
     if len(pids) < 2:
         raise ValueError(f"dataset {dataset.name!r} has one training identity ({pids[0]}); it takes two to compare")

@@ -61,3 +61,11 @@ def test_a_spectrum_of_another_name_can_be_declared(tmp_path):
     touch(tmp_path, "rgb/1/a.png", "thermal/1/a.png")
     (sample,) = load_dataset("folder", tmp_path, modalities=("rgb", "thermal")).query
     assert sample.pid == 1 and None not in sample.images
+
+
+def test_some_identities_can_be_drawn_for_training(tmp_path):
+    touch(tmp_path, *(f"rgb/{pid}/{i}.png" for pid in range(6) for i in range(3)))
+    dataset = load_dataset("folder", tmp_path, train=0.5, seed=1)
+    learned, searched = ({s.pid for s in split} for split in (dataset.train, dataset.query))
+    assert len(learned) == len(searched) == 3 and not learned & searched
+    assert dataset.query == dataset.gallery and dataset.protocol == "none"

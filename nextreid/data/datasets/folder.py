@@ -9,6 +9,7 @@ from ..image import Window
 from ..labels import number_labels
 from ..pattern import read_folder
 from ..sample import MODALITIES, ReIDDataset, as_modalities
+from ..split import split_identities
 from .registry import register_dataset
 
 SPLITS = ("train", "query", "gallery", "test", "val", "bounding_box_train", "bounding_box_test")
@@ -22,6 +23,8 @@ def load_folder(
     modalities: Sequence[str] = MODALITIES,
     window: Mapping[str, Window] | None = None,
     object_type: str = "object",
+    train: float | None = None,
+    seed: int = 0,
 ) -> ReIDDataset:
     """Read a folder of images, each of which is query and gallery alike.
 
@@ -35,6 +38,8 @@ def load_folder(
         modalities: Order of the images.
         window: Windows for images of more than 8 bits, by modality; see `ImageFile`.
         object_type: What is re-identified.
+        train: Share of the identities to train on, see `split_identities`; None keeps all images as query and gallery.
+        seed: Of that draw.
 
     Returns:
         The dataset, named by the folder, with the protocol "none": a query ignores itself alone.
@@ -63,4 +68,9 @@ def load_folder(
     name, label_names = Path(root).expanduser().resolve().name, {"pid": names} if names else {}
     if name.lower() in _SPECTRA and not any(any(sample.images[1:]) for sample in samples):
         notes.append(f"{name} looks like a modality, the images are taken as {modalities[0]}: rename it if not")
+    if train is not None:
+        made = split_identities(
+            labelled, modalities=modalities, train=train, rule="none", seed=seed, name=name, object_type=object_type
+        )
+        return replace(made, notes=(*notes, *made.notes), label_names=label_names)
     return ReIDDataset(name, modalities, object_type, "none", (), labelled, labelled, tuple(notes), label_names)
