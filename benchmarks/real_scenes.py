@@ -25,7 +25,7 @@ from . import real
 MODALITIES = ("rgb", "nir", "tir")
 SIZE = (96, 128)
 SHOWN = ("Marne_04", "jeep_in_smoke")
-PICTURE = Path(__file__).parents[1] / "docs" / "real_masks.png"
+IMAGE = Path(__file__).parents[1] / "docs" / "real_masks.png"
 JITTER = 0.1
 SEEDS = (0, 1, 2)  # of the crops, and of the experts
 
@@ -92,4 +92,4 @@ def draw(root: Path, start: Path) -> None:
     )
     samples = (whole, replace(other, images=(other.images[0], None, other.images[2])))
     dataset = ReIDDataset("tno", MODALITIES, "scene", "camera", (), samples, samples)
-    expert_masks(model, dataset, samples, image_size=150).save(PICTURE)
+    expert_masks(model, dataset, samples, image_size=150).save(IMAGE)

@@ -54,11 +54,11 @@ def _found(dataset: ReIDDataset, inspected: Inspected, rows: Sequence[int], pair
 
 def _row(label: str, pair: str, found: Sequence[Sequence[Finding]], planted: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Planted exchanges that a finding tells, and samples that were named without one; at most five a finding."""
-    told = wrong = 0
+    right = wrong = 0
     for findings, rows in zip(found, planted, strict=True):
         named = {example for finding in findings for example in finding.examples}
         truly = {f"test {row:03}" for row in rows}
-        told += sum(finding.count for finding in findings) if label == "all" else len(named & truly)
+        right += sum(finding.count for finding in findings) if label == "all" else len(named & truly)
         wrong += len(named - truly)
     total = sum(map(len, planted))
-    return {"planted": label, "pair": pair, "runs": len(planted), "exchanged": total, "told": told, "wrong": wrong}
+    return {"planted": label, "pair": pair, "runs": len(planted), "exchanged": total, "found": right, "wrong": wrong}

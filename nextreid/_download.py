@@ -62,13 +62,14 @@ def reject_large(repo: str, limits: Mapping[str, int], revision: str | None = No
     """
     for name, limit in limits.items():
         try:
-            told = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=_SECONDS)
+            found = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision), timeout=_SECONDS)
         except EntryNotFoundError:
             continue
         # The client names files in its cache by both.
-        if any(label and not re.fullmatch(r"[\w-]{1,128}", label) for label in (told.etag, told.commit_hash)):
-            raise ValueError(f"hf-hub:{repo}: the hub's labels of {name} are none: {told.etag!r}, {told.commit_hash!r}")
-        size = told.size
+        labels = (found.etag, found.commit_hash)
+        if any(label and not re.fullmatch(r"[\w-]{1,128}", label) for label in labels):
+            raise ValueError(f"hf-hub:{repo}: the hub's labels of {name} are none: {labels[0]!r}, {labels[1]!r}")
+        size = found.size
         if size is not None and size > limit:
             raise ValueError(f"hf-hub:{repo}: {name} has {size} bytes, more than the {limit} that are fetched of it")
 

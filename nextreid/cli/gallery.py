@@ -67,7 +67,7 @@ def add(command: Any) -> None:
     search.add_argument("--text", metavar="WORDS", help="what is to be seen, for a gallery that was made with --words")
     _where_argument(search)
     search.add_argument("--top", type=int, default=10, metavar="K", help="answers (default: %(default)s)")
-    search.add_argument("--out", type=Path, metavar="FILE", help="draw the answers as a picture: .png, .pdf, ...")
+    search.add_argument("--out", type=Path, metavar="FILE", help="draw the answers as an image: .png, .pdf, ...")
     search.add_argument("--json", type=Path, metavar="FILE", help="write the answers here")
     search.add_argument("--match", action="store_true", help="say who --image shows, after 'nextreid calibrate'")
     search.add_argument("--exact", action="store_true", help="compare all vectors, however many there are")

@@ -150,13 +150,13 @@ def rank_agreement(ours: Tensor, theirs: Tensor, apart: float) -> float:
     """Share of triples (sample, two others) that ``ours`` tells apart and ``theirs`` orders alike; NaN without any."""
     first, second = (F.normalize(x, dim=1) @ F.normalize(x, dim=1).T for x in (ours, theirs))
     first = first.masked_fill(torch.eye(len(first), dtype=torch.bool), math.nan)  # no order with oneself
-    alike = told = 0
+    alike = clearly = 0
     for start in range(0, len(first), _BLOCK):
         for a, b in zip(first[start : start + _BLOCK], second[start : start + _BLOCK], strict=True):
             clear = a[:, None] - a > apart
-            told += int(clear.sum())
+            clearly += int(clear.sum())
             alike += int(((b[:, None] > b) & clear).sum())
-    return alike / told if told else math.nan
+    return alike / clearly if clearly else math.nan
 
 
 def _effective_rank(unit: Tensor) -> float:

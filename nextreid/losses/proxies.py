@@ -71,8 +71,8 @@ class ProxyLoss(nn.Module):
         if self.encoder is not None:
             weights = (read @ self.encoder(vectors * ~hidden)[..., None])[..., 0] / self.temperature
             read = weights.softmax(1)[:, None] @ read
-        told = self.decoder(read[:, 0])
-        return ((told - vectors).square() * hidden).sum(1) / hidden.sum(1)
+        decoded = self.decoder(read[:, 0])
+        return ((decoded - vectors).square() * hidden).sum(1) / hidden.sum(1)
 
     @torch.no_grad()
     def follow(self, vectors: Tensor, pid: Tensor, momentum: float = 0.9, rows: Tensor | None = None) -> None:

@@ -71,7 +71,7 @@ class AuthorsConversion(NamedTuple):
     Attributes:
         folder: The checkpoint folder.
         model: Entrypoint of the model in it.
-        arguments: What the file's shapes told of the model.
+        arguments: What the file's shapes say of the model.
         filled: Number of the authors' tensors that fill the model.
         notes: What was unpacked or dropped on the way, in words.
     """
@@ -176,7 +176,7 @@ def build_from_authors(
         **model_args: Arguments of the model; they win over what shapes tell.
 
     Returns:
-        The model, what shapes told of its arguments, and what was dropped, in words.
+        The model, what shapes say of its arguments, and what was dropped, in words.
 
     Raises:
         KeyError: If the method is unknown.

@@ -163,7 +163,7 @@ class IDEA(ReIDModel):
         rows = [tower.tokenizer.ids(text) for text in texts]
         room = tower.context_length
         if (long := sum(len(row) > room for row in rows)) and not self._warned:
-            _logger.warning("%d of %d captions are longer than %d tokens and cut; told once", long, len(rows), room)
+            _logger.warning("%d of %d captions are longer than %d tokens and cut; reported once", long, len(rows), room)
             self._warned = True
         rows = [row if len(row) <= room else [*row[: room - 1], row[-1]] for row in rows]
         longest = max(map(len, rows))

@@ -62,20 +62,20 @@ class TransferPrompts(nn.Module):
             ``(B, M, T, W)`` behind the last block.
         """
         batch, count, length, _ = tokens.shape
-        foreign = self._foreign()
+        others = self._from_others()
         passed: Tensor | None = None
         for i, prompts in enumerate(self.prompts):
             own = prompts.expand(batch, -1, -1, -1)
             if passed is not None:
                 own = own + passed + self.transfers[i](passed)
-            groups = [own] if foreign is None else [own, foreign[i].expand(batch, -1, -1, -1)]
+            groups = [own] if others is None else [own, others[i].expand(batch, -1, -1, -1)]
             mixed = run_block(i, torch.cat([tokens, *groups], dim=2))
             tokens = mixed[:, :, :length]
             if i + 1 < len(self.prompts):
                 passed = mixed[:, :, length:].unflatten(2, (count, -1)).mean(2)  # (B, M, K, W)
         return tokens
 
-    def _foreign(self) -> Tensor | None:
+    def _from_others(self) -> Tensor | None:
         """What each modality gets of the others, ``(L, M, (M-1)*K, W)``: that of all blocks in one product."""
         if not self.exchanged:
             return None

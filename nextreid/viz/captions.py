@@ -40,7 +40,7 @@ def captions_plot(sets: Mapping[str, Mapping[str, CaptionFigures]], caption: str
         The plot.
 
     Raises:
-        ValueError: If there is no caption set, or more than can be told apart.
+        ValueError: If there is no caption set, or more than can be distinguished.
     """
     modalities = list(dict.fromkeys(modality for found in sets.values() for modality in found))
     if not modalities or len(sets) > len(_HATCHES):

@@ -1,4 +1,4 @@
-"""What every picture of samples is drawn with: a canvas, their images, marks of right and wrong."""
+"""What every image of samples is drawn with: a canvas, their images, marks of right and wrong."""
 
 import contextlib
 import math
@@ -38,7 +38,7 @@ class Canvas:
 
     def __init__(self, width: int, height: int) -> None:
         if width * height > _LARGEST:
-            raise ValueError(f"the picture would have {width} x {height} pixels: draw fewer samples, or smaller images")
+            raise ValueError(f"the image would have {width} x {height} pixels: draw fewer samples, or smaller images")
         self.image = Image.new("RGB", (width, height), WHITE)
         self.draw = ImageDraw.Draw(self.image)
 

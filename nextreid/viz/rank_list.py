@@ -1,4 +1,4 @@
-"""Rank lists: each query beside its nearest gallery entries, right and wrong told apart by colour and by shape."""
+"""Rank lists: each query beside its nearest gallery entries, right and wrong distinguished by colour and by shape."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The one way a picture becomes a file."""
+"""The one way an image becomes a file."""
 
 import base64
 import io

@@ -135,7 +135,7 @@ def test_what_there_is_not_is_named(build, dataset):
         expert_masks(baseline, dataset, sample, compare_text=True)
     with pytest.raises(ValueError, match="could be compared: these samples have none"):
         expert_masks(build(), dataset, [replace(sample[0], captions=())], compare_text=True)
-    with pytest.raises(ValueError, match="120 samples are too many for one picture"):
+    with pytest.raises(ValueError, match="120 samples are too many for one image"):
         expert_masks(baseline, dataset, sample * 120)
 
 

@@ -20,7 +20,7 @@ from nextreid.viz.drawing import GREY, TEXT, WRONG, font, hatched, readable
 _logger = logging.getLogger(__name__)
 
 TILE, LARGE = 144, 1024  # longer side of an image in a stack, and of one alone
-_FORM = "1"  # of the stacks; another one makes them anew
+_FORM = "1"  # of the stacks; another one makes them again
 _GAP = 2
 _AFTER = 0.8  # of the most bytes, once the oldest are gone
 

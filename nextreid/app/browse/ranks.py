@@ -139,9 +139,9 @@ class Ranker:
             images = tuple(image if show else None for image, show in zip(sample.images, shows, strict=True))
             texts = tuple(text if show else () for text, show in zip(sample.captions, shows, strict=False))
             given = replace(sample, images=images, captions=texts)
-            picture = expert_masks(self._model(model), browsed.dataset, [given], text=shown.text)
+            image = expert_masks(self._model(model), browsed.dataset, [given], text=shown.text)
             buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
+            image.save(buffer, "PNG")
             return buffer.getvalue()
 
         key = ("masks", model.number, model.stamp, number, sample.key, shown)

@@ -47,7 +47,7 @@ def check_copies(dataset: ReIDDataset, inspected: Inspected) -> list[Finding]:
         if copied[code]
     ]
     if near := [pair for index in range(len(dataset.modalities)) for pair in _near_copies(dataset, inspected, index)]:
-        message = f"images of training that test shows again, saved or resized anew: {len(near):,}"
+        message = f"images of training that test shows again, saved or resized again: {len(near):,}"
         findings.append(found("warning", "near-copy", message, "look at them; take copies out of one of the two", near))
     return findings
 

@@ -19,7 +19,7 @@ from .images import Inspected
 
 _COLOUR, _GREY = 4.0, 2.0  # chroma above which an image has colour, and below which it has none
 _LEAST = 24  # samples without which statistics say too little
-_SEPARATION = 2.5  # standard deviations between two modalities that can be told apart by one sample: twice this
+_SEPARATION = 2.5  # standard deviations between two modalities that can be distinguished by one sample: twice this
 _OUTLIER = 4.5  # standard deviations from the median beyond which a sample is called exchanged
 _SHIFT_RISK = 1e-3  # chance at most that a split of unrelated frames is called shifted
 _SHIFTED = 0.85  # share of samples that fit their neighbour better where a folder is shifted

@@ -23,7 +23,7 @@ from ..ablations import Condition, has_captions
 from ..embedding import check_visible, eval_transform, known_cameras
 
 _BATCH = 4  # attention maps of all blocks of a large tower take much room
-_MOST = 100  # samples of one picture
+_MOST = 100  # samples of one image
 _ROLLOUT = "tower's attention"
 Shown = list[Column] | Panel | None
 
@@ -76,7 +76,7 @@ def expert_masks(
     if wrong := [name for name in views if name not in VIEWS]:
         raise ValueError(unknown("view", wrong, VIEWS))
     if len(samples) > _MOST:
-        raise ValueError(f"{len(samples)} samples are too many for one picture, {_MOST} are the most: draw fewer")
+        raise ValueError(f"{len(samples)} samples are too many for one image, {_MOST} are the most: draw fewer")
     name = type(model).__name__
     reads = text and model.uses_text and has_captions(samples)
     if compare_text and not reads:
